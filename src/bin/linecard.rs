@@ -1,0 +1,3 @@
+//! linecard.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! linecardd.
+
+fn main() {}
