@@ -1,1 +1,8 @@
-//! Linecard.
+//! Linecard: a vhost-user switch for KVM/QEMU hosts. Every VM network interface is a port of it.
+//!
+//! The modules below stand in layers; each imports only from those above it, which `tests/layering.rs` checks.
+//! ARCHITECTURE.md walks a frame through them.
+
+pub mod clock;
+pub mod ident;
+pub mod limits;

@@ -1,0 +1,71 @@
+//! Every bound of the product, in one place, each with its reason.
+//!
+//! A loop over anything that a guest, a peer or a file controls ends at one of these. Nothing here is tuned per host:
+//! what an operator may set has its key in the configuration and only its ceiling here.
+
+/// Frames in one batch. 64 frames of 76 copied bytes stay in a 32 KiB L1 cache together with their descriptors, and a
+/// `u64` holds one bit per frame, which is how delivery is tracked.
+pub const BATCH_FRAMES: usize = 64;
+
+/// Scattered payload pieces that one batch can describe beyond the first piece of each frame.
+pub const BATCH_SEGMENTS: usize = 512;
+
+/// Pieces of guest memory one frame may be scattered over. A 64 KiB frame in 4 KiB pages needs 17; Linux drivers cap at 19.
+pub const CHAIN_SEGMENTS: usize = 256;
+
+/// Entries of an indirect descriptor table (virtio 1.3, 2.7.5.3.1: a driver never makes one longer than the ring, and
+/// no driver in use goes over 1024).
+pub const INDIRECT_DESCRIPTORS: usize = 1024;
+
+/// Largest split ring (virtio 1.3, 2.7: the queue size is at most 32768).
+pub const RING_SIZE: u16 = 32768;
+
+/// Queue pairs of a vNIC: KICK, CALL and ERR messages carry an 8-bit ring index, so 256 rings, so 128 pairs.
+pub const QUEUE_PAIRS: usize = 128;
+
+/// Bytes of a frame that are copied out of guest memory before anything is decided. All of a minimum-size frame.
+pub const HEAD_BYTES: usize = 64;
+
+/// Bytes of the virtio-net header in front of a frame's head when its form has `num_buffers` (virtio 1.3, 5.1.6).
+pub const VNET_HEADER_BYTES: usize = 12;
+
+/// Smallest frame that carries anything: two addresses and an EtherType (IEEE 802.3, without padding and FCS).
+pub const FRAME_MIN_BYTES: usize = 14;
+
+/// Largest frame a guest may hand over: a full-size IP packet, its Ethernet header and two VLAN tags.
+pub const FRAME_MAX_BYTES: usize = 65_535 + 14 + 8;
+
+/// Bytes that one turn takes from one queue before it moves on, so that jumbo senders do not hold a shard 40 times as
+/// long as others. 64 frames of 4 KiB.
+pub const BATCH_BYTES: usize = 256 * 1024;
+
+/// Ports of one host. Port numbers are 16 bits wide in an FDB entry; the ceiling keeps per-shard tables small.
+pub const PORTS: usize = 4096;
+
+/// Networks of one host: the FDB key carries 16 bits of network number.
+pub const NETWORKS: usize = 4096;
+
+/// Shards of one host: a counter block per port and shard exists.
+pub const SHARDS: usize = 64;
+
+/// FDB entries of one host, over all networks.
+pub const FDB_ENTRIES: usize = 1 << 20;
+
+/// MAC addresses that one port may teach the switch unless its configuration says otherwise.
+pub const PORT_MACS_DEFAULT: u32 = 4096;
+
+/// Memory regions that one front end may share. QEMU's own ceiling is 509 slots with CONFIGURE_MEM_SLOTS.
+pub const MEMORY_REGIONS: usize = 509;
+
+/// Guest memory that one front end may share, in bytes: 16 TiB, beyond any host, so that sums stay far from overflow.
+pub const MEMORY_BYTES: u64 = 1 << 44;
+
+/// Smallest and largest MTU a port may have, in bytes: IPv4's minimum (RFC 791) and what a 16-bit length can say.
+pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65_535;
+
+/// Bytes of the body of a vhost-user message that are read before it is refused. The largest known body, SET_MEM_TABLE
+/// with 32 regions, has 1032.
+pub const VHOST_USER_BODY_BYTES: usize = 4096;
+
+const _: () = assert!(BATCH_FRAMES == u64::BITS as usize, "a u64 has one bit per frame of a batch");
+const _: () = assert!(PORTS <= u16::MAX as usize && NETWORKS <= u16::MAX as usize);
