@@ -6,3 +6,12 @@
 pub mod clock;
 pub mod ident;
 pub mod limits;
+
+pub mod mem;
+pub mod sys;
+
+pub mod frame;
+pub mod stats;
+pub mod verdict;
+
+pub mod port;

@@ -1,0 +1,257 @@
+//! Frames on their way through the switch: [`Frame`], and the [`Batch`] of up to 64 of them that came from one queue.
+//!
+//! A frame is its *head*, the first bytes with all the headers that a decision looks at, copied once into memory of the
+//! shard ([`Heads`]), and its *tail*, the rest, which stays where the sender put it until it is copied into the
+//! receiver's buffers. A guest can rewrite a frame while we read it; whatever is decided is decided on the head, and
+//! those very bytes are what the receiver gets.
+//!
+//! A head begins with the virtio-net header that the receiver will see, so that a frame of minimum size is delivered with
+//! one copy of constant size. Two passes over a batch, first all copies, then all decisions, keep the CPU's store
+//! forwarding out of the way: an address that was just stored in 16-byte pieces cannot be loaded across them at once.
+
+use arrayvec::ArrayVec;
+
+use crate::ident::MacAddr;
+use crate::limits::{BATCH_FRAMES, BATCH_SEGMENTS, FRAME_MIN_BYTES, HEAD_BYTES, VNET_HEADER_BYTES};
+use crate::mem::Span;
+use crate::verdict::{DropReason, Verdict};
+
+/// Bytes of a head that are copied: the virtio-net header and the first bytes of the frame.
+pub const HEAD_COPY_BYTES: usize = VNET_HEADER_BYTES + HEAD_BYTES;
+
+/// One head: the receiver's virtio-net header (12-byte form), then the frame's first bytes. Two cache lines.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Head {
+    /// Header and frame bytes; those beyond the frame's own head length are left from earlier frames and never leave.
+    pub bytes: [u8; HEAD_COPY_BYTES],
+}
+
+impl Head {
+    const EMPTY: Self = Self { bytes: [0; HEAD_COPY_BYTES] };
+
+    /// The frame's first bytes.
+    #[inline]
+    pub fn frame(&self) -> &[u8; HEAD_BYTES] {
+        // The split is at a constant within the array, so the conversion always succeeds and compiles to nothing.
+        self.bytes[VNET_HEADER_BYTES..].first_chunk().unwrap_or(&[0; HEAD_BYTES])
+    }
+
+    /// The destination address (IEEE 802.3, 3.2.4).
+    #[inline]
+    pub fn destination(&self) -> MacAddr {
+        let [a, b, c, d, e, f, ..] = *self.frame();
+        MacAddr([a, b, c, d, e, f])
+    }
+
+    /// The source address (IEEE 802.3, 3.2.5).
+    #[inline]
+    pub fn source(&self) -> MacAddr {
+        let [_, _, _, _, _, _, a, b, c, d, e, f, ..] = *self.frame();
+        MacAddr([a, b, c, d, e, f])
+    }
+
+    /// Both addresses as they stand in the frame: equal bytes mean that the same decision holds.
+    #[inline]
+    pub fn addresses(&self) -> [u8; 12] {
+        *self.frame().first_chunk().unwrap_or(&[0; 12])
+    }
+
+    /// The EtherType or the tag protocol identifier that follows the addresses.
+    #[inline]
+    pub fn ether_type(&self) -> u16 {
+        let frame = self.frame();
+        u16::from_be_bytes([frame[12], frame[13]])
+    }
+}
+
+/// The heads of one batch: scratch memory of a shard, used again for every batch.
+pub type Heads = [Head; BATCH_FRAMES];
+
+/// Fresh scratch memory for a shard's batches.
+pub fn heads() -> Box<Heads> {
+    Box::new([Head::EMPTY; BATCH_FRAMES])
+}
+
+/// One frame of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame<'m> {
+    /// Bytes of the whole frame, from the destination address on, without FCS and without virtio-net header.
+    pub len: u32,
+    /// How many of them are in the head; the tail has the others.
+    pub head_len: u8,
+    /// What was decided.
+    pub verdict: Verdict,
+    tail: Span<'m>,
+    more: (u16, u16),
+}
+
+impl Frame<'_> {
+    /// Bytes of the tail.
+    #[inline]
+    pub fn tail_len(&self) -> usize {
+        self.len as usize - usize::from(self.head_len)
+    }
+}
+
+/// Up to 64 frames that one queue received together.
+#[derive(Debug)]
+pub struct Batch<'m> {
+    heads: &'m mut Heads,
+    frames: ArrayVec<Frame<'m>, BATCH_FRAMES>,
+    segments: ArrayVec<Span<'m>, BATCH_SEGMENTS>,
+    /// Which of its port's queues the batch came from; receivers with several queues keep a flow on one by it.
+    pub queue: u16,
+}
+
+impl<'m> Batch<'m> {
+    /// An empty batch from queue number `queue` of its port, with `heads` as scratch memory.
+    #[inline]
+    pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
+        Self { heads, frames: ArrayVec::new_const(), segments: ArrayVec::new_const(), queue }
+    }
+
+    /// How many frames are in it.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether there is no frame in it.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Whether another frame of up to `segments` pieces fits.
+    #[inline]
+    pub fn has_room(&self, segments: usize) -> bool {
+        !self.frames.is_full() && self.segments.remaining_capacity() >= segments
+    }
+
+    /// Adds the frame whose bytes lie in `pieces`, of which `len` bytes belong to it: copies its head, notes its tail.
+    /// The caller has made sure of [`Batch::has_room`]. Frames that are too short are added as already dropped.
+    #[inline]
+    pub fn push(&mut self, len: usize, pieces: &[Span<'m>]) {
+        let head = &mut self.heads[self.frames.len() % BATCH_FRAMES];
+        // Receivers see only what this switch says of the frame: no offload, one buffer (virtio 1.3, 5.1.6.4).
+        *head.bytes.first_chunk_mut().unwrap_or(&mut [0; VNET_HEADER_BYTES]) = VNET_HEADER_PLAIN;
+        let mut frame =
+            Frame { len: len as u32, head_len: 0, verdict: Verdict::Pending, tail: Span::EMPTY, more: (0, 0) };
+        if len < FRAME_MIN_BYTES {
+            frame.verdict = Verdict::Drop(DropReason::FrameTooShort);
+        }
+        let (mut at, mut left) = (VNET_HEADER_BYTES, len);
+        for piece in pieces {
+            let piece = if piece.len() > left { piece.split_at(left).0 } else { *piece };
+            left -= piece.len();
+            let copied = read_head(&mut head.bytes, at, &piece);
+            at += copied;
+            let rest = piece.split_at(copied).1;
+            if rest.is_empty() {
+                continue;
+            }
+            if frame.tail.is_empty() {
+                frame.tail = rest;
+                frame.more.0 = self.segments.len() as u16;
+            } else if self.segments.try_push(rest).is_ok() {
+                frame.more.1 += 1;
+            }
+        }
+        frame.head_len = (at - VNET_HEADER_BYTES) as u8;
+        self.frames.push(frame);
+    }
+
+    /// Adds a frame of `len` bytes that is dropped for `reason` before the switch sees it: it counts as received.
+    #[inline]
+    pub fn push_dropped(&mut self, len: usize, reason: DropReason) {
+        self.heads[self.frames.len() % BATCH_FRAMES] = Head::EMPTY;
+        let verdict = Verdict::Drop(reason);
+        self.frames.push(Frame { len: len as u32, head_len: 0, verdict, tail: Span::EMPTY, more: (0, 0) });
+    }
+
+    /// The frames, in the order they came.
+    #[inline]
+    pub fn frames(&self) -> &[Frame<'m>] {
+        &self.frames
+    }
+
+    /// The head of frame `index`.
+    #[inline]
+    pub fn head(&self, index: usize) -> &Head {
+        &self.heads[index % BATCH_FRAMES]
+    }
+
+    /// Frame `index` and its head, for deciding on it.
+    #[inline]
+    pub fn decide(&mut self, index: usize) -> (&mut Frame<'m>, &Head) {
+        (&mut self.frames[index], &self.heads[index % BATCH_FRAMES])
+    }
+
+    /// The pieces of frame `index`'s tail, in order; none if the head holds all of it.
+    #[inline]
+    pub fn tail(&self, index: usize) -> impl Iterator<Item = Span<'m>> + '_ {
+        let frame = &self.frames[index];
+        let (start, count) = (usize::from(frame.more.0), usize::from(frame.more.1));
+        let more = self.segments.get(start..start + count).unwrap_or(&[]);
+        std::iter::once(frame.tail).filter(|span| !span.is_empty()).chain(more.iter().copied())
+    }
+
+    /// Whether frame `index`'s tail is at most one piece, and that piece: the common case, without an iterator.
+    #[inline]
+    pub fn single_tail(&self, index: usize) -> Option<Span<'m>> {
+        let frame = &self.frames[index];
+        (frame.more.1 == 0).then_some(frame.tail)
+    }
+}
+
+/// Copies what is missing of a head from `piece`; returns how many bytes it took.
+#[inline]
+fn read_head(head: &mut [u8; HEAD_COPY_BYTES], at: usize, piece: &Span<'_>) -> usize {
+    if at == VNET_HEADER_BYTES
+        && let Some(whole) = head[VNET_HEADER_BYTES..].first_chunk_mut::<HEAD_BYTES>()
+        && piece.read_exact(whole)
+    {
+        return HEAD_BYTES;
+    }
+    piece.read(&mut head[at..])
+}
+
+/// The virtio-net header of a frame that needs nothing: no flags, no segmentation, `num_buffers` 1, little-endian
+/// (virtio 1.3, 5.1.6; a receiver without VIRTIO_NET_F_MRG_RXBUF is told 1 as well, 5.1.6.4.1).
+const VNET_HEADER_PLAIN: [u8; VNET_HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_in_odd_pieces_has_one_head_and_its_whole_tail() {
+        let bytes: Vec<u8> = (0..200u8).collect();
+        for cut in [1, 13, 63, 64, 65, 150] {
+            let (mut a, mut b) = (bytes[..cut].to_vec(), bytes[cut..].to_vec());
+            let pieces = [Span::from_buffer(&mut a), Span::from_buffer(&mut b)];
+            let mut heads = heads();
+            let mut batch = Batch::new(&mut heads, 0);
+            batch.push(190, &pieces);
+            let mut got = batch.head(0).frame()[..usize::from(batch.frames()[0].head_len)].to_vec();
+            assert_eq!(got.len(), HEAD_BYTES);
+            for span in batch.tail(0) {
+                let mut piece = vec![0; span.len()];
+                span.read(&mut piece);
+                got.extend(piece);
+            }
+            assert_eq!(got, &bytes[..190], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn short_frames_are_dropped_but_counted() {
+        let mut bytes = [0u8; 13];
+        let mut heads = heads();
+        let mut batch = Batch::new(&mut heads, 0);
+        batch.push(13, &[Span::from_buffer(&mut bytes)]);
+        assert_eq!(batch.frames()[0].verdict, Verdict::Drop(DropReason::FrameTooShort));
+        assert_eq!(batch.frames()[0].head_len, 13);
+    }
+}

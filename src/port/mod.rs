@@ -1,0 +1,139 @@
+//! The one seam that every kind of port implements: [`Receive`] a batch, [`Transmit`] a batch, [`Wake`] a shard.
+//!
+//! The words are the switch's: a port *receives* what comes from its far end (a guest, the host's stack) and *transmits*
+//! to it. A port has one receive queue per queue pair, each owned by one shard at a time; its transmit side is shared by
+//! all shards and locks for itself, once per batch.
+//!
+//! A turn of a shard looks the same for every kind: [`Receive::receive`] locks the queue, gathers a batch and lends it to
+//! the closure it was given, which decides and calls [`Transmit::transmit`] of each destination; then the queue gives the
+//! buffers back to its far end. The closure shape is what lets a batch borrow guest memory for exactly as long as the
+//! lock that keeps it mapped is held.
+//!
+//! Locks: a shard holds one receive queue's lock and, inside it, one transmit lock at a time. The control side takes one
+//! of them at a time and never while it holds another, so no cycle can form.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::frame::{Batch, Heads};
+use crate::limits::BATCH_FRAMES;
+use crate::verdict::DropReason;
+
+/// What a receive queue got done in one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// It had nothing, or its lock is held by the control side, which wakes the queue when it lets go.
+    Nothing,
+    /// It had this many frames (at least 1) and may have more.
+    Frames(usize),
+}
+
+/// One receive queue of a port. Exactly one shard calls [`Receive::receive`], [`Receive::arm`] and [`Receive::disarm`].
+pub trait Receive: Send + Sync {
+    /// Gathers up to a batch of frames, lends it to `process`, and then gives its buffers back to the far end.
+    ///
+    /// `process` is not called when there is nothing. `heads` is scratch memory of the shard.
+    fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received;
+
+    /// Asks the far end to notify from now on. Returns `true` if the queue may rest: nothing came in before the request
+    /// could be seen. `false`: there is work, call [`Receive::receive`] again (and [`Receive::disarm`] first).
+    fn arm(&self) -> bool;
+
+    /// Tells the far end that notifications are not needed: the shard is polling.
+    fn disarm(&self);
+
+    /// Hands the queue the means to wake its shard: now, and each time the queue moves to another shard. `None` takes it
+    /// back; the old shard is then never woken for this queue again.
+    fn attach(&self, wake: Option<Arc<dyn Wake>>);
+}
+
+/// What a shard lends to each of its receive queues, so that the queue is looked at again.
+pub trait Wake: Send + Sync {
+    /// Has the queue polled soon: it may have become able to receive. Cheap to call twice.
+    fn wake(&self);
+
+    /// Has the queue polled whenever `fd` becomes readable (edge-triggered: nobody reads it). The caller calls
+    /// [`Wake::unwatch`] before it closes the descriptor.
+    ///
+    /// # Errors
+    /// What the kernel says of an `fd` that cannot be waited for.
+    fn watch(&self, fd: BorrowedFd<'_>) -> std::io::Result<()>;
+
+    /// Ends a [`Wake::watch`].
+    fn unwatch(&self, fd: BorrowedFd<'_>);
+}
+
+/// The transmit side of a port, shared by all shards.
+pub trait Transmit: Send + Sync {
+    /// Gives the frames of `batch` that `picks` names (by index, ascending) to the far end, in that order, and notifies
+    /// it at most once. What became of each is noted in `outcome`; no other frame's outcome is touched.
+    fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome);
+}
+
+/// What became of each frame of a batch at one destination.
+#[derive(Debug)]
+pub struct Outcome {
+    /// One bit per frame of the batch: it was delivered.
+    pub delivered: u64,
+    /// For frames that were not: why. Valid where a pick's bit in `delivered` is not set.
+    pub reasons: [DropReason; BATCH_FRAMES],
+}
+
+impl Outcome {
+    /// Nothing delivered yet.
+    pub const fn new() -> Self {
+        Self { delivered: 0, reasons: [DropReason::NoDestination; BATCH_FRAMES] }
+    }
+
+    /// Notes that frame `index` was delivered.
+    #[inline]
+    pub fn deliver(&mut self, index: u8) {
+        self.delivered |= 1 << (index % 64);
+    }
+
+    /// Notes that frame `index` could not be delivered here.
+    #[inline]
+    pub fn refuse(&mut self, index: u8, reason: DropReason) {
+        self.reasons[usize::from(index) % BATCH_FRAMES] = reason;
+    }
+
+    /// Notes the same refusal for every frame of `picks`.
+    pub fn refuse_all(&mut self, picks: &[u8], reason: DropReason) {
+        for &index in picks {
+            self.refuse(index, reason);
+        }
+    }
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether a port can carry frames, and if not, why. What `linecard port show` prints.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "state", content = "reason", rename_all = "kebab-case")]
+pub enum LinkState {
+    /// It carries frames.
+    Up,
+    /// It does not, and that is nobody's fault: the sentence says what it waits for.
+    Down(String),
+    /// It was stopped because of what its far end did; the sentence says what, and how it gets going again.
+    Stopped(String),
+}
+
+/// One port, as the control side holds it. Dropping it ends it: its far end sees the link go, its files are removed.
+pub trait Port: Send + Sync {
+    /// Its receive queues, by queue number.
+    fn receive_queues(&self) -> Vec<Arc<dyn Receive>>;
+
+    /// Its transmit side.
+    fn transmit_side(&self) -> Arc<dyn Transmit>;
+
+    /// Whether it carries frames.
+    fn link(&self) -> LinkState;
+
+    /// What this kind of port has to tell beyond that: peers, negotiated features, queues with their counters.
+    fn detail(&self) -> serde_json::Value;
+}
