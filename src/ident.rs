@@ -229,7 +229,9 @@ mod tests {
         assert_eq!(mac.to_string(), "52:54:00:12:34:5f");
         assert_eq!(MacAddr::from_bits(mac.to_bits()), mac);
         assert!(mac.is_station() && !MacAddr::BROADCAST.is_station() && !MacAddr([0; 6]).is_station());
-        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:5f:00", "52:54:00:12:34:+f", "525400123456", "zz:54:00:12:34:5f"] {
+        for bad in
+            ["", "52:54:00:12:34", "52:54:00:12:34:5f:00", "52:54:00:12:34:+f", "525400123456", "zz:54:00:12:34:5f"]
+        {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }
     }

@@ -4,5 +4,6 @@
 //! ARCHITECTURE.md walks a frame through them.
 
 pub mod clock;
+pub mod config;
 pub mod ident;
 pub mod limits;
