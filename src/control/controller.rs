@@ -138,7 +138,14 @@ pub(super) struct State {
 impl Controller {
     /// A controller of `shards`, started from `plan`, which was read from `file`; nothing of it is carried out yet.
     /// `chosen` says of each CPU that nobody chose why it was taken.
-    pub fn new(plan: Plan, file: &Path, store: Store, shards: Shards, clock: Clock, chosen: BTreeMap<u16, String>) -> Result<Self, ControlError> {
+    pub fn new(
+        plan: Plan,
+        file: &Path,
+        store: Store,
+        shards: Shards,
+        clock: Clock,
+        chosen: BTreeMap<u16, String>,
+    ) -> Result<Self, ControlError> {
         // A RandomState is keyed with random numbers from the kernel.
         let random = || RandomState::new().hash_one(0);
         let fdb = Fdb::with_capacity(Fdb::CAPACITY_MIN, [random(), random()]);
@@ -151,6 +158,14 @@ impl Controller {
             samples: Samples::default(),
         };
         Ok(Self { clock, started: plan, file: file.into(), chosen, state: Mutex::new(state) })
+    }
+
+    /// Checks a configuration without looking at what runs: `text`, called `name`, or else the file as it is now.
+    ///
+    /// # Errors
+    /// The configuration cannot be read or does not hold together.
+    pub fn check(&self, text: Option<(&str, &str)>) -> Result<(), ControlError> {
+        self.read(text).map(drop)
     }
 
     /// What applying would do: with `text`, called `name`, as the configuration, or else the file as it is now.
@@ -188,7 +203,8 @@ impl Controller {
             return Err(ControlError::Exists(name));
         }
         let mut seen = plan.clone();
-        let others = runtime.desired.ports.iter().filter_map(|(name, wish)| Some((name.clone(), wish.plan.clone().ok()?)));
+        let others =
+            runtime.desired.ports.iter().filter_map(|(name, wish)| Some((name.clone(), wish.plan.clone().ok()?)));
         seen.ports.extend(others);
         let port = config::check_port(name.as_str(), written.clone(), &seen).map_err(ControlError::Invalid)?;
         runtime.perform(&[Action::AddPort(name.clone(), Wish { origin: Origin::RunTime, plan: Ok(port) })]);
@@ -253,7 +269,8 @@ impl Controller {
     }
 
     fn carry_out(&self, state: &mut State, plan: Plan) -> Result<PlanReport, ControlError> {
-        let adopted: Vec<_> = state.store.ports().keys().filter(|name| plan.ports.contains_key(*name)).cloned().collect();
+        let adopted: Vec<_> =
+            state.store.ports().keys().filter(|name| plan.ports.contains_key(*name)).cloned().collect();
         for name in adopted {
             log::info!("port {name}: was made at run time and is now in {}", self.file.display());
             state.store.remove(&name)?;

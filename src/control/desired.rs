@@ -48,7 +48,7 @@ impl Desired {
         // Each is checked beside those before it, so that two that claim one socket are told apart.
         let mut seen = plan.clone();
         for (name, written) in run_time.iter().filter(|(name, _)| !plan.ports.contains_key(*name)) {
-            let resolved = config::check_port(name, written.clone(), &seen).map_err(|wrong| wrong.to_string());
+            let resolved = config::check_port(name.as_str(), written.clone(), &seen).map_err(|wrong| wrong.to_string());
             if let Ok(port) = &resolved {
                 seen.ports.insert(name.clone(), port.clone());
             }

@@ -11,6 +11,7 @@ mod controller;
 pub mod desired;
 pub mod diff;
 pub mod http;
+mod inspect;
 mod kinds;
 mod numbers;
 pub mod report;

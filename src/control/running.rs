@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::desired::{Desired, Wish};
+use super::desired::Desired;
 use super::diff::Action;
 use super::kinds::Kinds;
 use super::numbers::Numbers;
@@ -175,7 +175,9 @@ impl Runtime {
     }
 
     fn open_ports(&self) -> impl Iterator<Item = (PortIndex, &PortPlan, &Arc<dyn Port>)> {
-        self.ports.iter().filter_map(|(name, running)| Some((running.number, self.plan(name)?, running.port.as_ref().ok()?)))
+        self.ports
+            .iter()
+            .filter_map(|(name, running)| Some((running.number, self.plan(name)?, running.port.as_ref().ok()?)))
     }
 
     /// Gives new ports a shard, and those whose latency sensitivity changed perhaps another one.
@@ -260,10 +262,3 @@ impl Runtime {
 }
 
 type Place = (Option<NetworkIndex>, LatencySensitivity);
-
-impl Wish {
-    /// How much the port minds delay; the default if what was asked for does not hold together.
-    pub(super) fn latency(&self) -> LatencySensitivity {
-        self.plan.as_ref().map_or_else(|_| LatencySensitivity::default(), |plan| plan.latency)
-    }
-}

@@ -21,10 +21,17 @@ pub enum CpuError {
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
     /// A file in /sys that is not a list of CPUs.
-    #[error("{} has \"{1}\" where a list of CPUs should be", .0.display())]
-    List(PathBuf, String),
+    #[error("{} has \"{found}\" where a list of CPUs should be", path.display())]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// Its content, cut short.
+        found: String,
+    },
     /// The configuration names CPUs that this process may not use.
-    #[error("{key} names CPU {missing}, but this process may use only {allowed}: change the key, or the service's CPUAffinity= or cpuset")]
+    #[error(
+        "{key} names CPU {missing}, but this process may use only {allowed}: change the key, or the service's CPUAffinity= or cpuset"
+    )]
     NotAllowed {
         /// Key of the configuration.
         key: &'static str,
@@ -123,7 +130,8 @@ pub fn list(cpus: impl Iterator<Item = u16>) -> String {
 
 fn read_list(path: &Path) -> Result<BTreeSet<u16>, CpuError> {
     let text = std::fs::read_to_string(path).map_err(|error| CpuError::Read(path.into(), error))?;
-    parse_list(text.trim()).ok_or_else(|| CpuError::List(path.into(), text.trim().chars().take(80).collect()))
+    parse_list(text.trim())
+        .ok_or_else(|| CpuError::List { path: path.into(), found: text.trim().chars().take(80).collect() })
 }
 
 /// Reads `0-3,8`, the kernel's "List format" (Documentation/admin-guide/cputopology.rst).

@@ -23,7 +23,6 @@ pub use socket::{ApiSocket, Peer, SocketError};
 use super::Controller;
 
 /// Routes and what OpenAPI says of them.
-#[derive(Debug)]
 pub struct Routes {
     /// The routes.
     pub router: Router,

@@ -30,12 +30,12 @@ impl Refused {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, error, "GET /openapi.json lists what there is")
     }
 
-    pub(super) fn not_allowed(uid: u32, group: Option<&str>) -> Self {
-        let group = group.unwrap_or("its group");
+    pub(super) fn not_allowed(uid: Option<u32>) -> Self {
+        let who = uid.map_or("an unknown user".into(), |uid| format!("user {uid}"));
         Self::new(
             StatusCode::FORBIDDEN,
-            format!("user {uid} may look but not change anything: that is for root, the daemon's user and {group}"),
-            "use sudo, or run with the group that daemon.api-group names (newgrp)",
+            format!("{who} may look but not change anything"),
+            "use root, the daemon's user, or the group of daemon.api-group as your primary one (`newgrp`)",
         )
     }
 }

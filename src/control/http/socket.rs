@@ -9,7 +9,6 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
@@ -121,8 +120,6 @@ pub struct Peer {
     pub uid: Option<u32>,
     /// Whether it may change something.
     pub may_write: bool,
-    /// The group that may, for the refusal.
-    pub group: Option<Arc<str>>,
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
@@ -131,7 +128,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
         let socket = stream.io().local_addr().ok();
         let file = socket.as_ref().and_then(|address| address.as_pathname()).and_then(|path| fs::metadata(path).ok());
         let (uid, gid) = (credentials.map(|c| c.uid()), credentials.map(|c| c.gid()));
-        Self { uid, may_write: may_write(uid, gid, file.map(|f| (f.mode(), f.gid()))), group: None }
+        Self { uid, may_write: may_write(uid, gid, file.map(|f| (f.mode(), f.gid()))) }
     }
 }
 
