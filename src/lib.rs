@@ -8,6 +8,7 @@ pub mod ident;
 pub mod limits;
 
 pub mod mem;
+pub mod ring;
 pub mod sys;
 
 pub mod frame;
