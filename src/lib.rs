@@ -7,6 +7,8 @@ pub mod clock;
 pub mod ident;
 pub mod limits;
 
+pub mod wire;
+
 pub mod mem;
 pub mod ring;
 pub mod sys;
@@ -16,3 +18,5 @@ pub mod stats;
 pub mod verdict;
 
 pub mod port;
+
+pub mod switch;
