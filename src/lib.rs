@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md walks a frame through them.
 
 pub mod clock;
+pub mod config;
 pub mod ident;
 pub mod limits;
 
