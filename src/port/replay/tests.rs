@@ -115,7 +115,7 @@ fn files_that_are_not_what_was_captured_are_refused_with_the_reason() {
     assert_eq!(frames(&good[..80]), Err(CaptureError::Truncated(80)));
     let good = pcapng(&[vec![1; 60]], false);
     let (interface, packet) = (28, 28 + 20 + 20);
-    assert!(matches!(with(&good, 8, &[0]), CaptureError::Malformed { at: 4, .. }));
+    assert!(matches!(with(&good, 8, &[0]), CaptureError::Malformed { at: 0, .. }));
     assert_eq!(with(&good, interface + 8, &[113]), CaptureError::LinkType(113));
     assert!(matches!(with(&good, interface + 4, &[21]), CaptureError::Malformed { at: 28, .. }));
     assert!(matches!(with(&good, interface + 16, &[24]), CaptureError::Malformed { at: 28, .. }));
