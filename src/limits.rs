@@ -71,5 +71,14 @@ pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65_535;
 /// with 32 regions, has 1032.
 pub const VHOST_USER_BODY_BYTES: usize = 4096;
 
+/// Frames that wait in a `loopback` or `faulty` port until they are received again, before its queue is full.
+pub const LOOPBACK_FRAMES: usize = 1024;
+
+/// Bytes of those frames: a queue full of full-size Ethernet frames.
+pub const LOOPBACK_BYTES: u32 = 2 * 1024 * 1024;
+
+/// Bytes of a capture file that a `replay` port sends from; all of it is held in memory.
+pub const REPLAY_BYTES: u64 = 64 * 1024 * 1024;
+
 const _: () = assert!(BATCH_FRAMES == u64::BITS as usize, "a u64 has one bit per frame of a batch");
 const _: () = assert!(PORTS <= u16::MAX as usize && NETWORKS <= u16::MAX as usize);

@@ -12,6 +12,17 @@
 //! Locks: a shard holds one receive queue's lock and, inside it, one transmit lock at a time. The control side takes one
 //! of them at a time and never while it holds another, so no cycle can form.
 
+pub mod faulty;
+pub mod loopback;
+pub mod null;
+pub mod replay;
+pub mod tap;
+
+mod store;
+#[cfg(test)]
+mod testing;
+mod watch;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 

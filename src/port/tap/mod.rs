@@ -1,0 +1,371 @@
+//! A port to the host's own network stack, through a TAP interface: [`Tap`].
+//!
+//! What the host sends out of the interface is received here, what is transmitted here the host receives. Frames cross
+//! with a virtio-net header in front (`IFF_VNET_HDR`, linux/if_tun.h), which is a head's own form, so transmitting is one
+//! vectored write from the sender's memory. We ask for no offloads: the kernel then hands over frames with complete
+//! checksums, none longer than the MTU allows.
+//!
+//! Reading is one system call per frame into a buffer that the queue's lock guards. The descriptor is watched
+//! edge-triggered, and an edge says only that something came in at some time, so [`Receive::receive`] reads until there
+//! is nothing and [`Receive::arm`] looks once more.
+//!
+//! The descriptor belongs to the [`Tap`]: when that is dropped it closes, whoever still has a queue or the transmit side,
+//! and the kernel removes the interface unless it is persistent. No lock on the descriptor is held while a batch is
+//! lent, so that one port's end waits for no other port.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+
+use super::watch::Watch;
+use super::{LinkState, Outcome, Port, Receive, Received, Transmit, Wake};
+use crate::frame::{Batch, Heads};
+use crate::limits::{BATCH_BYTES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
+use crate::mem::Span;
+use crate::sys::tap::{self, InterfaceControl, InterfaceName, InterfaceNameError};
+use crate::verdict::DropReason;
+
+/// Which interface a [`Tap`] port is, and how it is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapConfig {
+    /// The interface's name on the host. Made if there is none.
+    pub interface: String,
+    /// Its MTU in bytes; unless given, what it has (1500 when it is new).
+    pub mtu: Option<u16>,
+}
+
+/// Why a TAP interface cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The name is none.
+    #[error(transparent)]
+    Name(#[from] InterfaceNameError),
+    /// The kernel has no TAP driver.
+    #[error("/dev/net/tun is missing: load the driver with `modprobe tun`; in a container, pass the device through")]
+    DriverMissing(#[source] io::Error),
+    /// The device is there and cannot be opened.
+    #[error("cannot open /dev/net/tun: give the daemon's user read and write access to it")]
+    Open(#[source] io::Error),
+    /// No right to make, attach or change the interface.
+    #[error(
+        "no permission to {action} {interface}: give the daemon CAP_NET_ADMIN, \
+         or make the interface for its user beforehand: `ip tuntap add dev {interface} mode tap user USER`, \
+         then `ip link set {interface} up` with the MTU you want"
+    )]
+    Permission {
+        /// What was tried.
+        action: &'static str,
+        /// With which interface.
+        interface: InterfaceName,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Another process, or another port, has it.
+    #[error("TAP interface {0} is in use by another port or process: stop that one, or give this port another name")]
+    Busy(InterfaceName),
+    /// Something else has the name.
+    #[error("{0} exists and is not a TAP interface with one queue: use another name, or remove it: `ip link del {0}`")]
+    OtherKind(InterfaceName),
+    /// The kernel refuses the MTU.
+    #[error("{interface} cannot have an MTU of {mtu}: a TAP interface takes 68 to 65521")]
+    Mtu {
+        /// The interface.
+        interface: InterfaceName,
+        /// The MTU, in bytes.
+        mtu: u16,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The kernel refuses something that it grants on every host that we know.
+    #[error("cannot {action} {interface}")]
+    Refused {
+        /// What was tried.
+        action: &'static str,
+        /// With which interface.
+        interface: InterfaceName,
+        /// What the kernel says.
+        source: io::Error,
+    },
+}
+
+/// A port whose far end is the host's network stack.
+pub struct Tap(Arc<Interface>);
+
+impl Tap {
+    /// Opens the interface, in the calling thread's network namespace; makes it if there is none; sets its MTU and brings
+    /// it up.
+    ///
+    /// # Errors
+    /// [`TapError`], which says what to do.
+    pub fn new(config: &TapConfig) -> Result<Arc<Self>, TapError> {
+        let name: InterfaceName = config.interface.parse()?;
+        let tun = open(&name)?;
+        let control = InterfaceControl::open().map_err(|source| refused("look up", name, source))?;
+        if let Some(mtu) = config.mtu {
+            set_mtu(&control, name, mtu)?;
+        }
+        bring_up(&control, name)?;
+        Ok(Arc::new(Self(Arc::new(Interface {
+            name,
+            tun: RwLock::new(Some(tun)),
+            control,
+            reading: Mutex::new(vec![0; READ_BUFFER_BYTES].into()),
+            watch: Watch::default(),
+            counters: Counters::default(),
+        }))))
+    }
+}
+
+impl Port for Tap {
+    fn receive_queues(&self) -> Vec<Arc<dyn Receive>> {
+        vec![self.0.clone()]
+    }
+
+    fn transmit_side(&self) -> Arc<dyn Transmit> {
+        self.0.clone()
+    }
+
+    fn link(&self) -> LinkState {
+        let Ok((name, flags)) = self.0.state() else {
+            let name = self.0.name;
+            return LinkState::Stopped(format!("interface {name} was deleted; remove the port and add it again"));
+        };
+        if flags & libc::IFF_UP == 0 {
+            LinkState::Down(format!("interface {name} is down: `ip link set {name} up`"))
+        } else if flags & libc::IFF_RUNNING == 0 {
+            LinkState::Down(format!("interface {name} is up and has no carrier: `ip link set {name} carrier on`"))
+        } else {
+            LinkState::Up
+        }
+    }
+
+    fn detail(&self) -> serde_json::Value {
+        let Interface { name, control, counters, .. } = &*self.0;
+        let attached = self.0.tun().as_ref().and_then(|tun| tap::attached(tun.as_fd()).ok());
+        let (interface, persistent) = attached.unwrap_or((*name, false));
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let last_error = Some(counters.last_error.load(Ordering::Relaxed)).filter(|&errno| errno != 0);
+        serde_json::json!({
+            "interface": interface.as_str(),
+            "mtu": control.mtu(&interface).ok(),
+            "persistent": persistent,
+            "received-frames": count(&counters.received),
+            "transmitted-frames": count(&counters.transmitted),
+            "refused-frames": count(&counters.refused),
+            "read-errors": count(&counters.read_errors),
+            "last-error": last_error.map(|errno| io::Error::from_raw_os_error(errno).to_string()),
+        })
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let tun = self.0.tun.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(tun) = tun {
+            self.0.watch.hand_over(None, tun.as_fd(), self.0.name.as_str());
+        }
+    }
+}
+
+/// The interface, as its queue and its transmit side share it.
+struct Interface {
+    name: InterfaceName,
+    /// `None` once the port has ended.
+    tun: RwLock<Option<OwnedFd>>,
+    control: InterfaceControl,
+    reading: Mutex<Box<[u8]>>,
+    watch: Watch,
+    counters: Counters,
+}
+
+/// What the interface did, in frames.
+#[derive(Default)]
+struct Counters {
+    received: AtomicU64,
+    transmitted: AtomicU64,
+    refused: AtomicU64,
+    read_errors: AtomicU64,
+    /// The last error of a read or write as an errno, 0 before the first.
+    last_error: AtomicI32,
+}
+
+impl Interface {
+    fn tun(&self) -> RwLockReadGuard<'_, Option<OwnedFd>> {
+        self.tun.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The interface's name of now, which `ip link set name` may have changed, and its flags.
+    fn state(&self) -> io::Result<(InterfaceName, libc::c_int)> {
+        let tun = self.tun();
+        let tun = tun.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let (name, _) = tap::attached(tun.as_fd())?;
+        Ok((name, self.control.flags(&name)?))
+    }
+
+    /// Reads frames into `buffer` and adds them to `batch`, until there is none or either is full.
+    fn read<'m>(&self, tun: BorrowedFd<'_>, buffer: &'m mut [u8], batch: &mut Batch<'m>) {
+        let mut rest = buffer;
+        while batch.has_room(1) && rest.len() >= READ_BYTES {
+            let len = match rustix::io::read(tun, &mut rest[..READ_BYTES]) {
+                Ok(len) => len,
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(error) => {
+                    self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
+                    self.counters.last_error.store(error.raw_os_error(), Ordering::Relaxed);
+                    return;
+                }
+            };
+            // Frames begin at cache lines of their own, so that one guest's copy does not pull in the next frame.
+            let (record, after) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(CACHE_LINE_BYTES));
+            rest = after;
+            push(batch, &mut record[..len]);
+        }
+    }
+}
+
+impl Receive for Interface {
+    fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
+        let buffer = &mut *self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = Batch::new(heads, 0);
+        if let Some(tun) = &*self.tun() {
+            self.read(tun.as_fd(), buffer, &mut batch);
+        }
+        if batch.is_empty() {
+            return Received::Nothing;
+        }
+        let frames = batch.len();
+        self.counters.received.fetch_add(frames as u64, Ordering::Relaxed);
+        process(&mut batch);
+        Received::Frames(frames)
+    }
+
+    fn arm(&self) -> bool {
+        let tun = self.tun();
+        let Some(tun) = &*tun else { return true };
+        let mut readable = [PollFd::new(tun, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A deleted interface answers POLLERR for good: nothing to stay awake for.
+        let ready = poll(&mut readable, Some(&now)).is_ok() && readable[0].revents().contains(PollFlags::IN);
+        !ready
+    }
+
+    /// The kernel cannot be told; the edges of a queue that is polled lie in an epoll set that nobody waits for.
+    fn disarm(&self) {}
+
+    fn attach(&self, wake: Option<Arc<dyn Wake>>) {
+        if let Some(tun) = &*self.tun() {
+            self.watch.hand_over(wake, tun.as_fd(), self.name.as_str());
+        }
+    }
+}
+
+impl Transmit for Interface {
+    fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
+        let tun = self.tun();
+        let Some(tun) = &*tun else { return outcome.refuse_all(picks, DropReason::LinkDown) };
+        let (mut transmitted, mut last_error) = (0, None);
+        for &pick in picks {
+            let index = usize::from(pick);
+            let head_len = batch.frames().get(index).map_or(0, |frame| usize::from(frame.head_len));
+            let head = &batch.head(index).bytes[..VNET_HEADER_BYTES + head_len];
+            match tap::write_frame(tun.as_fd(), head, batch.tail(index)) {
+                Ok(()) => {
+                    outcome.deliver(pick);
+                    transmitted += 1;
+                }
+                Err(error) => {
+                    outcome.refuse(pick, DropReason::HostRefused);
+                    last_error = error.raw_os_error();
+                }
+            }
+        }
+        self.counters.transmitted.fetch_add(transmitted, Ordering::Relaxed);
+        self.counters.refused.fetch_add(picks.len() as u64 - transmitted, Ordering::Relaxed);
+        if let Some(errno) = last_error {
+            self.counters.last_error.store(errno, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Adds what one read returned to `batch`: a virtio-net header and a frame.
+fn push<'m>(batch: &mut Batch<'m>, record: &'m mut [u8]) {
+    let Some((header, frame)) = record.split_first_chunk_mut::<VNET_HEADER_BYTES>() else {
+        return batch.push_dropped(0, DropReason::HeaderTruncated);
+    };
+    let [flags, gso_type, ..] = *header;
+    if flags & NEEDS_CSUM != 0 || gso_type != GSO_NONE {
+        batch.push_dropped(frame.len(), DropReason::OffloadNotNegotiated);
+    } else if frame.len() > FRAME_MAX_BYTES {
+        batch.push_dropped(frame.len(), DropReason::FrameTooLong);
+    } else {
+        batch.push(frame.len(), &[Span::from_buffer(frame)]);
+    }
+}
+
+/// Bytes that one read asks for: a header, the longest frame, and one more, by which a longer frame shows (the kernel
+/// cuts it to what was asked for: `tun_chr_read_iter`). Whole cache lines.
+const READ_BYTES: usize = (VNET_HEADER_BYTES + FRAME_MAX_BYTES + 1).next_multiple_of(CACHE_LINE_BYTES);
+/// Room for the bytes of a batch, the last frame of which may be of any length.
+const READ_BUFFER_BYTES: usize = BATCH_BYTES + READ_BYTES;
+const CACHE_LINE_BYTES: usize = 64;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM` and `VIRTIO_NET_HDR_GSO_NONE`: virtio 1.3, 5.1.6.
+const NEEDS_CSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+
+/// A descriptor that is attached to TAP interface `name` and has headers in our form.
+fn open(name: &InterfaceName) -> Result<OwnedFd, TapError> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let tun = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|errno| match errno {
+        // ENODEV and ENXIO: the node is there, the module behind it is not.
+        rustix::io::Errno::NOENT | rustix::io::Errno::NODEV | rustix::io::Errno::NXIO => {
+            TapError::DriverMissing(errno.into())
+        }
+        _ => TapError::Open(errno.into()),
+    })?;
+    tap::attach(tun.as_fd(), name).map_err(|source| match source.raw_os_error() {
+        Some(libc::EBUSY) => TapError::Busy(*name),
+        Some(libc::EINVAL) => TapError::OtherKind(*name),
+        _ => refused("attach to", *name, source),
+    })?;
+    // A kernel that does not know the call has the CPU's own order, which is little-endian wherever we run.
+    let _ = tap::set_header_little_endian(tun.as_fd());
+    tap::set_header_len(tun.as_fd(), VNET_HEADER_BYTES)
+        .and_then(|()| tap::set_offloads(tun.as_fd(), 0))
+        .map_err(|source| refused("set up the headers of", *name, source))?;
+    Ok(tun)
+}
+
+/// Gives the interface its MTU, unless it has it: an interface that was made for us may be all that we may touch.
+fn set_mtu(control: &InterfaceControl, name: InterfaceName, mtu: u16) -> Result<(), TapError> {
+    if control.mtu(&name).is_ok_and(|now| now == u32::from(mtu)) {
+        return Ok(());
+    }
+    control.set_mtu(&name, mtu).map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) => TapError::Mtu { interface: name, mtu, source },
+        _ => refused("set the MTU of", name, source),
+    })
+}
+
+/// Brings the interface up, unless it is.
+fn bring_up(control: &InterfaceControl, name: InterfaceName) -> Result<(), TapError> {
+    let flags = control.flags(&name).map_err(|source| refused("look up", name, source))?;
+    if flags & libc::IFF_UP != 0 {
+        return Ok(());
+    }
+    control.set_flags(&name, flags | libc::IFF_UP).map_err(|source| refused("bring up", name, source))
+}
+
+fn refused(action: &'static str, interface: InterfaceName, source: io::Error) -> TapError {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => TapError::Permission { action, interface, source },
+        _ => TapError::Refused { action, interface, source },
+    }
+}
+
+#[cfg(test)]
+mod tests;
