@@ -4,7 +4,6 @@
 //! ARCHITECTURE.md walks a frame through them.
 
 pub mod clock;
-pub mod config;
 pub mod ident;
 pub mod limits;
 
@@ -21,3 +20,7 @@ pub mod verdict;
 pub mod port;
 
 pub mod switch;
+
+pub mod shard;
+
+pub mod config;
