@@ -4,11 +4,13 @@
 //! ARCHITECTURE.md walks a frame through them.
 
 pub mod clock;
-pub mod config;
 pub mod ident;
 pub mod limits;
 
+pub mod wire;
+
 pub mod mem;
+pub mod ring;
 pub mod sys;
 
 pub mod frame;
@@ -16,3 +18,9 @@ pub mod stats;
 pub mod verdict;
 
 pub mod port;
+
+pub mod switch;
+
+pub mod shard;
+
+pub mod config;

@@ -15,7 +15,7 @@ pub const CHAIN_SEGMENTS: usize = 256;
 
 /// Entries of an indirect descriptor table (virtio 1.3, 2.7.5.3.1: a driver never makes one longer than the ring, and
 /// no driver in use goes over 1024).
-pub const INDIRECT_DESCRIPTORS: usize = 1024;
+pub const INDIRECT_DESCRIPTORS: u16 = 1024;
 
 /// Largest split ring (virtio 1.3, 2.7: the queue size is at most 32768).
 pub const RING_SIZE: u16 = 32768;
@@ -38,6 +38,10 @@ pub const FRAME_MAX_BYTES: usize = 65_535 + 14 + 8;
 /// Bytes that one turn takes from one queue before it moves on, so that jumbo senders do not hold a shard 40 times as
 /// long as others. 64 frames of 4 KiB.
 pub const BATCH_BYTES: usize = 256 * 1024;
+
+/// Descriptors of long chains that one turn walks in one queue before it moves on: a chain may have as many as its ring
+/// (32768), all empty, and 64 of those would hold a shard for milliseconds. At most one chain begins beyond this.
+pub const BATCH_DESCRIPTORS: usize = 4096;
 
 /// Ports of one host. Port numbers are 16 bits wide in an FDB entry; the ceiling keeps per-shard tables small.
 pub const PORTS: usize = 4096;

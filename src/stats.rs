@@ -23,6 +23,11 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// Starts again at zero. Only while the owning shard does not count.
+    pub fn clear(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Frames dropped, by reason.
@@ -63,6 +68,18 @@ pub struct PortCounters {
     pub tx_bytes: Counter,
     /// Copies that were meant for the port and did not reach it, by reason.
     pub tx_dropped: DropCounters,
+}
+
+impl PortCounters {
+    /// Starts again at zero, for another port with the same number. Only while no shard counts for it.
+    pub fn clear(&self) {
+        for counter in [&self.rx_frames, &self.rx_bytes, &self.rx_delivered, &self.tx_frames, &self.tx_bytes] {
+            counter.clear();
+        }
+        for counter in self.rx_dropped.0.iter().chain(&self.tx_dropped.0) {
+            counter.clear();
+        }
+    }
 }
 
 /// What one shard counts about itself. Cycles are those of [`crate::sys::cpu::cycles`].

@@ -62,8 +62,6 @@ drop_reasons! {
     OffloadNotNegotiated => "offload-not-negotiated", "The sender's driver is broken or hostile; look at the VM.";
     /// The frame lies in more pieces of guest memory than one frame may.
     TooManySegments => "too-many-segments", "The sender's driver is broken or hostile; look at the VM.";
-    /// A descriptor points outside of the memory that the VM shares.
-    BufferUnmapped => "buffer-unmapped", "The VM must share all of its memory; check `share=on`.";
     /// The sender's queue is disabled, so what it sends is thrown away.
     QueueDisabled => "queue-disabled", "The guest sends on a queue that it has not enabled; check `ethtool -l` in the guest.";
     /// The source address is a group address or all zero.

@@ -17,6 +17,7 @@ pub mod loopback;
 pub mod null;
 pub mod replay;
 pub mod tap;
+pub mod vnic;
 
 mod store;
 #[cfg(test)]

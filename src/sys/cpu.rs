@@ -26,6 +26,31 @@ pub fn cycles() -> u64 {
     }
 }
 
+/// How many [`cycles`] a second has; measured once, which takes 10 ms.
+pub fn cycles_per_second() -> u64 {
+    static RATE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *RATE.get_or_init(|| {
+        let (began, first) = (std::time::Instant::now(), cycles());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        let (elapsed, last) = (began.elapsed(), cycles());
+        let rate = u128::from(last.wrapping_sub(first)) * 1_000_000_000 / elapsed.as_nanos().max(1);
+        u64::try_from(rate).unwrap_or(u64::MAX).max(1)
+    })
+}
+
+/// Pins the calling thread to one CPU.
+///
+/// # Errors
+/// The CPU does not exist, is offline, or is not among those that this process may use.
+pub fn pin_to(cpu: u16) -> std::io::Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    if usize::from(cpu) >= rustix::thread::CpuSet::MAX_CPU {
+        return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput));
+    }
+    set.set(usize::from(cpu));
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
 /// Hints that the cache line of `address` will be read soon. The address need not be mapped.
 #[inline]
 pub fn prefetch_read<T>(address: *const T) {

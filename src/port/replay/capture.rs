@@ -83,7 +83,11 @@ impl Found {
         if captured as usize > FRAME_MAX_BYTES {
             return Err(CaptureError::TooLong { frame, len: captured });
         }
-        if captured != original {
+        if captured > original {
+            let what = "a frame with more bytes captured than it had";
+            return Err(CaptureError::Malformed { at: cursor.at, what });
+        }
+        if captured < original {
             return Err(CaptureError::Snapped { frame, captured, original });
         }
         let start = cursor.at;

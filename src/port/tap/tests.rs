@@ -135,11 +135,142 @@ fn a_burst_longer_than_a_batch_is_received_in_order_and_wakes_the_resting_shard(
     });
 }
 
+/// The host side's address, which it shows by sending a frame.
+fn host_mac(queue: &dyn Receive, shard: &Shard) -> [u8; 6] {
+    UdpSocket::bind("192.0.2.1:0").unwrap().send_to(b"?", "192.0.2.2:9").unwrap();
+    let frame = receive_to_station(queue, shard, 1).remove(0);
+    *frame[6..].first_chunk().unwrap()
+}
+
 #[test]
-fn what_is_transmitted_the_host_receives_and_a_down_interface_refuses() {
+fn what_is_transmitted_the_host_receives_and_every_frame_has_an_end() {
     in_namespace(|| {
         let port = addressed("lc0");
-        let mac = std::fs::read_to_string("/proc/self/net/if_inet6").map(|_| ()).ok();
-        assert!(mac.is_some() || mac.is_none());
+        let (queue, side, shard) = (port.receive_queues().remove(0), port.transmit_side(), Shard::new());
+        queue.attach(Some(shard.clone()));
+        let mac = host_mac(&*queue, &shard);
+        let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let to = socket.local_addr().unwrap().port();
+        let payloads: Vec<Vec<u8>> = [1, 22, 23, 300, 1472].iter().map(|&len| vec![len as u8; len]).collect();
+        let frames: Vec<Vec<u8>> = payloads.iter().map(|payload| datagram(mac, to, payload)).collect();
+        let outcome = testing::transmit(&*side, &frames);
+        assert_eq!(outcome.delivered, 0b1_1111, "{:?}", port.detail());
+        let mut buffer = [0; 2000];
+        for payload in &payloads {
+            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..len], from.to_string().as_str()), (&payload[..], "192.0.2.2:4000"));
+        }
+
+        ip("link set lc0 down");
+        assert_eq!(port.link(), LinkState::Down("interface lc0 is down: `ip link set lc0 up`".into()));
+        let outcome = testing::transmit(&*side, &frames[..2]);
+        assert_eq!((outcome.delivered, outcome.reasons[0]), (0, DropReason::HostRefused));
+        assert_eq!(port.detail()["transmitted-frames"], 5);
+        assert_eq!(port.detail()["refused-frames"], 2);
+        assert_eq!(port.detail()["last-error"], "Input/output error (os error 5)");
+        ip("link set lc0 up");
+        assert_eq!(port.link(), LinkState::Up);
     });
+}
+
+#[test]
+fn an_interface_that_was_made_for_the_port_goes_with_it_even_if_a_queue_is_still_held() {
+    in_namespace(|| {
+        let control = InterfaceControl::open().unwrap();
+        let name = "lc0".parse().unwrap();
+        let port = tap("lc0", Some(9000)).unwrap();
+        assert_eq!((port.link(), control.mtu(&name).unwrap()), (LinkState::Up, 9000));
+        let (queue, side, shard) = (port.receive_queues().remove(0), port.transmit_side(), Shard::new());
+        queue.attach(Some(shard.clone()));
+        drop(port);
+        assert_eq!(control.flags(&name).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        let outcome = testing::transmit(&*side, &[vec![0; 60]]);
+        assert_eq!((outcome.delivered, outcome.reasons[0]), (0, DropReason::LinkDown));
+        assert!(testing::receive_all(&*queue).is_empty() && queue.arm());
+        assert!(matches!(tap("lc0", None).unwrap().link(), LinkState::Up), "free again");
+    });
+}
+
+#[test]
+fn a_persistent_interface_is_used_and_stays() {
+    in_namespace(|| {
+        ip("tuntap add dev lc0 mode tap");
+        let port = tap("lc0", None).unwrap();
+        assert_eq!(port.link(), LinkState::Up);
+        assert_eq!((&port.detail()["persistent"], &port.detail()["mtu"]), (&true.into(), &1500.into()));
+        assert!(matches!(tap("lc0", None).err(), Some(TapError::Busy(_))));
+        drop(port);
+        assert!(InterfaceControl::open().unwrap().flags(&"lc0".parse().unwrap()).is_ok());
+        assert!(tap("lc0", None).is_ok());
+    });
+}
+
+#[test]
+fn an_interface_may_be_renamed_or_deleted_under_the_port() {
+    in_namespace(|| {
+        let port = tap("lc0", None).unwrap();
+        let (queue, shard) = (port.receive_queues().remove(0), Shard::new());
+        queue.attach(Some(shard.clone()));
+        ip("link set lc0 down");
+        ip("link set lc0 name lc1");
+        assert!(matches!(port.link(), LinkState::Down(reason) if reason.contains("interface lc1 is down")));
+        assert_eq!(port.detail()["interface"], "lc1");
+        ip("link del lc1");
+        assert!(matches!(port.link(), LinkState::Stopped(reason) if reason.contains("lc0 was deleted")));
+        testing::receive_all(&*queue);
+        assert!(queue.arm(), "a shard can rest beside a dead interface");
+        let outcome = testing::transmit(&*port.transmit_side(), &[vec![0; 60]]);
+        assert_eq!((outcome.delivered, outcome.reasons[0]), (0, DropReason::HostRefused));
+    });
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    in_namespace(|| {
+        let said = |interface, mtu| tap(interface, mtu).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(said("a/b", None).contains("\"a/b\" is not an interface name"));
+        assert!(said("lo", None).contains("not a TAP interface with one queue"), "{}", said("lo", None));
+        ip("tuntap add dev lcmq mode tap multi_queue");
+        assert!(said("lcmq", None).contains("ip link del lcmq"));
+        assert!(said("lc0", Some(65_535)).contains("68 to 65521"));
+        ip("tuntap add dev lcp0 mode tap");
+        ip("link set lcp0 up mtu 2000");
+
+        // From here on the thread lacks the capability; a thread's capabilities are its own.
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective.remove(rustix::thread::CapabilitySet::NET_ADMIN);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        assert!(said("lc0", None).contains("attach to lc0: give the daemon CAP_NET_ADMIN"), "{}", said("lc0", None));
+        assert!(said("lcp0", Some(1500)).contains("set the MTU of lcp0"));
+        assert!(tap("lcp0", Some(2000)).is_ok(), "an interface that was prepared needs no capability");
+    });
+}
+
+#[test]
+fn a_header_that_asks_for_an_offload_is_a_drop_with_its_reason() {
+    use crate::verdict::Verdict;
+    let record = |flags, gso_type, len: usize| {
+        let mut record = vec![0; VNET_HEADER_BYTES + len];
+        record[..2].copy_from_slice(&[flags, gso_type]);
+        record
+    };
+    let dropped = |reason| Verdict::Drop(reason);
+    for (mut bytes, verdict) in [
+        (record(0, 0, 60), Verdict::Pending),
+        (record(2, 0, 60), Verdict::Pending), // VIRTIO_NET_HDR_F_DATA_VALID asks for nothing.
+        (record(1, 0, 60), dropped(DropReason::OffloadNotNegotiated)),
+        (record(0, 1, 60), dropped(DropReason::OffloadNotNegotiated)),
+        (record(0, 0, 13), dropped(DropReason::FrameTooShort)),
+        (record(0, 0, FRAME_MAX_BYTES), Verdict::Pending),
+        (record(0, 0, FRAME_MAX_BYTES + 1), dropped(DropReason::FrameTooLong)),
+        (vec![0; 11], dropped(DropReason::HeaderTruncated)),
+    ] {
+        let len = bytes.len();
+        let mut heads = crate::frame::heads();
+        let mut batch = Batch::new(&mut heads, 0);
+        push(&mut batch, &mut bytes);
+        assert_eq!((batch.len(), batch.frames()[0].verdict), (1, verdict));
+        assert_eq!(batch.frames()[0].len as usize, len.saturating_sub(VNET_HEADER_BYTES));
+    }
 }

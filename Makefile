@@ -1,0 +1,52 @@
+# Linecard: what people type. Each target installs what it needs on Debian 12 or 13 (as root, or through sudo), except
+# `check`, which needs the Rust toolchain only.
+
+CARGO ?= cargo
+SETUP := qemu-tests/setup.sh
+
+.PHONY: demo run test check build bench fuzz loom clean
+
+# Two QEMU guests talk through linecardd; leaves nothing behind.
+demo:
+	$(SETUP) guests
+	$(CARGO) build --release --workspace --bins
+	./target/release/demo
+
+# The daemon alone, with configs/quickstart.yaml; Ctrl-C ends it.
+run: build
+	mkdir -p /run/linecard
+	./target/release/linecardd --config configs/quickstart.yaml
+
+build:
+	$(CARGO) build --release --bins
+
+# Every test there is: unit, property, hostile, protocol, DPDK, QEMU guests.
+test:
+	$(SETUP) all
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --workspace
+
+# Formatting, lints, documentation; advisories and licences where cargo-deny is installed.
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace --document-private-items --quiet
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check || exit 1; \
+	else echo "cargo-deny is not installed: advisories and licences were not checked (cargo install cargo-deny)"; fi
+
+# Side by side with Open vSwitch with DPDK; needs 2 MiB huge pages, which it takes and gives back.
+bench:
+	$(SETUP) all
+	$(CARGO) build --release --bins
+	benches/pair.sh
+
+# Each fuzz target for SECONDS (default 30).
+fuzz:
+	fuzz/run.sh all $(or $(SECONDS),30)
+
+# The wake-up protocol of the shards, in every interleaving.
+loom:
+	RUSTFLAGS="--cfg loom" $(CARGO) test --lib --release --target-dir target/loom loom_
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,4 @@
+//! The vNIC.
+mod queue;
+mod receive;
+mod transmit;

@@ -1,0 +1,320 @@
+//! One ring of a vNIC between its two users: the session that starts and stops it, and the shards that move frames.
+//!
+//! Everything is behind one mutex, held by a shard for one batch and by the session for one change. That is the whole
+//! hand-over protocol: when [`Queue::stop`] or [`Queue::set_memory`] returns, no shard is in the ring any more, and what
+//! the ring kept mapped can go. A shard that would receive does not wait for the lock: it comes back later.
+//!
+//! When a shard finds a [`RingFault`] it takes the ring out of service on the spot and signals `attention`, for the
+//! session to tell the front end and the operator.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::ident::MacAddr;
+use crate::limits::VNET_HEADER_BYTES;
+use crate::mem::GuestMemory;
+use crate::port::Wake;
+use crate::ring::{RingConfig, RingError, RingFault, SplitRing};
+
+/// Bytes of the virtio-net header when neither VERSION_1 nor MRG_RXBUF was negotiated (virtio 1.3, 5.1.6.1).
+pub(super) const LEGACY_HEADER_BYTES: usize = 10;
+
+/// All that a ring needs to start.
+#[derive(Debug)]
+pub(super) struct RingSetup {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Guest-physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest-physical address of the available ring.
+    pub available: u64,
+    /// Guest-physical address of the used ring.
+    pub used: u64,
+    /// Index of the first available entry to take.
+    pub base: u16,
+    /// The virtio features that the driver acknowledged.
+    pub features: u64,
+    /// The memory that the front end shares.
+    pub memory: Arc<GuestMemory>,
+    /// Signalled by the driver when it made something available.
+    pub kick: OwnedFd,
+    /// To be signalled when something was used.
+    pub call: Option<OwnedFd>,
+}
+
+/// What a queue did, for `port show`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct QueueReport {
+    /// The ring is running.
+    pub started: bool,
+    /// The guest uses the queue.
+    pub enabled: bool,
+    /// Number of descriptors; 0 if the ring is not running.
+    pub size: u16,
+    /// How often the queue was woken from rest.
+    pub wakes: u64,
+    /// Interrupts sent to the guest.
+    pub calls: u64,
+    /// Batches after which the guest wanted no interrupt.
+    pub calls_suppressed: u64,
+}
+
+/// One ring of a vNIC, in either direction.
+pub(super) struct Queue {
+    state: Mutex<State>,
+    ready: AtomicBool,
+    attention: Arc<EventFd>,
+}
+
+/// What the mutex of a [`Queue`] protects.
+#[derive(Default)]
+pub(super) struct State {
+    /// The ring, while it runs.
+    pub running: Option<Running>,
+    /// The guest uses the queue (SET_VRING_ENABLE).
+    pub enabled: bool,
+    /// Why the ring was taken out of service, and the index it had then.
+    pub fault: Option<(RingFault, u16)>,
+    /// MAC addresses to announce, as frames that the port seems to send.
+    pub announcements: Vec<MacAddr>,
+    /// The shard that receives from this queue.
+    pub wake: Option<Arc<dyn Wake>>,
+    counters: QueueReport,
+}
+
+/// A ring in service.
+pub(super) struct Running {
+    pub ring: SplitRing,
+    pub memory: Arc<GuestMemory>,
+    /// Bytes of the virtio-net header: 12 or 10.
+    pub header: usize,
+    /// A frame may span several chains.
+    pub mergeable: bool,
+    kick: OwnedFd,
+    call: Option<OwnedFd>,
+}
+
+impl Queue {
+    /// A queue whose ring is not running. `attention` is signalled when a shard finds a fault.
+    pub fn new(attention: Arc<EventFd>) -> Self {
+        Self { state: Mutex::default(), ready: AtomicBool::new(false), attention }
+    }
+
+    /// Starts the ring and has it looked at once: the driver may have kicked before we were there.
+    pub fn start(&self, setup: RingSetup) -> Result<(), RingError> {
+        let mut state = self.lock();
+        if state.running.is_some() {
+            return Err(RingError::Running);
+        }
+        let negotiated = |bit: u32| setup.features & (1 << bit) != 0;
+        let config = RingConfig {
+            size: setup.size,
+            descriptors: setup.descriptors,
+            available: setup.available,
+            used: setup.used,
+            base: setup.base,
+            event_idx: negotiated(VIRTIO_RING_F_EVENT_IDX),
+            indirect: negotiated(VIRTIO_RING_F_INDIRECT_DESC),
+        };
+        let mut ring = SplitRing::start(config, Arc::clone(&setup.memory))?;
+        ring.disarm();
+        let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
+        let long = mergeable || negotiated(VIRTIO_F_VERSION_1);
+        let header = if long { VNET_HEADER_BYTES } else { LEGACY_HEADER_BYTES };
+        let running = Running { ring, memory: setup.memory, header, mergeable, kick: setup.kick, call: setup.call };
+        state.fault = None;
+        state.running = Some(running);
+        state.watch();
+        self.settle(&state);
+        Ok(())
+    }
+
+    /// Stops the ring; returns the next available index, or `None` if it was neither running nor faulted. When this
+    /// returns no shard is using the ring or its memory.
+    pub fn stop(&self) -> Option<u16> {
+        let mut state = self.lock();
+        let faulted = state.fault.take().map(|(_, index)| index);
+        let stopped = state.take_running().map(|running| running.ring.next_available());
+        self.settle(&state);
+        stopped.or(faulted)
+    }
+
+    /// Whether the ring is in service.
+    pub fn is_running(&self) -> bool {
+        self.lock().running.is_some()
+    }
+
+    /// Notes whether the guest uses the queue. Legal at any time, with or without a ring.
+    pub fn enable(&self, enabled: bool) {
+        let mut state = self.lock();
+        state.enabled = enabled;
+        self.settle(&state);
+    }
+
+    /// Replaces the interrupt of the queue, and signals the new one: what the old one should have said may be lost.
+    pub fn set_call(&self, call: Option<OwnedFd>) {
+        if let Some(running) = &mut self.lock().running {
+            running.call = call;
+            running.signal();
+        }
+    }
+
+    /// Replaces the kick of a running ring.
+    pub fn set_kick(&self, kick: OwnedFd) {
+        let mut state = self.lock();
+        state.unwatch();
+        if let Some(running) = &mut state.running {
+            running.kick = kick;
+        }
+        state.watch();
+    }
+
+    /// Moves a running ring to a new map of the guest's memory. A ring whose areas are gone is taken out of service.
+    pub fn set_memory(&self, memory: &Arc<GuestMemory>) -> Result<(), RingFault> {
+        let mut state = self.lock();
+        let Some(running) = &mut state.running else { return Ok(()) };
+        let moved = running.ring.set_memory(memory);
+        running.memory = Arc::clone(memory);
+        if let Err(fault) = moved {
+            state.fail(fault);
+        }
+        self.settle(&state);
+        moved
+    }
+
+    /// Why the ring was taken out of service, if it was.
+    pub fn fault(&self) -> Option<RingFault> {
+        self.lock().fault.map(|(fault, _)| fault)
+    }
+
+    /// Has the port announce `mac` to its network, as if the guest had.
+    pub fn announce(&self, mac: MacAddr) {
+        let mut state = self.lock();
+        // QEMU announces a NIC five times (vhost_net_notify_migration_done and qemu_announce_self); more is somebody else.
+        if state.announcements.len() < 8 && !state.announcements.contains(&mac) {
+            state.announcements.push(mac);
+        }
+        state.wake();
+    }
+
+    /// Tells the queue which shard receives from it, or that none does any more.
+    pub fn attach(&self, wake: Option<Arc<dyn Wake>>) {
+        let mut state = self.lock();
+        state.unwatch();
+        state.wake = wake;
+        state.watch();
+    }
+
+    /// What the queue did so far.
+    pub fn report(&self) -> QueueReport {
+        let state = self.lock();
+        let size = state.running.as_ref().map_or(0, |running| running.ring.size());
+        QueueReport { started: state.running.is_some(), enabled: state.enabled, size, ..state.counters }
+    }
+
+    /// Whether frames can be put into this queue now: it runs and the guest uses it.
+    #[inline]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// The queue's state, waiting for it. Waits are short: a batch of a shard, or one change of the session.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock cannot leave the state half changed in a way that matters: the ring is checked anew on
+        // every access.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The queue's state, if nobody has it just now.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Takes the ring out of service for what the driver did, and has the session told.
+    #[cold]
+    pub fn fail(&self, state: &mut State, fault: RingFault) {
+        state.fail(fault);
+        self.settle(state);
+        // The counter of an eventfd only overflows after 2^64 writes without a read: nothing to handle.
+        let _ = self.attention.write(1);
+    }
+
+    /// Brings what others read without the lock, and the shard, up to date after a change.
+    fn settle(&self, state: &State) {
+        self.ready.store(state.running.is_some() && state.enabled, Ordering::Relaxed);
+        state.wake();
+    }
+}
+
+impl State {
+    /// Notes that the queue was woken from rest.
+    pub fn woken(&mut self) {
+        self.counters.wakes += 1;
+    }
+
+    /// Publishes what was completed and interrupts the guest if it wants that.
+    #[inline]
+    pub fn publish(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        match running.ring.publish() {
+            Some(true) => {
+                self.counters.calls += 1;
+                running.signal();
+            }
+            Some(false) => self.counters.calls_suppressed += 1,
+            None => {}
+        }
+    }
+
+    fn fail(&mut self, fault: RingFault) {
+        let index = self.take_running().map_or(0, |running| running.ring.next_available());
+        self.fault = Some((fault, index));
+    }
+
+    fn take_running(&mut self) -> Option<Running> {
+        self.unwatch();
+        self.running.take()
+    }
+
+    fn wake(&self) {
+        if let Some(wake) = &self.wake {
+            wake.wake();
+        }
+    }
+
+    /// Has the shard woken by the driver's kicks. A kick that cannot be waited for was refused when it was handed over.
+    fn watch(&self) {
+        if let (Some(wake), Some(running)) = (&self.wake, &self.running)
+            && let Err(error) = wake.watch(running.kick.as_fd())
+        {
+            log::warn!("cannot wait for the kicks of a queue: {error}");
+        }
+        self.wake();
+    }
+
+    fn unwatch(&self) {
+        if let (Some(wake), Some(running)) = (&self.wake, &self.running) {
+            wake.unwatch(running.kick.as_fd());
+        }
+    }
+}
+
+impl Running {
+    /// Interrupts the guest. Eventfds are non-blocking; one whose counter is full has a signal pending anyway.
+    #[inline]
+    fn signal(&self) {
+        if let Some(call) = &self.call {
+            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+        }
+    }
+}

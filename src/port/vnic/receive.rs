@@ -1,0 +1,169 @@
+//! Frames that a guest sends: its transmit ring, as a [`Receive`] queue of the port.
+//!
+//! One batch: gather chains off the ring (descriptors are walked once, first buffers are on their way into the cache),
+//! check each one's virtio-net header, copy the frames' heads, lend the batch to the shard, give the buffers back in the
+//! order they came (which VIRTIO_F_IN_ORDER asks for and costs nothing otherwise).
+
+use std::sync::Arc;
+
+use super::queue::{Queue, Running, State};
+use crate::frame::{Batch, Heads};
+use crate::limits::{BATCH_FRAMES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
+use crate::mem::Span;
+use crate::port::{Receive, Received, Wake};
+use crate::ring::{Chain, Chains, Readable, RingFault};
+use crate::verdict::DropReason;
+use crate::wire::rarp;
+
+/// The receive queue of one queue pair.
+pub(super) struct ReceiveQueue {
+    ring: Arc<Queue>,
+    pair: u16,
+}
+
+impl ReceiveQueue {
+    /// The receive queue of pair number `pair`, over the guest's transmit ring.
+    pub fn new(ring: Arc<Queue>, pair: u16) -> Self {
+        Self { ring, pair }
+    }
+
+    /// Moves one batch. A fault that the walk finds is returned after whatever came before it has been dealt with.
+    fn batch(
+        &self,
+        state: &mut State,
+        heads: &mut Heads,
+        process: &mut dyn FnMut(&mut Batch<'_>),
+    ) -> Result<usize, RingFault> {
+        let enabled = state.enabled;
+        let Some(Running { ring, memory, header, .. }) = &mut state.running else { return Ok(0) };
+        let mut chains = Chains::new();
+        let frames = ring.gather::<Readable>(memory, BATCH_FRAMES, &mut chains)?;
+        if frames == 0 {
+            return Ok(0);
+        }
+        let mut batch = Batch::new(heads, self.pair);
+        for chain in chains.list() {
+            if enabled {
+                push(&mut batch, &chains, chain, *header);
+            } else {
+                batch.push_dropped((chain.bytes as usize).saturating_sub(*header), DropReason::QueueDisabled);
+            }
+        }
+        process(&mut batch);
+        drop(batch);
+        for chain in chains.list() {
+            ring.complete(chain.head, 0);
+        }
+        drop(chains);
+        state.publish();
+        Ok(frames)
+    }
+
+    /// Sends out the announcements that are waiting, as one batch.
+    #[cold]
+    fn announce(&self, state: &mut State, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> usize {
+        let mut frames: Vec<_> = state.announcements.drain(..).map(rarp::announce).collect();
+        let mut batch = Batch::new(heads, self.pair);
+        for frame in &mut frames {
+            let len = frame.len();
+            batch.push(len, &[Span::from_buffer(frame)]);
+        }
+        process(&mut batch);
+        batch.len()
+    }
+}
+
+impl Receive for ReceiveQueue {
+    fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
+        let Some(mut state) = self.ring.try_lock() else { return Received::Nothing };
+        let announced = if state.announcements.is_empty() { 0 } else { self.announce(&mut state, heads, process) };
+        match self.batch(&mut state, heads, process) {
+            Ok(frames) if frames + announced > 0 => Received::Frames(frames + announced),
+            Ok(_) => Received::Nothing,
+            Err(fault) => {
+                self.ring.fail(&mut state, fault);
+                Received::Nothing
+            }
+        }
+    }
+
+    fn arm(&self) -> bool {
+        let mut state = self.ring.lock();
+        let armed = state.running.as_mut().map(|running| running.ring.arm());
+        match armed {
+            None => state.announcements.is_empty(),
+            Some(Ok(rest)) => rest && state.announcements.is_empty(),
+            Some(Err(fault)) => {
+                self.ring.fail(&mut state, fault);
+                true
+            }
+        }
+    }
+
+    fn disarm(&self) {
+        let mut state = self.ring.lock();
+        state.woken();
+        if let Some(running) = &mut state.running {
+            running.ring.disarm();
+        }
+    }
+
+    fn attach(&self, wake: Option<Arc<dyn Wake>>) {
+        self.ring.attach(wake);
+    }
+}
+
+/// Adds the frame that `chain` carries behind its virtio-net header of `header` bytes.
+#[inline]
+fn push<'m>(batch: &mut Batch<'m>, chains: &Chains<'m>, chain: &Chain, header: usize) {
+    let len = (chain.bytes as usize).saturating_sub(header);
+    if chain.overlong {
+        return batch.push_dropped(len, DropReason::TooManySegments);
+    }
+    if len == 0 {
+        return batch.push_dropped(0, DropReason::HeaderTruncated);
+    }
+    if len > FRAME_MAX_BYTES {
+        return batch.push_dropped(len, DropReason::FrameTooLong);
+    }
+    let mut vnet = [0; VNET_HEADER_BYTES];
+    if let Some(piece) = chains.single(chain) {
+        let (front, frame) = piece.split_at(header);
+        front.read(&mut vnet);
+        return match check_header(&vnet) {
+            Ok(()) => batch.push(len, &[frame]),
+            Err(reason) => batch.push_dropped(len, reason),
+        };
+    }
+    push_scattered(batch, chains.pieces(chain), header, len);
+}
+
+/// [`push`] for a chain of several pieces. The header may be spread over any of them, a byte each (CVE-2022-2132).
+fn push_scattered<'m>(batch: &mut Batch<'m>, pieces: &[Span<'m>], header: usize, len: usize) {
+    let mut vnet = [0; VNET_HEADER_BYTES];
+    let (mut at, mut index) = (0, 0);
+    while at + pieces[index].len() <= header {
+        at += pieces[index].read(&mut vnet[at..header]);
+        index += 1;
+    }
+    let (front, first) = pieces[index].split_at(header - at);
+    front.read(&mut vnet[at..header]);
+    if let Err(reason) = check_header(&vnet) {
+        return batch.push_dropped(len, reason);
+    }
+    let mut frame = arrayvec::ArrayVec::<_, { crate::limits::CHAIN_SEGMENTS }>::new_const();
+    frame.push(first);
+    frame.extend(pieces[index + 1..].iter().copied());
+    batch.push(len, &frame);
+}
+
+/// Checks the virtio-net header of a guest that negotiated no offload: it must not ask for any. Flags that mean nothing
+/// to a device (DATA_VALID, unknown bits) are ignored, as virtio 1.3, 5.1.6.2.2 says.
+#[inline]
+fn check_header(vnet: &[u8; VNET_HEADER_BYTES]) -> Result<(), DropReason> {
+    let [flags, gso_type, ..] = *vnet;
+    if flags & NEEDS_CSUM != 0 || gso_type != 0 { Err(DropReason::OffloadNotNegotiated) } else { Ok(()) }
+}
+
+/// VIRTIO_NET_HDR_F_NEEDS_CSUM (virtio 1.3, 5.1.6).
+const NEEDS_CSUM: u8 = 1;

@@ -1,0 +1,221 @@
+//! Frames for a guest: its receive rings, as the [`Transmit`] side of the port.
+//!
+//! For each frame there is one chain of guest buffers in the common case, and the frame is written into its only piece:
+//! header and head in one copy of constant size, the tail in another, straight from the sender's memory. Everything else
+//! (scattered buffers, a frame over several chains with VIRTIO_NET_F_MRG_RXBUF, the 10-byte header) takes the slower way
+//! through [`Scatter`]. The used index is published once for all frames, and the guest interrupted at most once.
+//!
+//! A flow keeps its order: frames of one receive queue of the sender always go to the same queue of the receiver.
+
+use std::sync::Arc;
+
+use super::queue::{Queue, Running};
+use crate::frame::{Batch, Frame, HEAD_COPY_BYTES, Head};
+use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
+use crate::mem::{GuestMemory, Span};
+use crate::port::{Outcome, Transmit};
+use crate::ring::{Chain, Chains, RingFault, SplitRing, Writable};
+use crate::verdict::DropReason;
+
+/// The transmit side of a vNIC: the guest's receive rings, by queue pair.
+pub(super) struct TransmitSide {
+    rings: Vec<Arc<Queue>>,
+}
+
+impl TransmitSide {
+    /// The transmit side over the guest's receive rings, one per queue pair.
+    pub fn new(rings: Vec<Arc<Queue>>) -> Self {
+        Self { rings }
+    }
+
+    /// The ring for a batch from queue number `queue` of its sender: one of those that the guest uses, which are always
+    /// the first ones (virtio 1.3, 5.1.6.5.5).
+    #[inline]
+    fn ring_for(&self, queue: u16) -> Option<&Arc<Queue>> {
+        let ready = self.rings.iter().take_while(|ring| ring.is_ready()).count();
+        if ready > 1 { self.rings.get(usize::from(queue) % ready) } else { self.rings.first() }
+    }
+}
+
+impl Transmit for TransmitSide {
+    fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
+        let Some(queue) = self.ring_for(batch.queue) else { return outcome.refuse_all(picks, DropReason::LinkDown) };
+        let mut state = queue.lock();
+        let enabled = state.enabled;
+        let Some(running) = state.running.as_mut().filter(|_| enabled) else {
+            let faulted = state.fault.is_some();
+            return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
+        };
+        let before = outcome.delivered;
+        match deliver(running, batch, picks, outcome) {
+            Ok(()) => state.publish(),
+            Err(fault) => {
+                // Nothing was published, so nothing of this batch has reached the guest.
+                outcome.delivered = before;
+                outcome.refuse_all(picks, DropReason::RingFaulted);
+                queue.fail(&mut state, fault);
+            }
+        }
+    }
+}
+
+/// Writes the picked frames into the ring and completes their chains; the caller publishes.
+fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> Result<(), RingFault> {
+    let Running { ring, memory, header, mergeable, .. } = running;
+    let mut buffers = Buffers { chains: Chains::new(), next: 0 };
+    buffers.refill(ring, memory, picks.len())?;
+    for &index in picks {
+        let frame = &batch.frames()[usize::from(index)];
+        let bytes = *header + frame.len as usize;
+        if buffers.left() == 0 {
+            buffers.refill(ring, memory, picks.len())?;
+        }
+        let Some(chain) = buffers.first() else {
+            outcome.refuse(index, DropReason::RingFull);
+            continue;
+        };
+        if *header == VNET_HEADER_BYTES
+            && let Some(buffer) = buffers.chains.single(&chain)
+            && buffer.len() >= bytes
+        {
+            write(batch, index, frame, buffer);
+            ring.complete(chain.head, bytes as u32);
+            buffers.next += 1;
+            outcome.deliver(index);
+            continue;
+        }
+        let most = if *mergeable { BATCH_FRAMES } else { 1 };
+        if buffers.run(bytes, most).is_none() && *mergeable {
+            buffers.refill(ring, memory, BATCH_FRAMES)?;
+        }
+        match buffers.run(bytes, most) {
+            Some(count) => {
+                buffers.scatter(ring, batch, index, *header, count);
+                outcome.deliver(index);
+            }
+            // More of the same buffers would help a guest that merges; nothing helps one whose buffers are too short.
+            None if buffers.left() < most => outcome.refuse(index, DropReason::RingFull),
+            None => outcome.refuse(index, DropReason::BufferTooSmall),
+        }
+    }
+    ring.give_back(buffers.left());
+    Ok(())
+}
+
+/// Chains of guest buffers at hand, used up from the front.
+struct Buffers<'m> {
+    chains: Chains<'m>,
+    next: usize,
+}
+
+impl<'m> Buffers<'m> {
+    /// How many chains are left.
+    #[inline]
+    fn left(&self) -> usize {
+        self.chains.list().len() - self.next
+    }
+
+    /// The first chain left.
+    #[inline]
+    fn first(&self) -> Option<Chain> {
+        self.chains.list().get(self.next).copied()
+    }
+
+    /// Puts back what is left and takes up to `limit` chains anew.
+    fn refill(&mut self, ring: &mut SplitRing, memory: &'m GuestMemory, limit: usize) -> Result<(), RingFault> {
+        ring.give_back(self.left());
+        self.chains.clear();
+        self.next = 0;
+        ring.gather::<Writable>(memory, limit, &mut self.chains).map(|_| ())
+    }
+
+    /// How many of the next `most` chains hold `bytes` together.
+    fn run(&self, bytes: usize, most: usize) -> Option<usize> {
+        let mut room = 0;
+        for (count, chain) in self.chains.list()[self.next..].iter().take(most).enumerate() {
+            room += if chain.overlong { 0 } else { chain.bytes as usize };
+            if room >= bytes {
+                return Some(count + 1);
+            }
+        }
+        None
+    }
+
+    /// Writes frame `index` over the next `count` chains and completes them.
+    fn scatter(&mut self, ring: &mut SplitRing, batch: &Batch<'_>, index: u8, header: usize, count: usize) {
+        let chains = &self.chains;
+        let run = &chains.list()[self.next..self.next + count];
+        Scatter::new(run.iter().flat_map(|chain| chains.pieces(chain).iter().copied()))
+            .write(batch, index, header, count);
+        let mut left = header + batch.frames()[usize::from(index)].len as usize;
+        for chain in run {
+            let written = if chain.overlong { 0 } else { left.min(chain.bytes as usize) };
+            left -= written;
+            ring.complete(chain.head, written as u32);
+        }
+        self.next += count;
+    }
+}
+
+/// Writes frame `index` with its 12-byte header into one piece that is large enough for both.
+#[inline]
+fn write(batch: &Batch<'_>, index: u8, frame: &Frame<'_>, buffer: Span<'_>) {
+    let head: &Head = batch.head(usize::from(index));
+    if usize::from(frame.head_len) < HEAD_BYTES {
+        buffer.write(&head.bytes[..VNET_HEADER_BYTES + usize::from(frame.head_len)]);
+        return;
+    }
+    buffer.write_exact(&head.bytes);
+    let mut rest = buffer.split_at(HEAD_COPY_BYTES).1;
+    if let Some(tail) = batch.single_tail(usize::from(index)) {
+        tail.copy_to(rest);
+        return;
+    }
+    for piece in batch.tail(usize::from(index)) {
+        rest = rest.split_at(piece.copy_to(rest)).1;
+    }
+}
+
+/// Writes one frame over pieces of any length.
+struct Scatter<'m, I: Iterator<Item = Span<'m>>> {
+    pieces: I,
+    room: Span<'m>,
+}
+
+impl<'m, I: Iterator<Item = Span<'m>>> Scatter<'m, I> {
+    fn new(pieces: I) -> Self {
+        Self { pieces, room: Span::EMPTY }
+    }
+
+    /// Writes frame `index` behind a header of `header` bytes which says that it takes `chains` chains.
+    fn write(&mut self, batch: &Batch<'_>, index: u8, header: usize, chains: usize) {
+        let head = batch.head(usize::from(index));
+        let mut vnet: [u8; VNET_HEADER_BYTES] = *head.bytes.first_chunk().unwrap_or(&[0; VNET_HEADER_BYTES]);
+        // num_buffers is the last field of the header, in little-endian (virtio 1.3, 5.1.6).
+        [vnet[10], vnet[11]] = (chains as u16).to_le_bytes();
+        self.put(Some(&vnet[..header]), Span::EMPTY);
+        let frame = &batch.frames()[usize::from(index)];
+        self.put(Some(&head.frame()[..usize::from(frame.head_len)]), Span::EMPTY);
+        for piece in batch.tail(usize::from(index)) {
+            self.put(None, piece);
+        }
+    }
+
+    /// Writes `bytes`, or what `span` holds, and goes on to the next piece where one is full. The caller has made sure
+    /// that there is room for all.
+    fn put(&mut self, bytes: Option<&[u8]>, span: Span<'_>) {
+        let (mut done, total) = (0, bytes.map_or(span.len(), <[u8]>::len));
+        while done < total {
+            while self.room.is_empty() {
+                let Some(piece) = self.pieces.next() else { return };
+                self.room = piece;
+            }
+            let copied = match bytes {
+                Some(bytes) => self.room.write(&bytes[done..]),
+                None => span.split_at(done).1.copy_to(self.room),
+            };
+            self.room = self.room.split_at(copied).1;
+            done += copied;
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Shards: the threads that move frames. [`Shards`] is the control side's handle to all of them.
+//!
+//! # Who runs, what they may hold, how they end
+//!
+//! A shard is one thread on one CPU ([`worker`]). It owns receive queues; nobody else receives from them. In a turn it
+//! visits each queue that is awake: the queue lends it a batch, [`crate::switch::process`] decides, [`outbox`] groups by
+//! destination and calls each destination's transmit side. While it does, it holds the receive queue's lock and at most
+//! one transmit lock; nothing else.
+//!
+//! The control side reaches a shard in two ways only. [`Tables`] are immutable and published whole: a shard takes the
+//! newest once per turn, one atomic load. [`Shards::attach`] and [`Shards::detach`] put an order into the shard's mailbox
+//! and wait until it was carried out, so at most one order per control thread is ever in a mailbox. A shard never waits
+//! for the control side.
+//!
+//! A queue is *awake* (polled each turn) or *at rest* (armed: its far end notifies us). A queue that was empty for the
+//! spin time of its latency level is put to rest; a shard whose queues all rest sleeps in epoll ([`idle`]). Everything
+//! that makes a resting queue worth a look calls its [`Wake`](crate::port::Wake) ([`wake`]): kicks through epoll, the rest
+//! through a list and an eventfd.
+//!
+//! Teardown: `detach` first takes the wake-up back from the queue, so that none can come in, then has the shard forget
+//! the queue; when it returns the port can be dropped. Tables that name a port's transmit side are replaced before that:
+//! [`Shards::publish`] returns when every shard has taken the new ones.
+
+mod idle;
+mod outbox;
+mod wake;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+
+use crate::clock::Clock;
+use crate::ident::{LatencySensitivity, PortIndex};
+use crate::limits::{PORTS, SHARDS};
+use crate::port::{Receive, Transmit};
+use crate::stats::{PortCounters, ShardCounters};
+use crate::switch;
+use crate::verdict::DropReason;
+
+pub use idle::IdlePolicy;
+use wake::Bell;
+use worker::Worker;
+
+/// Why the shards could not be started or a port not be placed on one.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// No CPU was given, or too many.
+    #[error("{0} shards were asked for: from 1 to {SHARDS} are possible")]
+    Count(usize),
+    /// The kernel refused what a shard needs.
+    #[error("cannot set up the shard on CPU {cpu}: {what}")]
+    Setup {
+        /// The shard's CPU.
+        cpu: u16,
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A port of latency sensitivity `high` needs an exclusive CPU and none was configured.
+    #[error("latency-sensitivity high needs a CPU of its own and none is configured: name some in shards.exclusive")]
+    NoExclusiveCpu,
+}
+
+/// What shards forward by: immutable, published as a whole.
+pub struct Tables {
+    /// What the switch decides by.
+    pub switch: switch::Tables,
+    /// The transmit side of each port, by port number.
+    pub transmit: Box<[Option<Arc<dyn Transmit>>]>,
+}
+
+impl Tables {
+    /// No ports, no networks.
+    pub fn empty() -> Self {
+        let fdb = Arc::new(switch::Fdb::with_capacity(0, [0; 2]));
+        let switch = switch::Tables { ports: Box::default(), networks: Box::default(), fdb };
+        Self { switch, transmit: Box::default() }
+    }
+}
+
+/// Sums over all shards of what was counted for one port; fields as in [`PortCounters`], drops by reason's index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)] // The fields are those of PortCounters and documented there.
+pub struct PortTotals {
+    pub rx_frames: u64,
+    pub rx_bytes: u64,
+    pub rx_delivered: u64,
+    pub rx_dropped: [u64; DropReason::COUNT],
+    pub tx_frames: u64,
+    pub tx_bytes: u64,
+    pub tx_dropped: [u64; DropReason::COUNT],
+}
+
+/// What one shard did since it started. Cycles are those of [`crate::sys::cpu::cycles`].
+#[derive(Debug, Clone, serde::Serialize)]
+#[allow(missing_docs)] // The fields are those of ShardCounters and documented there.
+pub struct ShardReport {
+    /// The CPU that the shard is pinned to.
+    pub cpu: u16,
+    /// It serves ports of latency sensitivity `high` only.
+    pub exclusive: bool,
+    /// Receive queues that it owns.
+    pub queues: usize,
+    /// Those of them that are at rest.
+    pub resting: usize,
+    pub batches: u64,
+    pub frames: u64,
+    pub busy_cycles: u64,
+    pub poll_cycles: u64,
+    pub sleep_cycles: u64,
+    pub sleeps: u64,
+}
+
+/// One shard as everybody but its own thread sees it.
+struct Shard {
+    cpu: u16,
+    exclusive: bool,
+    bell: Arc<Bell>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a shard's thread and the control side share beside the bell.
+struct Shared {
+    counters: ShardCounters,
+    ports: Box<[PortCounters]>,
+    queues: AtomicU64,
+    resting: AtomicU64,
+}
+
+/// A handle to all shards. Dropping it stops them.
+pub struct Shards {
+    shards: Vec<Shard>,
+    tables: Arc<ArcSwap<Tables>>,
+}
+
+impl Shards {
+    /// Starts one shard on each CPU of `cpus`, and one for `high` ports only on each of `exclusive`.
+    ///
+    /// # Errors
+    /// No CPU, too many, or what the kernel said of one.
+    pub fn start(cpus: &[u16], exclusive: &[u16], policy: IdlePolicy, clock: Clock) -> Result<Self, ShardError> {
+        let count = cpus.len() + exclusive.len();
+        if cpus.is_empty() || count > SHARDS {
+            return Err(ShardError::Count(count));
+        }
+        let mut shards = Self { shards: Vec::new(), tables: Arc::new(ArcSwap::from_pointee(Tables::empty())) };
+        let kinds = cpus.iter().map(|&cpu| (cpu, false)).chain(exclusive.iter().map(|&cpu| (cpu, true)));
+        for (cpu, exclusive) in kinds {
+            let shard = Shard::start(cpu, exclusive, policy, clock, &shards.tables)?;
+            shards.shards.push(shard);
+        }
+        Ok(shards)
+    }
+
+    /// Publishes new tables. When it returns every shard uses them and the old ones are gone, with all that only they
+    /// named: they are dropped here, not on a shard.
+    pub fn publish(&self, tables: Tables) {
+        let old = self.tables.swap(Arc::new(tables));
+        for shard in &self.shards {
+            shard.bell.refresh();
+        }
+        drop(old);
+    }
+
+    /// The tables in force.
+    pub fn tables(&self) -> Arc<Tables> {
+        self.tables.load_full()
+    }
+
+    /// Gives a port's receive queues to shards: each to the one that has the fewest, so that the queues of a port spread.
+    ///
+    /// # Errors
+    /// `high` and no exclusive CPU.
+    pub fn attach(
+        &self,
+        port: PortIndex,
+        queues: Vec<Arc<dyn Receive>>,
+        latency: LatencySensitivity,
+    ) -> Result<(), ShardError> {
+        let exclusive = latency == LatencySensitivity::High;
+        for queue in queues {
+            let fit = self.shards.iter().filter(|shard| shard.exclusive == exclusive);
+            let shard = fit.min_by_key(|shard| shard.shared.queues.load(Ordering::Relaxed));
+            let shard = shard.ok_or(ShardError::NoExclusiveCpu)?;
+            shard.shared.queues.fetch_add(1, Ordering::Relaxed);
+            shard.bell.attach(port, queue, latency);
+        }
+        Ok(())
+    }
+
+    /// Takes a port's receive queues away; returns when no shard uses them any more.
+    pub fn detach(&self, port: PortIndex) {
+        for shard in &self.shards {
+            let removed = shard.bell.detach(port);
+            shard.shared.queues.fetch_sub(removed as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets what was counted for `port` to zero, before its number is used for another. The port must be detached and
+    /// out of the tables.
+    pub fn clear_port(&self, port: PortIndex) {
+        for counters in self.shards.iter().filter_map(|shard| shard.shared.ports.get(port.index())) {
+            counters.clear();
+        }
+    }
+
+    /// What was counted for `port`.
+    pub fn port_totals(&self, port: PortIndex) -> PortTotals {
+        let mut sum = PortTotals::default();
+        for shard in &self.shards {
+            if let Some(counters) = shard.shared.ports.get(port.index()) {
+                sum.add(counters);
+            }
+        }
+        sum
+    }
+
+    /// What each shard did.
+    pub fn report(&self) -> Vec<ShardReport> {
+        self.shards.iter().map(Shard::report).collect()
+    }
+
+    /// Stops all shards; returns when their threads have ended.
+    pub fn stop(self) {}
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            shard.bell.stop();
+        }
+        for shard in &mut self.shards {
+            if let Some(thread) = shard.thread.take() {
+                // A shard that panicked has said so on stderr; there is nothing to add and the others still have to end.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Shard {
+    fn start(
+        cpu: u16,
+        exclusive: bool,
+        policy: IdlePolicy,
+        clock: Clock,
+        tables: &Arc<ArcSwap<Tables>>,
+    ) -> Result<Self, ShardError> {
+        let failed = |what| move |source| ShardError::Setup { cpu, what, source };
+        let bell = Arc::new(Bell::new().map_err(failed("epoll and eventfd"))?);
+        let shared = Arc::new(Shared::new());
+        let worker = Worker::new(&bell, &shared, tables, policy, clock);
+        let (started, start) = std::sync::mpsc::channel();
+        let name = format!("shard-{cpu}");
+        let run = move || {
+            let pinned = crate::sys::cpu::pin_to(cpu);
+            let good = pinned.is_ok();
+            // The receiver waits until this arrives.
+            let _ = started.send(pinned);
+            if good {
+                worker.run();
+            }
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed("a thread"))?;
+        start.recv().unwrap_or(Ok(())).map_err(failed("pin its thread"))?;
+        Ok(Self { cpu, exclusive, bell, shared, thread: Some(thread) })
+    }
+
+    fn report(&self) -> ShardReport {
+        let (shared, counters) = (&self.shared, &self.shared.counters);
+        ShardReport {
+            cpu: self.cpu,
+            exclusive: self.exclusive,
+            queues: shared.queues.load(Ordering::Relaxed) as usize,
+            resting: shared.resting.load(Ordering::Relaxed) as usize,
+            batches: counters.batches.get(),
+            frames: counters.frames.get(),
+            busy_cycles: counters.busy_cycles.get(),
+            poll_cycles: counters.poll_cycles.get(),
+            sleep_cycles: counters.sleep_cycles.get(),
+            sleeps: counters.sleeps.get(),
+        }
+    }
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            counters: ShardCounters::default(),
+            // 1.5 MiB per shard, for all port numbers there can be: a shard never has to ask whether a block is there.
+            ports: (0..PORTS).map(|_| PortCounters::default()).collect(),
+            queues: AtomicU64::new(0),
+            resting: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Default for PortTotals {
+    fn default() -> Self {
+        let none = [0; DropReason::COUNT];
+        Self {
+            rx_frames: 0,
+            rx_bytes: 0,
+            rx_delivered: 0,
+            rx_dropped: none,
+            tx_frames: 0,
+            tx_bytes: 0,
+            tx_dropped: none,
+        }
+    }
+}
+
+impl PortTotals {
+    fn add(&mut self, counters: &PortCounters) {
+        self.rx_frames += counters.rx_frames.get();
+        self.rx_bytes += counters.rx_bytes.get();
+        self.rx_delivered += counters.rx_delivered.get();
+        self.tx_frames += counters.tx_frames.get();
+        self.tx_bytes += counters.tx_bytes.get();
+        for &reason in DropReason::ALL {
+            self.rx_dropped[reason.index()] += counters.rx_dropped.get(reason);
+            self.tx_dropped[reason.index()] += counters.tx_dropped.get(reason);
+        }
+    }
+}

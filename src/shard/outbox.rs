@@ -1,0 +1,141 @@
+//! From verdicts to deliveries: [`Outbox`] groups a batch by destination and calls each destination's transmit side once.
+//!
+//! It also does the book-keeping that makes "received = delivered + dropped" true for every port: a frame counts as
+//! delivered for its sender once at least one port took it, else as dropped for the reason that the last one gave. What a
+//! destination did not take counts there as well, so both ends can see why a frame is missing.
+//!
+//! A pick list per port number is kept ready (260 KiB, of which only the lists of ports that are spoken to are ever in the
+//! cache); the destinations of this batch are in `touched`. Nothing is allocated per batch.
+
+use super::Tables;
+use crate::frame::Batch;
+use crate::ident::PortIndex;
+use crate::limits::{BATCH_FRAMES, PORTS};
+use crate::port::Outcome;
+use crate::stats::PortCounters;
+use crate::verdict::{DropReason, Verdict};
+
+/// The frames of a batch that go to one port, by index, ascending.
+#[derive(Clone, Copy)]
+struct Picks {
+    count: u8,
+    list: [u8; BATCH_FRAMES],
+}
+
+impl Picks {
+    const NONE: Self = Self { count: 0, list: [0; BATCH_FRAMES] };
+
+    #[inline]
+    fn as_slice(&self) -> &[u8] {
+        &self.list[..usize::from(self.count).min(BATCH_FRAMES)]
+    }
+}
+
+/// Scratch memory for sorting one batch by destination.
+pub(super) struct Outbox {
+    picks: Box<[Picks]>,
+    touched: Vec<PortIndex>,
+    outcome: Outcome,
+}
+
+impl Outbox {
+    /// An empty outbox.
+    pub fn new() -> Self {
+        Self { picks: vec![Picks::NONE; PORTS].into(), touched: Vec::with_capacity(PORTS), outcome: Outcome::new() }
+    }
+
+    /// Delivers what the switch decided for `batch`, which came from `ingress`, and counts it.
+    #[inline]
+    pub fn deliver(&mut self, tables: &Tables, ingress: PortIndex, batch: &Batch<'_>, counters: &[PortCounters]) {
+        self.sort(tables, ingress, batch);
+        let mut delivered = 0;
+        for at in 0..self.touched.len() {
+            let port = self.touched[at];
+            delivered |= self.transmit(tables, port, batch, counters);
+            self.picks[port.index()].count = 0;
+        }
+        self.touched.clear();
+        if let Some(counters) = counters.get(ingress.index()) {
+            self.settle(batch, delivered, counters);
+        }
+    }
+
+    /// Notes each frame in the pick list of each port that it goes to.
+    #[inline]
+    fn sort(&mut self, tables: &Tables, ingress: PortIndex, batch: &Batch<'_>) {
+        for (index, frame) in batch.frames().iter().enumerate() {
+            match frame.verdict {
+                Verdict::Deliver(port) => self.pick(port, index as u8),
+                Verdict::Flood => {
+                    for &port in members(tables, ingress).iter().filter(|&&port| port != ingress) {
+                        self.pick(port, index as u8);
+                    }
+                }
+                Verdict::Pending | Verdict::Drop(_) => {}
+            }
+        }
+    }
+
+    #[inline]
+    fn pick(&mut self, port: PortIndex, index: u8) {
+        let Some(picks) = self.picks.get_mut(port.index()) else { return };
+        if picks.count == 0 {
+            self.touched.push(port);
+        }
+        picks.list[usize::from(picks.count) % BATCH_FRAMES] = index;
+        picks.count += 1;
+    }
+
+    /// Gives `port` its frames; returns which of them it took.
+    #[inline]
+    fn transmit(&mut self, tables: &Tables, port: PortIndex, batch: &Batch<'_>, counters: &[PortCounters]) -> u64 {
+        let (picks, outcome) = (self.picks[port.index()].as_slice(), &mut self.outcome);
+        outcome.delivered = 0;
+        match tables.transmit.get(port.index()) {
+            Some(Some(side)) => side.transmit(batch, picks, outcome),
+            _ => outcome.refuse_all(picks, DropReason::NoDestination),
+        }
+        let Some(counters) = counters.get(port.index()) else { return outcome.delivered };
+        let mut bytes = 0;
+        for &index in picks {
+            if outcome.delivered & 1 << index != 0 {
+                bytes += u64::from(batch.frames()[usize::from(index)].len);
+            } else {
+                counters.tx_dropped.add(outcome.reasons[usize::from(index)], 1);
+            }
+        }
+        counters.tx_frames.add(u64::from(outcome.delivered.count_ones()));
+        counters.tx_bytes.add(bytes);
+        outcome.delivered
+    }
+
+    /// Counts what became of the batch for the port that it came from.
+    #[inline]
+    fn settle(&self, batch: &Batch<'_>, delivered: u64, counters: &PortCounters) {
+        let mut bytes = 0;
+        for (index, frame) in batch.frames().iter().enumerate() {
+            bytes += u64::from(frame.len);
+            if delivered & 1 << index == 0 {
+                counters.rx_dropped.add(self.reason(frame.verdict, index), 1);
+            }
+        }
+        counters.rx_frames.add(batch.len() as u64);
+        counters.rx_bytes.add(bytes);
+        counters.rx_delivered.add(u64::from(delivered.count_ones()));
+    }
+
+    /// Why frame `index`, which nobody took, was dropped.
+    fn reason(&self, verdict: Verdict, index: usize) -> DropReason {
+        match verdict {
+            Verdict::Drop(reason) => reason,
+            Verdict::Deliver(_) | Verdict::Flood => self.outcome.reasons[index],
+            Verdict::Pending => DropReason::NoDestination,
+        }
+    }
+}
+
+/// The ports of the network that `ingress` is in.
+fn members(tables: &Tables, ingress: PortIndex) -> &[PortIndex] {
+    let row = tables.switch.port(ingress).and_then(|port| tables.switch.network(port.network));
+    row.map_or(&[], |network| &network.members)
+}

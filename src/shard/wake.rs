@@ -1,0 +1,194 @@
+//! How anybody gets a shard's attention: its [`Bell`].
+//!
+//! Three things come in through it: kicks, by epoll; queues that say they are worth a look, by a list; orders of the
+//! control side, by another. The lists are guarded by mutexes that are held for a push or a swap. A shard at work sees one
+//! flag per turn; a shard asleep is woken by an eventfd, which is written only then.
+//!
+//! Falling asleep: the shard says so (`asleep`), then looks at the flag (`rung`) once more. Ringing: set the flag, then
+//! look whether the shard is asleep. Both stores are followed by a load of the other's variable with sequential
+//! consistency, so at least one side sees the other (Dekker); no ring is lost. `tests::no_ring_is_lost` models it in loom.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::ident::{LatencySensitivity, PortIndex};
+use crate::port::{Receive, Wake};
+
+/// The epoll token of the bell's own eventfd; slots have their number.
+const RING: u64 = u64::MAX;
+
+/// What the control side wants of a shard. Whoever sends one that has `done` waits for the answer.
+pub(super) enum Order {
+    /// Own this queue from now on.
+    Attach { port: PortIndex, queue: Arc<dyn Receive>, latency: LatencySensitivity },
+    /// Give up the queues of this port; answers how many they were.
+    Detach { port: PortIndex, done: Sender<usize> },
+    /// Let go of old tables.
+    Refresh { done: Sender<()> },
+    /// End.
+    Stop,
+}
+
+/// A shard's bell.
+pub(super) struct Bell {
+    epoll: OwnedFd,
+    event: EventFd,
+    flags: Flags,
+    ready: Mutex<Vec<u32>>,
+    orders: Mutex<Vec<Order>>,
+}
+
+/// The two flags that ringing and falling asleep agree by.
+#[derive(Debug, Default)]
+struct Flags {
+    rung: AtomicBool,
+    asleep: AtomicBool,
+}
+
+impl Flags {
+    /// Notes a ring; returns whether the shard must be woken.
+    fn ring(&self) -> bool {
+        self.rung.store(true, Ordering::SeqCst);
+        self.asleep.load(Ordering::SeqCst)
+    }
+
+    /// Announces sleep; returns whether it may begin. If not, the announcement is taken back.
+    fn fall_asleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        if self.rung.load(Ordering::SeqCst) {
+            self.asleep.store(false, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// Takes the ring, if there was one.
+    #[inline]
+    fn take(&self) -> bool {
+        self.rung.load(Ordering::Relaxed) && self.rung.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Bell {
+    /// A bell that nobody listens to yet.
+    pub fn new() -> std::io::Result<Self> {
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        let listen = epoll::Event::new(epoll::Events::EPOLLIN, RING);
+        epoll::ctl(epoll.as_raw_fd(), epoll::ControlOptions::EPOLL_CTL_ADD, event.as_raw_fd(), listen)?;
+        Ok(Self { epoll, event, flags: Flags::default(), ready: Mutex::default(), orders: Mutex::default() })
+    }
+
+    /// Orders the shard to own `queue`.
+    pub fn attach(&self, port: PortIndex, queue: Arc<dyn Receive>, latency: LatencySensitivity) {
+        self.order(Order::Attach { port, queue, latency });
+    }
+
+    /// Orders the shard to give up the queues of `port` and waits until it has; returns how many they were.
+    pub fn detach(&self, port: PortIndex) -> usize {
+        let (done, answer) = channel();
+        self.order(Order::Detach { port, done });
+        // A shard that has ended drops its orders, and with them the sender.
+        answer.recv().unwrap_or(0)
+    }
+
+    /// Waits until the shard has let go of old tables.
+    pub fn refresh(&self) {
+        let (done, answer) = channel();
+        self.order(Order::Refresh { done });
+        let _ = answer.recv();
+    }
+
+    /// Orders the shard to end.
+    pub fn stop(&self) {
+        self.order(Order::Stop);
+    }
+
+    /// Whether anything came in since the last call. One relaxed load if not.
+    #[inline]
+    pub fn rang(&self) -> bool {
+        self.flags.take()
+    }
+
+    /// Moves the orders that came in to `orders` and the slots worth a look to `ready`.
+    pub fn collect(&self, orders: &mut Vec<Order>, ready: &mut Vec<u32>) {
+        orders.append(&mut self.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        ready.append(&mut self.ready.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Adds the slots that were kicked to `ready`, without waiting.
+    pub fn look(&self, ready: &mut Vec<u32>) {
+        self.wait(0, ready);
+    }
+
+    /// Sleeps until something comes in; adds the slots that were kicked to `ready`.
+    pub fn sleep(&self, ready: &mut Vec<u32>) {
+        if self.flags.fall_asleep() {
+            self.wait(-1, ready);
+            self.flags.asleep.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn wait(&self, milliseconds: i32, ready: &mut Vec<u32>) {
+        let mut events = [epoll::Event { events: 0, data: 0 }; 64];
+        // An interrupted wait is one that found nothing.
+        let count = epoll::wait(self.epoll.as_raw_fd(), milliseconds, &mut events).unwrap_or(0);
+        for event in &events[..count] {
+            match event.data {
+                RING => {
+                    // Reading resets the counter; that it was zero already is not possible and would not matter.
+                    let _ = self.event.read();
+                }
+                slot => ready.push(slot as u32),
+            }
+        }
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        if self.flags.ring() {
+            // It only fails when the counter is full, and then the shard is being woken already.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+/// The means to wake a shard for the queue in one of its slots.
+pub(super) struct SlotWake {
+    /// The shard's bell.
+    pub bell: Arc<Bell>,
+    /// The queue's slot.
+    pub slot: u32,
+}
+
+impl Wake for SlotWake {
+    fn wake(&self) {
+        let mut ready = self.bell.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ready.contains(&self.slot) {
+            ready.push(self.slot);
+        }
+        drop(ready);
+        self.bell.ring();
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        let wanted = epoll::Event::new(epoll::Events::EPOLLIN | epoll::Events::EPOLLET, u64::from(self.slot));
+        let epoll = self.bell.epoll.as_raw_fd();
+        epoll::ctl(epoll, epoll::ControlOptions::EPOLL_CTL_ADD, fd.as_raw_fd(), wanted)
+    }
+
+    fn unwatch(&self, fd: BorrowedFd<'_>) {
+        let nothing = epoll::Event::new(epoll::Events::empty(), 0);
+        let epoll = self.bell.epoll.as_raw_fd();
+        // Not being watched is what is wanted.
+        let _ = epoll::ctl(epoll, epoll::ControlOptions::EPOLL_CTL_DEL, fd.as_raw_fd(), nothing);
+    }
+}

@@ -1,0 +1,200 @@
+//! What the FDB counts: entries of each port and network, which the limits are about, and what happened to entries.
+//!
+//! All shards write these, so they are real atomic additions. Only what is out of the ordinary pays for one: a station
+//! that is where it was costs none.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use super::Fdb;
+use super::entry::{Key, Value};
+use crate::ident::{NetworkIndex, PortIndex};
+use crate::limits::{NETWORKS, PORTS};
+
+/// What happened to entries since the daemon started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FdbCounters {
+    /// Stations entered because a frame of theirs came in.
+    pub learned: u64,
+    /// Learned entries removed because their station was silent for the network's MAC age.
+    pub aged: u64,
+    /// Moves of a station from one port to another.
+    pub moved: u64,
+    /// Moves not followed because the station had moved too often.
+    pub damped: u64,
+    /// Learning and moves refused because of a port's or a network's limit.
+    pub refused: u64,
+    /// Stations not learned because the table had no room for them.
+    pub full: u64,
+}
+
+impl Fdb {
+    /// What happened to entries since the daemon started.
+    pub fn counters(&self) -> FdbCounters {
+        let Counts { learned, aged, moved, damped, refused, full, .. } = &self.counts;
+        FdbCounters {
+            learned: learned.load(Relaxed),
+            aged: aged.load(Relaxed),
+            moved: moved.load(Relaxed),
+            damped: damped.load(Relaxed),
+            refused: refused.load(Relaxed),
+            full: full.load(Relaxed),
+        }
+    }
+
+    /// How many entries there are, learned and pinned.
+    pub fn len(&self) -> usize {
+        self.counts.entries.load(Relaxed)
+    }
+
+    /// Whether there are no entries.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many stations are learned at `port`.
+    pub fn port_macs(&self, port: PortIndex) -> u32 {
+        self.counts.ports.get(port.index()).map_or(0, |port| port.learned.load(Relaxed))
+    }
+
+    /// How many stations are learned in `network`.
+    pub fn network_macs(&self, network: NetworkIndex) -> u32 {
+        self.counts.networks.get(network.index()).map_or(0, |learned| learned.load(Relaxed))
+    }
+
+    /// How often learning at `port` was refused because of its limit or its network's. Frames that follow each other
+    /// with the same addresses count once.
+    pub fn port_refused(&self, port: PortIndex) -> u64 {
+        self.counts.ports.get(port.index()).map_or(0, |port| port.refused.load(Relaxed))
+    }
+}
+
+/// The counters themselves.
+#[derive(Debug)]
+pub(super) struct Counts {
+    entries: AtomicUsize,
+    ports: Box<[PortCount]>,
+    networks: Box<[AtomicU32]>,
+    pub(super) learned: AtomicU64,
+    pub(super) aged: AtomicU64,
+    pub(super) moved: AtomicU64,
+    pub(super) damped: AtomicU64,
+    refused: AtomicU64,
+    pub(super) full: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct PortCount {
+    learned: AtomicU32,
+    refused: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn new() -> Self {
+        Self {
+            entries: AtomicUsize::new(0),
+            ports: (0..PORTS).map(|_| PortCount::default()).collect(),
+            networks: (0..NETWORKS).map(|_| AtomicU32::new(0)).collect(),
+            learned: AtomicU64::new(0),
+            aged: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            damped: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            full: AtomicU64::new(0),
+        }
+    }
+
+    /// An entry was put in, without asking for leave. The limits are about learned entries; pins are the operator's.
+    pub(super) fn entered(&self, key: Key, value: Value) {
+        self.entries.fetch_add(1, Relaxed);
+        if !value.is_pinned() {
+            self.take_port(value.port(), u32::MAX);
+            self.take_network(key.network(), u32::MAX);
+        }
+    }
+
+    /// An entry was taken out.
+    pub(super) fn left(&self, key: Key, value: Value) {
+        self.release_entry();
+        if !value.is_pinned() {
+            self.release_port(value.port());
+            self.release_network(key.network());
+        }
+    }
+
+    /// Takes a place for one more station at `port`, unless that is over `limit`.
+    pub(super) fn take_port(&self, port: PortIndex, limit: u32) -> bool {
+        self.ports.get(port.index()).is_some_and(|count| take(&count.learned, limit))
+    }
+
+    /// Takes a place for one more station in `network`, unless that is over `limit`.
+    pub(super) fn take_network(&self, network: NetworkIndex, limit: u32) -> bool {
+        self.networks.get(network.index()).is_some_and(|count| take(count, limit))
+    }
+
+    /// Takes a place for one more entry of the table, whose limit is `limit`.
+    pub(super) fn take_entry(&self, limit: usize) -> bool {
+        // Shards that come at the same moment may all pass: the table has room for twice as many.
+        let free = self.entries.load(Relaxed) < limit;
+        if free {
+            self.entries.fetch_add(1, Relaxed);
+        }
+        free
+    }
+
+    /// Gives an entry's place back.
+    pub(super) fn release_entry(&self) {
+        self.entries.fetch_sub(1, Relaxed);
+    }
+
+    /// Gives a station's place at `port` back.
+    pub(super) fn release_port(&self, port: PortIndex) {
+        if let Some(count) = self.ports.get(port.index()) {
+            count.learned.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Gives a station's place in `network` back.
+    pub(super) fn release_network(&self, network: NetworkIndex) {
+        if let Some(count) = self.networks.get(network.index()) {
+            count.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Learning at `port` was refused.
+    pub(super) fn refuse(&self, port: PortIndex) {
+        self.refused.fetch_add(1, Relaxed);
+        if let Some(count) = self.ports.get(port.index()) {
+            count.refused.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Takes over what happened in the table that this one replaces. Its entries have been counted as they came in.
+    pub(super) fn inherit(&self, old: &Self) {
+        for (new, old) in self.ports.iter().zip(&old.ports) {
+            new.refused.store(old.refused.load(Relaxed), Relaxed);
+        }
+        let pairs = [
+            (&self.learned, &old.learned),
+            (&self.aged, &old.aged),
+            (&self.moved, &old.moved),
+            (&self.damped, &old.damped),
+            (&self.refused, &old.refused),
+            (&self.full, &old.full),
+        ];
+        for (new, old) in pairs {
+            new.store(old.load(Relaxed), Relaxed);
+        }
+    }
+}
+
+/// Adds one unless that is over `limit`. The load first spares a port at its limit the two writes.
+fn take(count: &AtomicU32, limit: u32) -> bool {
+    if count.load(Relaxed) >= limit {
+        return false;
+    }
+    let taken = count.fetch_add(1, Relaxed) < limit;
+    if !taken {
+        count.fetch_sub(1, Relaxed);
+    }
+    taken
+}

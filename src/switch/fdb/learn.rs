@@ -1,0 +1,122 @@
+//! What a frame's source address teaches: [`Fdb::learn`].
+//!
+//! Nearly always nothing: the station is where it was and was seen in this tenth of a second already. That path reads
+//! one cache line and writes none, so shards do not steal lines from each other.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Fdb;
+use super::bucket::Slot;
+use super::entry::{Key, Move, Value};
+use crate::clock::Tick;
+use crate::ident::{MacAddr, NetworkIndex, PortIndex};
+use crate::limits::FDB_ENTRIES;
+
+/// How many stations may be learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// At the port that the frame came from.
+    pub port: u32,
+    /// In its network.
+    pub network: u32,
+}
+
+/// What came of a sighting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learned {
+    /// The station was known to be there.
+    Known,
+    /// It is entered now.
+    New,
+    /// It was known at another port and is here now.
+    Moved,
+    /// It has moved too often and stays where it was; see [`super::FLAP_MOVES`].
+    Damped,
+    /// It is pinned at another port and stays there.
+    Pinned,
+    /// The port or the network has as many learned stations as it may.
+    Refused,
+    /// The table has no room for it.
+    Full,
+    /// The address is no station's.
+    NoStation,
+}
+
+impl Fdb {
+    /// Notes that a frame from station `mac` of `network` came in at `port`.
+    #[inline]
+    pub fn learn(&self, network: NetworkIndex, mac: MacAddr, port: PortIndex, limits: Limits, now: Tick) -> Learned {
+        let key = Key::new(network, mac);
+        match self.find(key) {
+            // Refreshed only when the tick has changed: a store per frame would have shards fight for the line.
+            Some((_, value)) if value.port() == port && (value.seen() == now || value.is_pinned()) => Learned::Known,
+            Some((slot, value)) if value.port() == port => {
+                // If this fails another shard has changed the entry at this very moment, and what it wrote is as good.
+                slot.replace(value, value.seen_at(now));
+                Learned::Known
+            }
+            Some((slot, value)) => self.relocate(slot, value, port, limits, now),
+            None => self.enter(key, Value::learned(port, now), limits),
+        }
+    }
+
+    /// A station was seen at `port` and is known at another one.
+    #[cold]
+    fn relocate(&self, slot: &Slot, value: Value, port: PortIndex, limits: Limits, now: Tick) -> Learned {
+        if value.is_pinned() {
+            return Learned::Pinned;
+        }
+        match value.moved(port, now) {
+            Move::Damp(damped) => {
+                if damped != value {
+                    slot.replace(value, damped);
+                }
+                self.counts.damped.fetch_add(1, Relaxed);
+                Learned::Damped
+            }
+            Move::Follow(_) if !self.counts.take_port(port, limits.port) => {
+                self.counts.refuse(port);
+                Learned::Refused
+            }
+            Move::Follow(moved) if slot.replace(value, moved) => {
+                self.counts.release_port(value.port());
+                self.counts.moved.fetch_add(1, Relaxed);
+                Learned::Moved
+            }
+            Move::Follow(_) => {
+                // Another shard saw the station at the same moment and was quicker: the next frame decides.
+                self.counts.release_port(port);
+                Learned::Known
+            }
+        }
+    }
+
+    /// A station was seen that is not known.
+    #[cold]
+    fn enter(&self, key: Key, value: Value, limits: Limits) -> Learned {
+        if !key.mac().is_station() {
+            return Learned::NoStation;
+        }
+        if !self.counts.take_port(value.port(), limits.port) {
+            self.counts.refuse(value.port());
+            return Learned::Refused;
+        }
+        if !self.counts.take_network(key.network(), limits.network) {
+            self.counts.release_port(value.port());
+            self.counts.refuse(value.port());
+            return Learned::Refused;
+        }
+        let taken = self.counts.take_entry(FDB_ENTRIES);
+        if taken && self.place(key, value) {
+            self.counts.learned.fetch_add(1, Relaxed);
+            return Learned::New;
+        }
+        if taken {
+            self.counts.release_entry();
+        }
+        self.counts.release_port(value.port());
+        self.counts.release_network(key.network());
+        self.counts.full.fetch_add(1, Relaxed);
+        Learned::Full
+    }
+}

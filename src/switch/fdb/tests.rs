@@ -1,0 +1,370 @@
+//! The FDB against its model, at its limits, full, and with several shards at once.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::model::Model;
+use super::*;
+use crate::clock::Tick;
+
+const SEED: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+const NO_LIMITS: Limits = Limits { port: u32::MAX, network: u32::MAX };
+const NETWORK: NetworkIndex = NetworkIndex(1);
+
+/// A station's address by number, in the order in which hypervisors give them out.
+fn mac(number: u32) -> MacAddr {
+    MacAddr::from_bits(0x5254_0000_0000 + u64::from(number))
+}
+
+fn learn(fdb: &Fdb, number: u32, port: u16, now: u32) -> Learned {
+    fdb.learn(NETWORK, mac(number), PortIndex(port), NO_LIMITS, Tick(now))
+}
+
+fn port_of(fdb: &Fdb, number: u32) -> Option<u16> {
+    fdb.lookup(NETWORK, mac(number)).map(|port| port.0)
+}
+
+#[test]
+fn a_station_is_found_in_its_own_network_only() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    assert_eq!(fdb.capacity(), Fdb::CAPACITY_MIN);
+    assert_eq!(learn(&fdb, 1, 7, 0), Learned::New);
+    assert_eq!(port_of(&fdb, 1), Some(7));
+    assert_eq!(fdb.lookup(NetworkIndex(2), mac(1)), None);
+    assert_eq!(fdb.lookup(NetworkIndex(0), MacAddr([0; 6])), None);
+    assert_eq!(fdb.counters(), FdbCounters { learned: 1, ..FdbCounters::default() });
+}
+
+#[test]
+fn what_is_no_station_is_neither_learned_nor_pinned() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    for bad in [MacAddr([0; 6]), MacAddr::BROADCAST, MacAddr([1, 0, 0, 0, 0, 1])] {
+        assert_eq!(fdb.learn(NetworkIndex(0), bad, PortIndex(0), NO_LIMITS, Tick(0)), Learned::NoStation);
+        assert_eq!(fdb.pin(NetworkIndex(0), bad, PortIndex(0)), Err(PinError::NoStation(bad)));
+    }
+    assert!(fdb.is_empty());
+}
+
+#[test]
+fn limits_refuse_new_stations_and_moves_and_count_them() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    let limits = Limits { port: 2, network: 3 };
+    let at = |number, port| fdb.learn(NETWORK, mac(number), PortIndex(port), limits, Tick(0));
+    assert_eq!([at(0, 0), at(1, 0), at(2, 0)], [Learned::New, Learned::New, Learned::Refused]);
+    assert_eq!([at(2, 1), at(3, 1)], [Learned::New, Learned::Refused], "the network is full");
+    assert_eq!(at(2, 0), Learned::Refused, "port 0 is full, so the station stays at port 1");
+    assert_eq!([at(0, 1), at(3, 2)], [Learned::Moved, Learned::Refused]);
+    assert_eq!((fdb.port_macs(PortIndex(0)), fdb.port_macs(PortIndex(1)), fdb.network_macs(NETWORK)), (1, 2, 3));
+    assert_eq!([0, 1, 2].map(|port| fdb.port_refused(PortIndex(port))), [2, 1, 1]);
+    assert_eq!(fdb.counters().refused, 4);
+    fdb.pin(NETWORK, mac(0), PortIndex(1)).unwrap();
+    assert_eq!((fdb.port_macs(PortIndex(1)), at(9, 2)), (1, Learned::New), "a pin is not counted");
+}
+
+#[test]
+fn a_flapping_station_stays_and_is_counted() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    learn(&fdb, 1, 0, 0);
+    for frame in 0..100 {
+        learn(&fdb, 1, 1 - (frame % 2) as u16, 1 + frame / 4);
+    }
+    let counters = fdb.counters();
+    assert_eq!((counters.moved, counters.damped), (u64::from(FLAP_MOVES), 48));
+    assert_eq!(port_of(&fdb, 1), Some(1));
+    let entry = fdb.entries(Tick(26)).next().unwrap();
+    assert_eq!((entry.moves, entry.pinned), (FLAP_MOVES + 1, false));
+    // The sweep does not forget it while it is held down, and does so afterwards.
+    fdb.sweep(Tick(300), |_| Some(Duration::from_secs(300)));
+    assert_eq!(learn(&fdb, 1, 0, 301), Learned::Damped);
+    fdb.sweep(Tick(601), |_| Some(Duration::from_secs(300)));
+    assert_eq!((fdb.entries(Tick(601)).next().unwrap().moves, learn(&fdb, 1, 0, 601)), (0, Learned::Moved));
+}
+
+#[test]
+fn silent_stations_age_and_pins_do_not() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    learn(&fdb, 1, 0, 0);
+    learn(&fdb, 2, 0, 0);
+    fdb.learn(NetworkIndex(2), mac(3), PortIndex(1), NO_LIMITS, Tick(0));
+    fdb.pin(NETWORK, mac(4), PortIndex(0)).unwrap();
+    learn(&fdb, 2, 0, 5);
+    let age = |network| (network == NETWORK).then_some(Duration::from_secs(1));
+    assert_eq!(fdb.sweep(Tick(9), age), Swept { aged: 1, duplicates: 0 }, "network 2 is gone");
+    assert_eq!(fdb.sweep(Tick(10), age), Swept { aged: 1, duplicates: 0 });
+    assert_eq!([1, 2, 4].map(|number| port_of(&fdb, number)), [None, Some(0), Some(0)]);
+    assert_eq!((fdb.counters().aged, fdb.len(), fdb.port_macs(PortIndex(0))), (2, 2, 1));
+}
+
+#[test]
+fn flush_takes_what_matches_and_leaves_pins_and_forget_port_leaves_nothing() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    for number in 0..30 {
+        learn(&fdb, number, (number % 3) as u16, 0);
+    }
+    fdb.pin(NETWORK, mac(0), PortIndex(0)).unwrap();
+    fdb.pin(NETWORK, mac(50), PortIndex(1)).unwrap();
+    let flush = |which| fdb.flush(which);
+    assert_eq!(flush(Flush { network: Some(NetworkIndex(9)), ..Flush::default() }), 0);
+    assert_eq!(flush(Flush { mac: Some(mac(4)), ..Flush::default() }), 1);
+    assert_eq!(flush(Flush { mac: Some(mac(5)), port: Some(PortIndex(0)), ..Flush::default() }), 0);
+    assert_eq!(flush(Flush { port: Some(PortIndex(0)), ..Flush::default() }), 9);
+    assert_eq!(fdb.forget_port(PortIndex(1)), 10, "nine learned ones and a pin");
+    assert_eq!(flush(Flush::default()), 10);
+    assert_eq!((fdb.len(), port_of(&fdb, 0)), (1, Some(0)));
+    assert!(fdb.unpin(NETWORK, mac(0)) && !fdb.unpin(NETWORK, mac(0)) && fdb.is_empty());
+}
+
+#[test]
+fn a_pin_replaces_what_was_there_and_holds() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    learn(&fdb, 1, 0, 0);
+    fdb.pin(NETWORK, mac(1), PortIndex(5)).unwrap();
+    fdb.pin(NETWORK, mac(1), PortIndex(6)).unwrap();
+    fdb.pin(NETWORK, mac(1), PortIndex(6)).unwrap();
+    assert_eq!(
+        (learn(&fdb, 1, 0, 1), learn(&fdb, 1, 6, 1), port_of(&fdb, 1)),
+        (Learned::Pinned, Learned::Known, Some(6))
+    );
+    assert_eq!((fdb.len(), fdb.port_macs(PortIndex(0)), fdb.port_macs(PortIndex(6))), (1, 0, 0));
+    let entry = fdb.entries(Tick(9)).next().unwrap();
+    assert!(entry.pinned && entry.age.is_none());
+}
+
+#[test]
+fn a_full_table_refuses_counts_and_still_takes_pins() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    let mut number = 0;
+    while fdb.counters().full < 100 {
+        learn(&fdb, number, 0, 0);
+        number += 1;
+    }
+    let filled = fdb.len();
+    assert!(filled >= fdb.capacity() * 95 / 100, "{filled} of {}", fdb.capacity());
+    assert_eq!(fdb.port_macs(PortIndex(0)) as usize, filled);
+    assert_eq!((0..number).filter(|&n| port_of(&fdb, n) == Some(0)).count(), filled);
+    for n in 0..20 {
+        fdb.pin(NETWORK, mac(1 << 20 | n), PortIndex(1)).unwrap();
+        assert_eq!(port_of(&fdb, 1 << 20 | n), Some(1));
+    }
+    assert_eq!(fdb.port_macs(PortIndex(0)) as usize, fdb.len() - 20);
+    let mut pinned = 20;
+    while fdb.pin(NETWORK, mac(2 << 20 | pinned), PortIndex(1)).is_ok() {
+        pinned += 1;
+    }
+    assert!(pinned as usize > fdb.capacity() / 2);
+}
+
+#[test]
+fn a_grown_table_has_everything() {
+    let fdb = Fdb::with_capacity(256, SEED);
+    for number in 0..=128 {
+        assert!(!fdb.is_crowded());
+        learn(&fdb, number, 3, number);
+    }
+    fdb.pin(NETWORK, mac(7), PortIndex(4)).unwrap();
+    learn(&fdb, 8, 5, 400);
+    assert!(fdb.is_crowded());
+    let grown = fdb.grown().unwrap();
+    assert!(grown.capacity() == 512 && !grown.is_crowded());
+    let listed = |fdb: &Fdb| {
+        let mut all: Vec<_> = fdb.entries(Tick(500)).collect();
+        all.sort_unstable_by_key(|entry| entry.mac);
+        all
+    };
+    assert_eq!(listed(&fdb), listed(&grown));
+    assert_eq!((fdb.len(), fdb.counters()), (grown.len(), grown.counters()));
+    assert_eq!([3, 5].map(|p| grown.port_macs(PortIndex(p))), [127, 1]);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "millions of steps")]
+fn a_million_entries_fill_four_fifths_of_a_table() {
+    let fdb = Fdb::with_capacity(1 << 20, SEED);
+    let (half, wanted) = ((1 << 20) / 2, (1 << 20) * 4 / 5);
+    for number in 0..wanted {
+        assert!(number != half || fdb.counters().full == 0, "no refusal as long as the table is not crowded");
+        learn(&fdb, number, (number % 4096) as u16, 0);
+    }
+    let refused = fdb.counters().full;
+    assert!(refused <= u64::from(wanted) / 1000, "{refused} of {wanted} found no room");
+    assert_eq!(fdb.len() as u64 + refused, u64::from(wanted));
+    let found = (0..wanted).filter(|&number| port_of(&fdb, number) == Some((number % 4096) as u16)).count();
+    assert_eq!(found, fdb.len());
+}
+
+#[test]
+fn second_entries_are_swept_and_the_first_one_holds() {
+    let fdb = Fdb::with_capacity(0, SEED);
+    let key = Key::new(NETWORK, mac(1));
+    for port in 0..3 {
+        let value = Value::learned(PortIndex(port), Tick(0));
+        assert!(fdb.place(key, value));
+        fdb.counts.entered(key, value);
+    }
+    assert_eq!(port_of(&fdb, 1), Some(0));
+    let age = |_| Some(Duration::from_secs(300));
+    assert_eq!(fdb.sweep(Tick(0), age), Swept { aged: 0, duplicates: 2 });
+    assert_eq!((port_of(&fdb, 1), fdb.len(), fdb.port_macs(PortIndex(0))), (Some(0), 1, 1));
+    // A pin that a shard entered another place for, too: the pin holds, wherever it stands.
+    assert!(fdb.place(key, Value::pinned(PortIndex(9))));
+    fdb.counts.entered(key, Value::pinned(PortIndex(9)));
+    assert_eq!(fdb.sweep(Tick(0), age), Swept { aged: 0, duplicates: 1 });
+    assert_eq!((port_of(&fdb, 1), fdb.len(), fdb.port_macs(PortIndex(0))), (Some(9), 1, 0));
+}
+
+/// Four shards learn, move and look up a few hundred stations in a table that is too small for all of them, while the
+/// control side pins, flushes and sweeps. Whatever the interleaving, a station is never found where it never was, and
+/// the counts are exact in the end.
+#[test]
+fn shards_and_the_control_side_at_once() {
+    let (shards, stations, rounds) = if cfg!(miri) { (2, 60, 4) } else { (4, 400, 300) };
+    let fdb = Fdb::with_capacity(0, SEED);
+    let age = |_| Some(Duration::from_secs(2));
+    std::thread::scope(|scope| {
+        for shard in 0..shards {
+            let fdb = &fdb;
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    for number in 0..stations {
+                        // Station n is only ever seen at the ports n * 8 to n * 8 + 3.
+                        let port = (number * 8 % 4096 + (round + shard) % 4) as u16;
+                        learn(fdb, number, port, round);
+                        let found = port_of(fdb, (number * 7 + shard) % stations);
+                        assert!(found.is_none_or(|p| u32::from(p / 8) == (number * 7 + shard) % stations % 512));
+                    }
+                }
+            });
+        }
+        for round in 0..rounds {
+            fdb.pin(NETWORK, mac(round % stations), PortIndex((round % stations * 8 % 4096) as u16)).unwrap_or(());
+            fdb.sweep(Tick(round), age);
+            fdb.flush(Flush { mac: Some(mac((round + 3) % stations)), ..Flush::default() });
+            fdb.unpin(NETWORK, mac((round + stations - 5) % stations));
+        }
+    });
+    fdb.sweep(Tick(rounds), age);
+    let all: Vec<_> = fdb.entries(Tick(rounds)).collect();
+    let learned = |which: &dyn Fn(&FdbEntry) -> bool| all.iter().filter(|e| !e.pinned && which(e)).count();
+    assert_eq!(fdb.len(), all.len());
+    assert_eq!(fdb.network_macs(NETWORK) as usize, learned(&|_| true));
+    for port in (0..4096).map(PortIndex) {
+        assert_eq!(fdb.port_macs(port) as usize, learned(&|e| e.port == port), "{port:?}");
+    }
+    let mut macs: Vec<_> = all.iter().map(|e| e.mac).collect();
+    macs.sort_unstable();
+    macs.dedup();
+    assert_eq!(macs.len(), all.len(), "the last sweep left no second entries");
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Learn { network: u16, number: u32, port: u16, limits: Limits },
+    Pin { network: u16, number: u32, port: u16 },
+    Unpin { network: u16, number: u32 },
+    Flush { network: u16 },
+    ForgetPort { port: u16 },
+    Sweep,
+    Wait { ticks: u32 },
+    Grow,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let (network, number, port) = (0..3u16, 0..20u32, 0..5u16);
+    let limits = (0..20u32, 0..30u32).prop_map(|(port, network)| Limits { port, network });
+    prop_oneof![
+        30 => (network.clone(), number.clone(), port.clone(), limits)
+            .prop_map(|(network, number, port, limits)| Op::Learn { network, number, port, limits }),
+        2 => (network.clone(), number.clone(), port.clone())
+            .prop_map(|(network, number, port)| Op::Pin { network, number, port }),
+        2 => (network.clone(), number).prop_map(|(network, number)| Op::Unpin { network, number }),
+        1 => network.prop_map(|network| Op::Flush { network }),
+        1 => port.prop_map(|port| Op::ForgetPort { port }),
+        3 => Just(Op::Sweep),
+        10 => (0..120u32).prop_map(|ticks| Op::Wait { ticks }),
+        1 => Just(Op::Grow),
+    ]
+}
+
+/// The FDB and its model, kept in step.
+struct Pair {
+    fdb: Fdb,
+    model: Model,
+    now: Tick,
+    swept: Tick,
+}
+
+impl Pair {
+    fn apply(&mut self, op: Op) {
+        let Self { fdb, model, now, .. } = self;
+        match op {
+            Op::Learn { network, number, port, limits } => {
+                let (network, mac, port) = (NetworkIndex(network), mac(number), PortIndex(port));
+                let want = model.learn(network, mac, port, limits, *now);
+                assert_eq!(fdb.learn(network, mac, port, limits, *now), want);
+                assert_eq!(fdb.lookup(network, mac), model.lookup(network, mac));
+            }
+            Op::Pin { network, number, port } => {
+                let (network, mac, port) = (NetworkIndex(network), mac(number), PortIndex(port));
+                model.pin(network, mac, port);
+                assert_eq!(fdb.pin(network, mac, port), Ok(()));
+            }
+            Op::Unpin { network, number } => {
+                let (network, mac) = (NetworkIndex(network), mac(number));
+                assert_eq!(fdb.unpin(network, mac), model.unpin(network, mac));
+            }
+            Op::Flush { network } => {
+                let network = NetworkIndex(network);
+                let which = Flush { network: Some(network), ..Flush::default() };
+                assert_eq!(fdb.flush(which), model.flush(network));
+            }
+            Op::ForgetPort { port } => {
+                assert_eq!(fdb.forget_port(PortIndex(port)), model.forget_port(PortIndex(port)));
+            }
+            Op::Sweep => {
+                let age = |network: NetworkIndex| {
+                    (network.0 < 2).then(|| Duration::from_secs(60 + u64::from(network.0) * 100))
+                };
+                let want = Swept { aged: model.sweep(*now, age), duplicates: 0 };
+                assert_eq!(fdb.sweep(*now, age), want);
+                self.swept = *now;
+            }
+            Op::Wait { ticks } => {
+                self.now = Tick(now.0 + ticks);
+                // The sweep must come at least every 150 s, or 11 bits of a tick go round unnoticed.
+                if self.now.since(self.swept) > Duration::from_secs(130) {
+                    self.apply(Op::Sweep);
+                }
+            }
+            Op::Grow => {
+                if let Some(grown) = fdb.grown().filter(|grown| grown.capacity() <= 1024) {
+                    *fdb = grown;
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 2 } else { 256 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn it_does_what_the_model_does(
+        ops in prop::collection::vec(op(), 1..300),
+        seed in any::<[u64; 2]>(),
+        start in 0..u32::MAX / 2,
+    ) {
+        let (fdb, now) = (Fdb::with_capacity(0, seed), Tick(start));
+        let mut pair = Pair { fdb, model: Model::default(), now, swept: now };
+        for op in ops {
+            pair.apply(op);
+        }
+        pair.model.assert_same(&pair.fdb, pair.now);
+    }
+}

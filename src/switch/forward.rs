@@ -1,0 +1,137 @@
+//! The decision for each frame: [`process`].
+//!
+//! In this order: the source is a station's address; the payload is within the port's MTU; the destination is not kept
+//! to the link; the source is learned; the destination's port is looked up. A frame that fails an earlier check does not
+//! teach the switch anything.
+//!
+//! Frames of one flow come in runs, and within a batch time stands still, so two frames with the same addresses get the
+//! same verdict: a frame whose twelve address bytes equal those of the frame before takes over that one's verdict
+//! without a lookup. Only the MTU check looks at more than addresses and is made for every frame.
+
+use crate::clock::Tick;
+use crate::frame::{Batch, Frame, Head};
+use crate::ident::{MacAddr, NetworkIndex, PortIndex};
+use crate::switch::{Fdb, Limits, Tables};
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::ethernet::{self, Ethernet};
+
+/// Decides on every pending frame of `batch`, which came from port `ingress`. Frames that are dropped already stay so.
+pub fn process(tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, now: Tick) {
+    let Some(ingress) = Ingress::new(tables, ingress, now) else { return refuse_all(batch) };
+    // No frame's verdict stands yet. Twelve zeros are as good as none: their source is all zero, which is invalid.
+    let mut memo = ([0; 12], Verdict::Drop(DropReason::SourceInvalid));
+    for index in 0..batch.len() {
+        let (frame, head) = batch.decide(index);
+        if frame.verdict != Verdict::Pending {
+            continue;
+        }
+        if frame.len > ingress.longest
+            && let Some(reason) = ingress.too_long(frame, head)
+        {
+            frame.verdict = Verdict::Drop(reason);
+            continue;
+        }
+        let addresses = head.addresses();
+        if addresses != memo.0 {
+            memo = (addresses, ingress.decide(head.destination(), head.source()));
+        }
+        frame.verdict = memo.1;
+    }
+}
+
+/// A batch from a port that the tables do not have, or that is in no network.
+#[cold]
+fn refuse_all(batch: &mut Batch<'_>) {
+    for index in 0..batch.len() {
+        let (frame, _) = batch.decide(index);
+        if frame.verdict == Verdict::Pending {
+            frame.verdict = Verdict::Drop(DropReason::NoDestination);
+        }
+    }
+}
+
+/// What is the same for all frames of a batch.
+struct Ingress<'t> {
+    tables: &'t Tables,
+    fdb: &'t Fdb,
+    port: PortIndex,
+    network: NetworkIndex,
+    limits: Limits,
+    now: Tick,
+    /// Bytes of the longest untagged frame within the port's MTU.
+    longest: u32,
+    /// What flooding comes to: nothing, if the port is alone in its network.
+    flood: Verdict,
+}
+
+impl<'t> Ingress<'t> {
+    fn new(tables: &'t Tables, port: PortIndex, now: Tick) -> Option<Self> {
+        let row = tables.port(port)?;
+        let network = tables.network(row.network)?;
+        let company = network.members.iter().any(|&member| member != port);
+        Some(Self {
+            tables,
+            fdb: &tables.fdb,
+            port,
+            network: row.network,
+            limits: Limits { port: row.macs, network: network.mac_limit },
+            now,
+            longest: row.mtu.map_or(u32::MAX, |mtu| u32::from(mtu) + ethernet::HEADER_BYTES as u32),
+            flood: if company { Verdict::Flood } else { Verdict::Drop(DropReason::NoDestination) },
+        })
+    }
+
+    /// Why a frame that is longer than the longest untagged one is dropped, unless its tags account for that.
+    #[cold]
+    fn too_long(&self, frame: &Frame<'_>, head: &Head) -> Option<DropReason> {
+        let bytes = head.frame().get(..usize::from(frame.head_len)).unwrap_or(&[]);
+        let tags = Ethernet::parse(bytes).map_or(0, |view| view.tag_count());
+        let longest = self.longest.saturating_add((ethernet::TAG_BYTES * tags) as u32);
+        if frame.len <= longest {
+            None
+        } else if head.source().is_station() {
+            Some(DropReason::MtuExceeded)
+        } else {
+            Some(DropReason::SourceInvalid)
+        }
+    }
+
+    /// The verdict for a frame between these stations; learns where the source is.
+    #[inline]
+    fn decide(&self, destination: MacAddr, source: MacAddr) -> Verdict {
+        if !source.is_station() {
+            return Verdict::Drop(DropReason::SourceInvalid);
+        }
+        if is_link_local(destination) {
+            return Verdict::Drop(DropReason::LinkLocalGroup);
+        }
+        self.fdb.learn(self.network, source, self.port, self.limits, self.now);
+        if destination.is_group() {
+            return self.flood;
+        }
+        match self.fdb.lookup(self.network, destination) {
+            Some(port) if port == self.port => Verdict::Drop(DropReason::SamePort),
+            Some(port) => self.deliver(port),
+            None => self.flood,
+        }
+    }
+
+    /// A port that was known to have the station may have been removed or moved to another network since: whatever the
+    /// FDB says, no frame leaves its network.
+    #[inline]
+    fn deliver(&self, port: PortIndex) -> Verdict {
+        match self.tables.port(port) {
+            Some(row) if row.network == self.network => Verdict::Deliver(port),
+            _ => Verdict::Drop(DropReason::NoDestination),
+        }
+    }
+}
+
+/// Whether bridges keep frames to this address to the link: 01-80-C2-00-00-00 to 0F (IEEE 802.1Q, table 8-1).
+#[inline]
+fn is_link_local(mac: MacAddr) -> bool {
+    mac.to_bits() & !0xf == 0x0180_c200_0000
+}
+
+#[cfg(test)]
+mod tests;
