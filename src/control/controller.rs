@@ -145,7 +145,7 @@ impl Controller {
         shards: Shards,
         clock: Clock,
         chosen: BTreeMap<u16, String>,
-    ) -> Result<Self, ControlError> {
+    ) -> Self {
         // A RandomState is keyed with random numbers from the kernel.
         let random = || RandomState::new().hash_one(0);
         let fdb = Fdb::with_capacity(Fdb::CAPACITY_MIN, [random(), random()]);
@@ -157,7 +157,16 @@ impl Controller {
             refused: None,
             samples: Samples::default(),
         };
-        Ok(Self { clock, started: plan, file: file.into(), chosen, state: Mutex::new(state) })
+        Self { clock, started: plan, file: file.into(), chosen, state: Mutex::new(state) }
+    }
+
+    /// Carries out the plan that the controller was started with. The first thing to do.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn begin(&self) -> Result<PlanReport, ControlError> {
+        let mut state = self.lock();
+        self.carry_out(&mut state, self.started.clone())
     }
 
     /// Checks a configuration without looking at what runs: `text`, called `name`, or else the file as it is now.
@@ -298,6 +307,12 @@ impl Controller {
         let shards = changes(&self.started.shards, &plan.shards).into_iter().map(|change| ("shards", change));
         let under = |(section, change): (&str, Change)| Change { key: format!("{section}.{}", change.key), ..change };
         daemon.chain(shards).map(under).collect()
+    }
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").field("file", &self.file).finish_non_exhaustive()
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::controller::State;
 use super::desired::Wish;
 use super::report::{
-    CounterReport, Direction, DropReport, FdbReport, FrameTotals, NetworkReport, PortReport, PortState, ShardReport,
-    StatusReport,
+    CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, NetworkReport, PortReport, PortState,
+    ShardReport, StatusReport,
 };
 use super::running::Running;
 use super::{ControlError, Controller, FdbFilter};
@@ -14,7 +14,7 @@ use crate::config::{KindPlan, PortPlan};
 use crate::ident::Name;
 use crate::port::LinkState;
 use crate::shard::PortTotals;
-use crate::switch::Flush;
+use crate::switch::{Fdb, FdbCounters, Flush};
 use crate::verdict::DropReason;
 
 impl Controller {
@@ -49,7 +49,7 @@ impl Controller {
             ports_down: down,
             ports_stopped: stopped,
             shards: state.runtime.shards.report().len(),
-            fdb_entries: state.runtime.fdb.len(),
+            fdb: fdb_totals(&state.runtime.fdb),
             frames,
         }
     }
@@ -171,13 +171,18 @@ impl Controller {
         ShardReport {
             cpu: now.cpu,
             chosen: self.chosen.get(&now.cpu).cloned(),
+            exclusive: now.exclusive,
             queues: now.queues,
+            resting: now.resting,
             busy_percent: percent(busy),
             poll_percent: percent(poll),
             sleep_percent: percent(sleep),
             frames: now.frames,
             batches: now.batches,
             sleeps: now.sleeps,
+            busy_cycles: now.busy_cycles,
+            poll_cycles: now.poll_cycles,
+            sleep_cycles: now.sleep_cycles,
             frames_per_batch: ratio(now.frames as f64, now.batches as f64),
             cycles_per_frame: ratio(now.busy_cycles as f64, now.frames as f64),
         }
@@ -248,6 +253,11 @@ impl State {
         });
         Ok(Flush { network: network.transpose()?, port: port.transpose()?, mac: filter.mac })
     }
+}
+
+fn fdb_totals(fdb: &Fdb) -> FdbTotals {
+    let FdbCounters { learned, aged, moved, damped, refused, full } = fdb.counters();
+    FdbTotals { entries: fdb.len(), learned, aged, moved, damped, refused, full }
 }
 
 /// What the file has below the kind's key.

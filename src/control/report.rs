@@ -40,8 +40,8 @@ pub struct StatusReport {
     pub ports_stopped: Vec<String>,
     /// Worker threads.
     pub shards: usize,
-    /// FDB entries.
-    pub fdb_entries: usize,
+    /// The FDB.
+    pub fdb: FdbTotals,
     /// Frames of all ports together.
     pub frames: FrameTotals,
 }
@@ -59,6 +59,25 @@ pub struct FrameTotals {
     pub tx_frames: u64,
     /// Copies that were meant for a port and did not reach it.
     pub tx_dropped: u64,
+}
+
+/// What happened in the FDB since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FdbTotals {
+    /// Entries now, learned and pinned.
+    pub entries: usize,
+    /// Stations learned.
+    pub learned: u64,
+    /// Stations forgotten because they were silent for too long.
+    pub aged: u64,
+    /// Moves of a station from one port to another.
+    pub moved: u64,
+    /// Moves not followed because the station had moved too often.
+    pub damped: u64,
+    /// Stations not learned because of a port's or a network's limit.
+    pub refused: u64,
+    /// Stations not learned for want of room.
+    pub full: u64,
 }
 
 /// What a port has of `up`, `down` and `stopped`.
@@ -172,8 +191,12 @@ pub struct ShardReport {
     pub cpu: u16,
     /// Why this CPU, if nobody chose it.
     pub chosen: Option<String>,
+    /// Whether it serves only ports of latency sensitivity `high`.
+    pub exclusive: bool,
     /// Receive queues that it serves.
     pub queues: usize,
+    /// Those of them that rest: their far end notifies the shard.
+    pub resting: usize,
     /// Percent of the time in which it moved frames.
     pub busy_percent: f64,
     /// Percent of the time in which it polled in vain.
@@ -186,6 +209,12 @@ pub struct ShardReport {
     pub batches: u64,
     /// How often it slept.
     pub sleeps: u64,
+    /// Cycles in turns that moved frames.
+    pub busy_cycles: u64,
+    /// Cycles in turns that found nothing.
+    pub poll_cycles: u64,
+    /// Cycles asleep.
+    pub sleep_cycles: u64,
     /// Frames in a batch, on average.
     pub frames_per_batch: f64,
     /// Cycles per frame while it moved frames, on average.

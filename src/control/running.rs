@@ -3,9 +3,9 @@
 //! The order in which shards and ports hear of a change is what makes it safe:
 //!
 //! - A port comes: it is opened, its counters are cleared, tables with it are published, then its queues get a shard.
-//! - A port goes: tables without it are published, its queues are taken from their shards, then every shard has to begin
-//!   a new turn ([`Shards::quiesce`]); from then on no shard can deliver to it, and it is dropped. Only then are its FDB
-//!   entries forgotten, or a shard could learn it anew, and only then is its number free.
+//! - A port goes: tables without it are published, and when that returns no shard can deliver to it; its queues are taken
+//!   from their shards, and it is dropped. Only then are its FDB entries forgotten, or a shard could learn it anew, and
+//!   only then is its number free.
 //! - Pins are not patched by each action but settled afterwards against what the ports say, so that two ports may swap
 //!   addresses.
 
@@ -124,7 +124,6 @@ impl Runtime {
         if !ending.is_empty() {
             self.publish();
             ending.iter().for_each(|(number, _)| self.shards.detach(*number));
-            self.shards.quiesce();
             drop(ending);
         }
         for number in removed {
@@ -181,14 +180,32 @@ impl Runtime {
     }
 
     /// Gives new ports a shard, and those whose latency sensitivity changed perhaps another one.
-    fn attach(&self, before: &BTreeMap<PortIndex, Place>) {
+    fn attach(&mut self, before: &BTreeMap<PortIndex, Place>) {
+        let mut refused = Vec::new();
         for (number, plan, port) in self.open_ports() {
             match before.get(&number) {
                 Some((_, latency)) if *latency == plan.latency => continue,
                 Some(_) => self.shards.detach(number),
                 None => {}
             }
-            self.shards.attach(number, port.receive_queues(), plan.latency);
+            if let Err(error) = self.shards.attach(number, port.receive_queues(), plan.latency) {
+                refused.push((number, error.to_string()));
+            }
+        }
+        self.stop(&refused);
+    }
+
+    /// Ends ports that no shard can serve, for the reasons given.
+    fn stop(&mut self, refused: &[(PortIndex, String)]) {
+        let mut ending = Vec::new();
+        for (name, running) in &mut self.ports {
+            let Some((_, reason)) = refused.iter().find(|(number, _)| *number == running.number) else { continue };
+            log::error!("port {name}: stopped: {reason}");
+            ending.push(std::mem::replace(&mut running.port, Err(reason.clone())));
+        }
+        if !ending.is_empty() {
+            self.publish();
+            self.settle_pins();
         }
     }
 
@@ -211,7 +228,6 @@ impl Runtime {
             return;
         }
         self.publish();
-        self.shards.quiesce();
         for which in flushes {
             self.fdb.flush(which);
         }

@@ -101,6 +101,17 @@ impl Cpus {
         Ok(Suggestion { cpu, reason })
     }
 
+    /// Keeps the calling thread, and those that it starts later, off `cpus`; does nothing if no other CPU would be left.
+    pub fn keep_off(&self, cpus: impl Iterator<Item = u16>) {
+        let taken: BTreeSet<u16> = cpus.collect();
+        let mut rest = rustix::thread::CpuSet::new();
+        self.allowed.difference(&taken).for_each(|&cpu| rest.set(usize::from(cpu)));
+        if rest.count() > 0 {
+            // Only a courtesy to the shards: what the kernel refuses is left as it is.
+            let _ = rustix::thread::sched_setaffinity(None, &rest);
+        }
+    }
+
     /// Makes sure that this process may use each of `cpus`, which the configuration names under `key`.
     ///
     /// # Errors

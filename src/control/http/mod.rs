@@ -43,7 +43,7 @@ impl Routes {
     }
 
     /// Ready to be served: with `/openapi.json`, and JSON answers for what is not there.
-    fn service(self) -> Router {
+    pub fn service(self) -> Router {
         let document: Arc<str> = self.document.to_pretty_json().unwrap_or_default().into();
         let openapi = get(move || async move { ([(CONTENT_TYPE, "application/json")], document.to_string()) });
         self.router
