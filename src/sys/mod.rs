@@ -1,3 +1,5 @@
 //! What the kernel and the CPU offer, as safe calls: the only place besides `mem` and `ring` that may be unsafe.
 
 pub mod cpu;
+pub mod eventfd;
+pub mod sigbus;
