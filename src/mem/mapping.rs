@@ -299,7 +299,9 @@ mod tests {
     fn regions_that_do_not_fit_their_file_or_64_bits_are_refused() {
         let memory = empty();
         let refused = |request, len| memory.with(request, memfd(len)).unwrap_err();
-        assert!(matches!(refused(at(0, 0, 8 * PAGE, 0), 4 * PAGE), MappingError::FileTooShort { size, .. } if size == 4 * PAGE));
+        assert!(
+            matches!(refused(at(0, 0, 8 * PAGE, 0), 4 * PAGE), MappingError::FileTooShort { size, .. } if size == 4 * PAGE)
+        );
         assert!(matches!(refused(at(0, 0, 4 * PAGE, PAGE), 4 * PAGE), MappingError::FileTooShort { .. }));
         assert!(matches!(refused(at(0, 0, PAGE, u64::MAX - PAGE + 1), PAGE), MappingError::Bounds(_)));
         assert!(matches!(refused(at(u64::MAX - 1, 0, PAGE, 0), PAGE), MappingError::Bounds(_)));
@@ -341,7 +343,10 @@ mod tests {
         ] {
             assert!(matches!(one.with(overlap, again()), Err(MappingError::Overlap(..))), "{overlap}");
         }
-        assert!(matches!(one.with(first, memfd(16 * PAGE)), Err(MappingError::Overlap(..))), "another file is no duplicate");
+        assert!(
+            matches!(one.with(first, memfd(16 * PAGE)), Err(MappingError::Overlap(..))),
+            "another file is no duplicate"
+        );
         assert!(one.without(&at(0x1000, 0x7000_1000, 4 * PAGE, 0)).is_none());
         let none = one.without(&at(0x1000, 0x7000_0000, 4 * PAGE, 0x77)).unwrap();
         assert_eq!((one.region_count(), one.bytes(), none.region_count()), (1, 4 * PAGE, 0));

@@ -12,6 +12,9 @@
 //! Locks: a shard holds one receive queue's lock and, inside it, one transmit lock at a time. The control side takes one
 //! of them at a time and never while it holds another, so no cycle can form.
 
+pub mod rate_limit;
+pub mod vnic;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
