@@ -15,6 +15,7 @@ use std::sync::Arc;
 use vm_memory::mmap::MmapRegion;
 
 use super::Span;
+use crate::sys::sigbus::Watch;
 
 /// One contiguous piece of guest memory, mapped here.
 #[derive(Debug)]
@@ -25,13 +26,25 @@ pub struct Region {
     pub user: u64,
     /// Length in bytes.
     pub len: u64,
+    /// Declared before the mapping, so that it is dropped first: the watch has to end while the pages are still ours.
+    watch: Option<Watch>,
     mapping: MmapRegion,
 }
 
 impl Region {
     /// A region at guest address `guest` and front-end address `user` that is all of `mapping`.
     pub fn new(guest: u64, user: u64, mapping: MmapRegion) -> Self {
-        Self { guest, user, len: mapping.size() as u64, mapping }
+        Self { guest, user, len: mapping.size() as u64, watch: None, mapping }
+    }
+
+    /// The same region, whose file may shrink: `watch` covers the mapping.
+    pub fn watched(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
+    /// Whether the file behind it lost pages that were accessed since; they read as zeros now.
+    pub fn failed(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::failed)
     }
 
     /// Where the region is mapped here, as a number: for tables that map a fault's address back to its port.

@@ -15,6 +15,7 @@
 pub mod faulty;
 pub mod loopback;
 pub mod null;
+pub mod rate_limit;
 pub mod replay;
 pub mod tap;
 pub mod vnic;

@@ -1,4 +1,6 @@
 //! What the kernel and the CPU offer, as safe calls: the only place besides `mem` and `ring` that may be unsafe.
 
 pub mod cpu;
+pub mod eventfd;
+pub mod sigbus;
 pub mod tap;

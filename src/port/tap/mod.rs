@@ -134,10 +134,10 @@ impl Port for Tap {
             let name = self.0.name;
             return LinkState::Stopped(format!("interface {name} was deleted; remove the port and add it again"));
         };
+        // Not IFF_RUNNING: a TAP has its carrier as long as we are attached, and the kernel shows that late, from a work
+        // queue, when a persistent interface is attached to again (net/core/link_watch.c).
         if flags & libc::IFF_UP == 0 {
             LinkState::Down(format!("interface {name} is down: `ip link set {name} up`"))
-        } else if flags & libc::IFF_RUNNING == 0 {
-            LinkState::Down(format!("interface {name} is up and has no carrier: `ip link set {name} carrier on`"))
         } else {
             LinkState::Up
         }

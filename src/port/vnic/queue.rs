@@ -11,16 +11,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vmm_sys_util::eventfd::EventFd;
-
 use crate::ident::MacAddr;
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::GuestMemory;
 use crate::port::Wake;
 use crate::ring::{RingConfig, RingError, RingFault, SplitRing};
+use crate::sys::eventfd::EventFd;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Bytes of the virtio-net header when neither VERSION_1 nor MRG_RXBUF was negotiated (virtio 1.3, 5.1.6.1).
 pub(super) const LEGACY_HEADER_BYTES: usize = 10;
@@ -245,8 +244,7 @@ impl Queue {
     pub fn fail(&self, state: &mut State, fault: RingFault) {
         state.fail(fault);
         self.settle(state);
-        // The counter of an eventfd only overflows after 2^64 writes without a read: nothing to handle.
-        let _ = self.attention.write(1);
+        self.attention.signal();
     }
 
     /// Brings what others read without the lock, and the shard, up to date after a change.

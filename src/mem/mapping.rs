@@ -1,0 +1,416 @@
+//! The regions that one front end shares, checked before they are mapped: [`SharedMemory`].
+//!
+//! A region longer than its file costs the whole process its life at the first access behind the end (SIGBUS), and
+//! vm-memory does not look; so everything is checked here first, and what can still happen later, a file that shrinks, is
+//! left to [`crate::sys::sigbus`]. Only tmpfs (which memfd is) and hugetlbfs are taken: any other file system could stall a
+//! shard in a page fault.
+//!
+//! A change never touches what is there. It makes a new `SharedMemory` that has the unchanged regions in common with the
+//! old one; the caller hands its [`GuestMemory`] to every ring and only then drops the old one, which unmaps what is gone.
+
+#![allow(unsafe_code)] // madvise on a mapping of our own, and sysconf.
+
+use std::fs::File;
+use std::os::linux::fs::MetadataExt;
+use std::sync::Arc;
+
+use rustix::fs::FsWord;
+use rustix::mm::{Advice, madvise};
+use vm_memory::FileOffset;
+use vm_memory::mmap::{MmapRegion, MmapRegionError};
+
+use super::{GuestMemory, Region};
+use crate::limits::{MEMORY_BYTES, MEMORY_REGIONS};
+use crate::sys::eventfd::EventFd;
+use crate::sys::sigbus::Watch;
+
+/// statfs(2): `f_type` of tmpfs, which also backs memfd_create(2) without MFD_HUGETLB.
+const TMPFS_MAGIC: FsWord = 0x0102_1994;
+/// statfs(2): `f_type` of hugetlbfs, whose `f_bsize` is the huge page size.
+const HUGETLBFS_MAGIC: FsWord = 0x9584_58f6;
+
+/// Why a region cannot be shared with us.
+#[derive(Debug, thiserror::Error)]
+pub enum MappingError {
+    /// A region of no bytes, or one whose end does not fit 64 bits.
+    #[error("region {0} is empty or ends beyond 64 bits")]
+    Bounds(RegionRequest),
+    /// Addresses, length or offset that are no multiple of the page size.
+    #[error("region {0} does not begin and end at multiples of its {1} byte pages")]
+    Unaligned(RegionRequest, u64),
+    /// A file on a file system whose pages can stall us.
+    #[error("region {0} is in a file on neither tmpfs nor hugetlbfs (f_type {1:#x}): use memfd, /dev/shm or hugepages")]
+    FileSystem(RegionRequest, FsWord),
+    /// A file that is shorter than the region.
+    #[error("region {region} ends at byte {end} of a file that has {size} bytes", end = .region.offset + .region.len)]
+    FileTooShort {
+        /// The region.
+        region: RegionRequest,
+        /// The file's size in bytes.
+        size: u64,
+    },
+    /// Two regions share addresses.
+    #[error("region {0} overlaps region {1}")]
+    Overlap(RegionRequest, RegionRequest),
+    /// More regions than we take.
+    #[error("{0} regions are more than {MEMORY_REGIONS}")]
+    TooMany(usize),
+    /// More bytes than we take.
+    #[error("the regions add up to more than {MEMORY_BYTES} bytes")]
+    TooLarge,
+    /// The kernel did not tell about the file.
+    #[error("region {0}: its file cannot be examined")]
+    File(RegionRequest, #[source] std::io::Error),
+    /// The kernel did not map it.
+    #[error("region {0} cannot be mapped")]
+    Map(RegionRequest, #[source] MmapRegionError),
+    /// The mapping cannot be watched for SIGBUS.
+    #[error("region {0} cannot be watched for a shrinking file")]
+    Watch(RegionRequest, #[source] std::io::Error),
+}
+
+/// A region as a front end describes it, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionRequest {
+    /// Guest-physical address.
+    pub guest: u64,
+    /// Address in the front end's own address space.
+    pub user: u64,
+    /// Length.
+    pub len: u64,
+    /// Where it begins in the file.
+    pub offset: u64,
+}
+
+impl std::fmt::Display for RegionRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}+{:#x} (front end's {:#x}, file offset {:#x})", self.guest, self.len, self.user, self.offset)
+    }
+}
+
+impl RegionRequest {
+    /// Whether both name the same piece of guest memory. The offset does not count: REM_MEM_REG leaves it out.
+    fn is_at(&self, other: &Self) -> bool {
+        (self.guest, self.user, self.len) == (other.guest, other.user, other.len)
+    }
+
+    /// Whether they share guest-physical addresses or addresses of the front end. Bounds are checked already.
+    fn overlaps(&self, other: &Self) -> bool {
+        let meet = |a: u64, b: u64| a < b + other.len && b < a + self.len;
+        meet(self.guest, other.guest) || meet(self.user, other.user)
+    }
+}
+
+/// What a file is, however often its descriptor was passed on: device and inode.
+type FileIdentity = (u64, u64);
+
+/// A region that is mapped, and what it was made from.
+#[derive(Debug, Clone)]
+struct Shared {
+    request: RegionRequest,
+    file: FileIdentity,
+    region: Arc<Region>,
+}
+
+/// All memory that one front end shares at one time.
+#[derive(Debug)]
+pub struct SharedMemory {
+    regions: Vec<Shared>,
+    memory: Arc<GuestMemory>,
+    attention: Arc<EventFd>,
+}
+
+impl SharedMemory {
+    /// Nothing shared yet. `attention` is signalled when a file shrinks under its mapping.
+    pub fn new(attention: Arc<EventFd>) -> Self {
+        Self::of(Vec::new(), attention)
+    }
+
+    fn of(regions: Vec<Shared>, attention: Arc<EventFd>) -> Self {
+        let memory = Arc::new(GuestMemory::new(regions.iter().map(|shared| Arc::clone(&shared.region)).collect()));
+        Self { regions, memory, attention }
+    }
+
+    /// The map for rings.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// How many regions there are.
+    pub fn region_count(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Their bytes together.
+    pub fn bytes(&self) -> u64 {
+        self.regions.iter().map(|shared| shared.request.len).sum()
+    }
+
+    /// Whether a file shrank while it was mapped.
+    pub fn failed(&self) -> bool {
+        self.regions.iter().any(|shared| shared.region.failed())
+    }
+
+    /// The memory once `table` takes the place of all regions (SET_MEM_TABLE). Regions that stay keep their mapping;
+    /// `None` if all of them do.
+    ///
+    /// # Errors
+    /// The first region that is refused; nothing has changed then.
+    pub fn replaced(&self, table: Vec<(RegionRequest, File)>) -> Result<Option<Self>, MappingError> {
+        let mut next = Self::of(Vec::new(), Arc::clone(&self.attention));
+        for (request, file) in table {
+            let (file_identity, page) = check(&request, &file)?;
+            let kept = self.regions.iter().find(|s| s.request == request && s.file == file_identity);
+            match kept.filter(|s| !s.region.failed()) {
+                Some(kept) if next.admits(&request, file_identity)? => next.regions.push(kept.clone()),
+                None if next.admits(&request, file_identity)? => {
+                    next.regions.push(next.map(request, file, file_identity, page)?);
+                }
+                _ => {}
+            }
+        }
+        let same = |s: &Shared| self.regions.iter().any(|o| Arc::ptr_eq(&o.region, &s.region));
+        let unchanged = next.regions.len() == self.regions.len() && next.regions.iter().all(same);
+        Ok((!unchanged).then(|| Self::of(next.regions, next.attention)))
+    }
+
+    /// The memory with one region more (ADD_MEM_REG). `None` if that very region is there already: QEMU 7.2 adds each
+    /// region once per queue pair.
+    ///
+    /// # Errors
+    /// Why the region is refused.
+    pub fn with(&self, request: RegionRequest, file: File) -> Result<Option<Self>, MappingError> {
+        let (identity, page) = check(&request, &file)?;
+        if !self.admits(&request, identity)? {
+            return Ok(None);
+        }
+        let mut regions = self.regions.clone();
+        regions.push(self.map(request, file, identity, page)?);
+        Ok(Some(Self::of(regions, Arc::clone(&self.attention))))
+    }
+
+    /// The memory with one region less (REM_MEM_REG). `None` if there is no such region: QEMU 7.2 removes each region
+    /// once per queue pair.
+    pub fn without(&self, request: &RegionRequest) -> Option<Self> {
+        let kept = |s: &&Shared| !s.request.is_at(request);
+        let regions: Vec<_> = self.regions.iter().filter(kept).cloned().collect();
+        (regions.len() < self.regions.len()).then(|| Self::of(regions, Arc::clone(&self.attention)))
+    }
+
+    /// Whether a checked region may be added to these: `false` if it is an exact duplicate.
+    fn admits(&self, request: &RegionRequest, file: FileIdentity) -> Result<bool, MappingError> {
+        if self.regions.iter().any(|s| s.request == *request && s.file == file && !s.region.failed()) {
+            return Ok(false);
+        }
+        if let Some(other) = self.regions.iter().find(|s| s.request.overlaps(request)) {
+            return Err(MappingError::Overlap(*request, other.request));
+        }
+        if self.regions.len() >= MEMORY_REGIONS {
+            return Err(MappingError::TooMany(self.regions.len() + 1));
+        }
+        // No overflow: what is there is below the limit, and so is the region alone.
+        if request.len > MEMORY_BYTES || self.bytes() + request.len > MEMORY_BYTES {
+            return Err(MappingError::TooLarge);
+        }
+        Ok(true)
+    }
+
+    fn map(
+        &self,
+        request: RegionRequest,
+        file: File,
+        identity: FileIdentity,
+        page: u64,
+    ) -> Result<Shared, MappingError> {
+        let mapping = MmapRegion::from_file(FileOffset::new(file, request.offset), request.len as usize)
+            .map_err(|source| MappingError::Map(request, source))?;
+        let (address, len) = (mapping.as_ptr(), mapping.size());
+        // Guest memory has no place in our core dumps. It is a matter of taste to the kernel, so a refusal is no error.
+        // SAFETY: exactly the mapping that was just made; the advice does not change its contents.
+        let _ = unsafe { madvise(address.cast(), len, Advice::LinuxDontDump) };
+        let range = address as usize..address as usize + len;
+        let watch = Watch::new(range, page as usize, Arc::clone(&self.attention))
+            .map_err(|source| MappingError::Watch(request, source))?;
+        let region = Arc::new(Region::new(request.guest, request.user, mapping).watched(watch));
+        Ok(Shared { request, file: identity, region })
+    }
+}
+
+/// Looks at a region and its file before anything is mapped; returns what file it is and the size of its pages.
+fn check(request: &RegionRequest, file: &File) -> Result<(FileIdentity, u64), MappingError> {
+    let ends = [request.guest, request.user, request.offset].map(|start| start.checked_add(request.len));
+    // File offsets are signed (mmap(2): off_t).
+    let fits = ends.iter().all(|end| end.is_some_and(|end| i64::try_from(end).is_ok()));
+    if request.len == 0 || !fits {
+        return Err(MappingError::Bounds(*request));
+    }
+    let system = rustix::fs::fstatfs(file).map_err(|e| MappingError::File(*request, e.into()))?;
+    let small = page_bytes();
+    let page = match system.f_type {
+        TMPFS_MAGIC => small,
+        HUGETLBFS_MAGIC => u64::try_from(system.f_bsize).unwrap_or(small).max(small),
+        other => return Err(MappingError::FileSystem(*request, other)),
+    };
+    let multiple = |value: u64, of: u64| value.is_multiple_of(of);
+    // Guest addresses need not be aligned to huge pages, only what the kernel maps does.
+    let aligned = multiple(request.guest, small) && multiple(request.user, small);
+    if !aligned || !multiple(request.len, page) || !multiple(request.offset, page) {
+        return Err(MappingError::Unaligned(*request, page));
+    }
+    let stat = file.metadata().map_err(|e| MappingError::File(*request, e))?;
+    if request.offset + request.len > stat.st_size() {
+        return Err(MappingError::FileTooShort { region: *request, size: stat.st_size() });
+    }
+    Ok(((stat.st_dev(), stat.st_ino()), page))
+}
+
+/// Size of this machine's ordinary pages.
+fn page_bytes() -> u64 {
+    // SAFETY: sysconf reads a constant of the process.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::fd::OwnedFd;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    fn memfd(len: u64) -> File {
+        let file = File::from(memfd_create("linecard-test", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn empty() -> SharedMemory {
+        SharedMemory::new(Arc::new(EventFd::new().unwrap()))
+    }
+
+    fn at(guest: u64, user: u64, len: u64, offset: u64) -> RegionRequest {
+        RegionRequest { guest, user, len, offset }
+    }
+
+    #[test]
+    fn regions_that_do_not_fit_their_file_or_64_bits_are_refused() {
+        let memory = empty();
+        let refused = |request, len| memory.with(request, memfd(len)).unwrap_err();
+        assert!(
+            matches!(refused(at(0, 0, 8 * PAGE, 0), 4 * PAGE), MappingError::FileTooShort { size, .. } if size == 4 * PAGE)
+        );
+        assert!(matches!(refused(at(0, 0, 4 * PAGE, PAGE), 4 * PAGE), MappingError::FileTooShort { .. }));
+        assert!(matches!(refused(at(0, 0, PAGE, u64::MAX - PAGE + 1), PAGE), MappingError::Bounds(_)));
+        assert!(matches!(refused(at(u64::MAX - 1, 0, PAGE, 0), PAGE), MappingError::Bounds(_)));
+        assert!(matches!(refused(at(0, u64::MAX - 1, PAGE, 0), PAGE), MappingError::Bounds(_)));
+        assert!(matches!(refused(at(0, 0, 0, 0), PAGE), MappingError::Bounds(_)));
+        for odd in [at(1, 0, PAGE, 0), at(0, 1, PAGE, 0), at(0, 0, PAGE - 1, 0), at(0, 0, PAGE, 1)] {
+            assert!(matches!(refused(odd, 4 * PAGE), MappingError::Unaligned(_, PAGE)), "{odd}");
+        }
+        let message = refused(at(0, 0, 8 * PAGE, 0), 4 * PAGE).to_string();
+        assert!(message.ends_with("ends at byte 32768 of a file that has 16384 bytes"), "{message}");
+    }
+
+    #[test]
+    fn only_memory_file_systems_are_taken() {
+        let memory = empty();
+        let proc = File::open("/proc/self/maps").unwrap();
+        assert!(matches!(memory.with(at(0, 0, PAGE, 0), proc), Err(MappingError::FileSystem(..))));
+        let (pipe, _other) = std::io::pipe().unwrap();
+        let pipe = File::from(OwnedFd::from(pipe));
+        assert!(matches!(memory.with(at(0, 0, PAGE, 0), pipe), Err(MappingError::FileSystem(..))));
+        let read_only = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memfd(PAGE))));
+        if let Ok(file) = read_only {
+            assert!(matches!(memory.with(at(0, 0, PAGE, 0), file), Err(MappingError::Map(..))));
+        }
+    }
+
+    #[test]
+    fn duplicates_are_one_region_and_overlaps_are_refused() {
+        let file = memfd(16 * PAGE);
+        let again = || file.try_clone().unwrap();
+        let first = at(0x1000, 0x7000_0000, 4 * PAGE, 0);
+        let one = empty().with(first, again()).unwrap().unwrap();
+        assert!(one.with(first, again()).unwrap().is_none());
+        for overlap in [
+            at(0x4000, 0x9000_0000, PAGE, 0),
+            at(0x10_0000, 0x7000_3000, PAGE, 0),
+            at(0, 0x9000_0000, 16 * PAGE, 0),
+            at(0x1000, 0x7000_0000, 4 * PAGE, PAGE),
+        ] {
+            assert!(matches!(one.with(overlap, again()), Err(MappingError::Overlap(..))), "{overlap}");
+        }
+        assert!(
+            matches!(one.with(first, memfd(16 * PAGE)), Err(MappingError::Overlap(..))),
+            "another file is no duplicate"
+        );
+        assert!(one.without(&at(0x1000, 0x7000_1000, 4 * PAGE, 0)).is_none());
+        let none = one.without(&at(0x1000, 0x7000_0000, 4 * PAGE, 0x77)).unwrap();
+        assert_eq!((one.region_count(), one.bytes(), none.region_count()), (1, 4 * PAGE, 0));
+    }
+
+    #[test]
+    fn a_table_keeps_the_mappings_of_what_it_has_in_common_with_the_last() {
+        let (low, high) = (memfd(4 * PAGE), memfd(4 * PAGE));
+        let (a, b) = (at(0, 0x7000_0000, 4 * PAGE, 0), at(0x10_0000, 0x8000_0000, 4 * PAGE, 0));
+        let table = |list: &[(RegionRequest, &File)]| {
+            list.iter().map(|(request, file)| (*request, file.try_clone().unwrap())).collect::<Vec<_>>()
+        };
+        let one = empty().replaced(table(&[(a, &low)])).unwrap().unwrap();
+        assert!(one.replaced(table(&[(a, &low)])).unwrap().is_none());
+        let two = one.replaced(table(&[(b, &high), (a, &low), (a, &low)])).unwrap().unwrap();
+        assert_eq!(two.region_count(), 2);
+        assert!(Arc::ptr_eq(&two.memory().regions()[0], &one.memory().regions()[0]));
+        let other = two.replaced(table(&[(a, &high)])).unwrap().unwrap();
+        assert!(!Arc::ptr_eq(&other.memory().regions()[0], &one.memory().regions()[0]));
+        assert!(two.replaced(table(&[(a, &low), (at(0x1000, 0x9000_0000, PAGE, 0), &high)])).is_err());
+        assert_eq!(two.region_count(), 2, "a refused table changes nothing");
+    }
+
+    #[test]
+    fn count_and_total_are_bounded() {
+        let file = memfd((MEMORY_REGIONS as u64 + 1) * PAGE);
+        let mut memory = empty();
+        for i in 0..MEMORY_REGIONS as u64 {
+            let request = at(i * PAGE, i * PAGE, PAGE, i * PAGE);
+            memory = memory.with(request, file.try_clone().unwrap()).unwrap().unwrap();
+        }
+        let more = at(1 << 40, 1 << 40, PAGE, 0);
+        assert!(matches!(memory.with(more, file), Err(MappingError::TooMany(510))));
+        let sparse = memfd(MEMORY_BYTES + PAGE);
+        assert!(matches!(empty().with(at(0, 0, MEMORY_BYTES + PAGE, 0), sparse), Err(MappingError::TooLarge)));
+    }
+
+    #[test]
+    fn a_file_that_shrinks_reads_as_zeros_and_only_its_region_fails() {
+        let attention = Arc::new(EventFd::new().unwrap());
+        let (file, other) = (memfd(8 * PAGE), memfd(PAGE));
+        let memory = SharedMemory::new(Arc::clone(&attention));
+        let memory = memory.with(at(0, 0, 8 * PAGE, 0), file.try_clone().unwrap()).unwrap().unwrap();
+        let memory = memory.with(at(0x10_0000, 0x10_0000, PAGE, 0), other).unwrap().unwrap();
+        let map = memory.memory();
+        let mut hint = 0;
+        for page in 0..8 {
+            map.span(page * PAGE, 4, &mut hint).unwrap().write(b"full");
+        }
+        file.set_len(2 * PAGE).unwrap();
+        let mut bytes = [0; 4];
+        map.span(PAGE, 4, &mut hint).unwrap().read(&mut bytes);
+        assert_eq!((&bytes, memory.failed()), (b"full", false));
+        map.span(5 * PAGE, 4, &mut hint).unwrap().read(&mut bytes);
+        assert_eq!((bytes, memory.failed(), attention.drain()), ([0; 4], true, 1));
+        map.span(7 * PAGE, 4, &mut hint).unwrap().write(b"more");
+        map.span(3 * PAGE, 4, &mut hint).unwrap().read(&mut bytes);
+        assert_eq!((bytes, attention.drain()), ([0; 4], 1), "pages before the first fault fault for themselves");
+        assert!(!map.regions()[1].failed());
+        // The same region again: the failed mapping is not kept, and the file is measured anew.
+        let refused = memory.replaced(vec![(at(0, 0, 8 * PAGE, 0), file.try_clone().unwrap())]);
+        assert!(matches!(refused, Err(MappingError::FileTooShort { .. })));
+        file.set_len(8 * PAGE).unwrap();
+        let healed = memory.replaced(vec![(at(0, 0, 8 * PAGE, 0), file)]).unwrap().unwrap();
+        assert!(!healed.failed());
+    }
+}

@@ -1,0 +1,95 @@
+//! So many per period and no more: [`RateLimit`].
+//!
+//! What a guest, a front end or a peer can cause, it can cause in a loop: log lines, connections, announcements. Each port
+//! has its own limits, so a noisy one does not silence the others.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Lets `burst` events through in each `period`. Not for the data path: it reads the clock and takes a lock.
+#[derive(Debug)]
+pub struct RateLimit {
+    burst: u32,
+    period: Duration,
+    window: Mutex<Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    end: Option<Instant>,
+    admitted: u32,
+    refused: u64,
+}
+
+/// Whether an event may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It may; so many before it were refused since the last that was admitted.
+    Admitted(u64),
+    /// Too many came; the next period begins after this time.
+    Refused(Duration),
+}
+
+impl RateLimit {
+    /// A limit of `burst` events in each `period`.
+    pub const fn new(burst: u32, period: Duration) -> Self {
+        Self { burst, period, window: Mutex::new(Window { end: None, admitted: 0, refused: 0 }) }
+    }
+
+    /// Counts an event that happens now.
+    pub fn admit(&self) -> Admission {
+        self.admit_at(Instant::now())
+    }
+
+    fn admit_at(&self, now: Instant) -> Admission {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = match window.end.filter(|end| now < *end) {
+            Some(end) => end,
+            None => {
+                let end = now + self.period;
+                window.end = Some(end);
+                window.admitted = 0;
+                end
+            }
+        };
+        if window.admitted >= self.burst {
+            window.refused += 1;
+            return Admission::Refused(end - now);
+        }
+        window.admitted += 1;
+        Admission::Admitted(std::mem::take(&mut window.refused))
+    }
+}
+
+/// Logs a line that a far end can cause, under `limit`; a line that follows suppressed ones says how many those were.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! log_limited {
+    ($limit:expr, $level:expr, $($message:tt)+) => {
+        match $limit.admit() {
+            $crate::port::rate_limit::Admission::Admitted(0) => log::log!($level, $($message)+),
+            $crate::port::rate_limit::Admission::Admitted(n) => {
+                log::log!($level, "{} ({n} lines like it were left out)", format_args!($($message)+))
+            }
+            $crate::port::rate_limit::Admission::Refused(_) => {}
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_per_period_passes_and_the_rest_is_counted() {
+        let (limit, start) = (RateLimit::new(2, Duration::from_secs(10)), Instant::now());
+        let at = |seconds| limit.admit_at(start + Duration::from_secs(seconds));
+        assert_eq!((at(0), at(3)), (Admission::Admitted(0), Admission::Admitted(0)));
+        assert_eq!(
+            (at(4), at(9)),
+            (Admission::Refused(Duration::from_secs(6)), Admission::Refused(Duration::from_secs(1)))
+        );
+        assert_eq!((at(10), at(11)), (Admission::Admitted(2), Admission::Admitted(0)));
+        assert_eq!(at(12), Admission::Refused(Duration::from_secs(8)));
+    }
+}

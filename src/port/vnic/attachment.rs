@@ -1,0 +1,219 @@
+//! Who is at the far end of a vNIC right now: [`Attachment`].
+//!
+//! A port has one front end at a time, and a thread for it. A second one is closed at once, unless the first has hung up
+//! and its rings are only just being stopped: then the new one waits for that, so that a VM that restarts quickly is not
+//! sent away.
+
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::{Value, json};
+
+use super::handler::Handler;
+use super::nic::Nic;
+use super::session;
+use crate::log_limited;
+use crate::port::LinkState;
+
+/// Stack of a session's thread: its deepest call is the crate's decoding of one message of 4 KiB.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// The far end of a port: a connection or none.
+pub(super) struct Attachment {
+    nic: Arc<Nic>,
+    slot: Mutex<Slot>,
+    stopping: AtomicBool,
+    connections: AtomicU64,
+    refused: AtomicU64,
+}
+
+struct Slot {
+    connection: Option<Arc<Connection>>,
+    /// A front end that takes over as soon as the present one, which has hung up, is cleaned up.
+    next: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+    closed: bool,
+    /// What the port waits for while there is no connection.
+    waiting: String,
+}
+
+/// One connected front end.
+struct Connection {
+    stream: UnixStream,
+    handler: Arc<Handler>,
+    pid: i32,
+    uid: u32,
+}
+
+impl Connection {
+    fn new(stream: UnixStream, nic: &Arc<Nic>) -> Self {
+        let peer = rustix::net::sockopt::socket_peercred(&stream).ok();
+        let (pid, uid) = peer.map_or((0, u32::MAX), |peer| (peer.pid.as_raw_nonzero().get(), peer.uid.as_raw()));
+        Self { stream, handler: Arc::new(Handler::new(Arc::clone(nic))), pid, uid }
+    }
+
+    /// Whether the front end has closed its side.
+    fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        polled.is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
+    }
+}
+
+impl Attachment {
+    /// A port that waits for its first front end.
+    pub(super) fn new(nic: Arc<Nic>, waiting: String) -> Self {
+        let slot = Slot { connection: None, next: None, thread: None, closed: false, waiting };
+        Self {
+            nic,
+            slot: Mutex::new(slot),
+            stopping: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// The port itself.
+    pub(super) fn nic(&self) -> &Nic {
+        &self.nic
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a new connection on, or closes it if the port has one. `ended` hears how long a connection that was taken
+    /// on has lasted, once the port is free again.
+    pub(super) fn offer(self: &Arc<Self>, stream: UnixStream, ended: impl FnOnce(Duration) + Send + 'static) {
+        let mut slot = self.slot();
+        if slot.closed {
+            return;
+        }
+        let name = &self.nic.config.name;
+        if let Some(current) = &slot.connection {
+            if current.has_hung_up() {
+                slot.next = Some(stream);
+                return;
+            }
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            let pid = current.pid;
+            log_limited!(
+                self.nic.log,
+                log::Level::Warn,
+                "{name}: closed a second front end; process {pid} is connected"
+            );
+            return;
+        }
+        if let Some(thread) = slot.thread.take() {
+            // It has let go of the port, so it is about to return.
+            let _ = thread.join();
+        }
+        let first = self.connect(stream);
+        let attachment = Arc::clone(self);
+        let run = {
+            let first = Arc::clone(&first);
+            move || attachment.run(first, ended)
+        };
+        match std::thread::Builder::new().name(format!("vhost-{name}")).stack_size(STACK_BYTES).spawn(run) {
+            Ok(thread) => {
+                slot.connection = Some(first);
+                slot.thread = Some(thread);
+            }
+            Err(error) => {
+                slot.waiting = format!("no thread for the front end: {error}");
+                log_limited!(self.nic.log, log::Level::Error, "{name}: no thread for the front end: {error}");
+            }
+        }
+    }
+
+    fn connect(&self, stream: UnixStream) -> Arc<Connection> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(stream, &self.nic);
+        let (name, pid, uid) = (&self.nic.config.name, connection.pid, connection.uid);
+        log_limited!(self.nic.log, log::Level::Info, "{name}: front end connected (process {pid}, user {uid})");
+        Arc::new(connection)
+    }
+
+    /// The session thread.
+    fn run(&self, first: Arc<Connection>, ended: impl FnOnce(Duration)) {
+        let started = Instant::now();
+        let mut connection = Some(first);
+        while let Some(current) = connection {
+            let end = session::serve(&current.stream, &self.nic, &current.handler, &self.stopping);
+            current.handler.device().tear_down();
+            log_limited!(self.nic.log, log::Level::Info, "{}: front end gone: {end}", self.nic.config.name);
+            connection = self.finish(&end);
+        }
+        ended(started.elapsed());
+    }
+
+    /// Frees the port, or hands it to who waits for it.
+    fn finish(&self, end: &session::End) -> Option<Arc<Connection>> {
+        let mut slot = self.slot();
+        slot.connection = None;
+        slot.waiting = match end {
+            session::End::Closed => format!("waiting for the VM at {}", self.nic.config.socket.display()),
+            end => format!("waiting for the VM at {}; last time {end}", self.nic.config.socket.display()),
+        };
+        let next = slot.next.take().filter(|_| !slot.closed)?;
+        slot.connection = Some(self.connect(next));
+        slot.connection.clone()
+    }
+
+    /// Notes what the port waits for while nobody is connected. `true` if that is news.
+    pub(super) fn note_waiting(&self, waiting: String) -> bool {
+        let mut slot = self.slot();
+        let news = slot.waiting != waiting;
+        slot.waiting = waiting;
+        news
+    }
+
+    /// Ends the connection and takes no other; returns when its thread is gone.
+    pub(super) fn close(&self) {
+        let thread = {
+            let mut slot = self.slot();
+            slot.closed = true;
+            slot.next = None;
+            self.stopping.store(true, Ordering::Release);
+            if let Some(connection) = &slot.connection {
+                // Wakes the thread wherever it is: asleep, or sending to a front end that does not read.
+                let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+            }
+            slot.thread.take()
+        };
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    /// Whether frames flow.
+    pub(super) fn link(&self) -> LinkState {
+        let connection = {
+            let slot = self.slot();
+            match &slot.connection {
+                Some(connection) => Arc::clone(connection),
+                None => return LinkState::Down(slot.waiting.clone()),
+            }
+        };
+        connection.handler.device().link()
+    }
+
+    /// The far end's part of `linecard port show`: who is connected, what was negotiated, the state of each ring.
+    pub(super) fn report(&self) -> (Value, Vec<Value>) {
+        let connection = self.slot().connection.clone();
+        let mut report = json!({
+            "connected": connection.is_some(),
+            "connections": self.connections.load(Ordering::Relaxed),
+            "refused_connections": self.refused.load(Ordering::Relaxed),
+        });
+        let Some(connection) = connection else { return (report, Vec::new()) };
+        let device = connection.handler.device();
+        report["peer"] = json!({ "pid": connection.pid, "uid": connection.uid });
+        report["device"] = device.report();
+        (report, device.vring_reports())
+    }
+}

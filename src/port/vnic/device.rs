@@ -1,0 +1,270 @@
+//! The virtio-net device as one connection has negotiated it: [`Device`], features, memory and rings, and their rules.
+//!
+//! Every method is one message. It either does all of it or refuses and changes nothing.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::features::{self, F_PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK};
+use super::nic::Nic;
+use super::refusal::Refusal;
+use super::vring::{Areas, Vring};
+use crate::ident::MacAddr;
+use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
+use crate::log_limited;
+use crate::mem::{RegionRequest, SharedMemory};
+use crate::port::LinkState;
+use crate::port::rate_limit::Admission;
+
+/// What one front end has negotiated and shared. Goes with its connection.
+pub(super) struct Device {
+    nic: Arc<Nic>,
+    /// Acknowledged virtio bits; `None` before the first SET_FEATURES.
+    features: Option<u64>,
+    protocol: u64,
+    mtu: Option<u16>,
+    memory: SharedMemory,
+    vrings: Vec<Vring>,
+    /// The memory failed and everything was stopped.
+    stopped: bool,
+    /// What was refused last, of that which keeps rings from starting.
+    obstacle: Option<String>,
+}
+
+impl Device {
+    /// A device that nothing is known of: no features, no memory, all rings stopped and disabled.
+    pub(super) fn new(nic: Arc<Nic>) -> Self {
+        let vrings = nic.queues.iter().enumerate().map(|(i, queue)| Vring::new(i, Arc::clone(queue))).collect();
+        let memory = SharedMemory::new(Arc::clone(&nic.attention));
+        Self { nic, features: None, protocol: 0, mtu: None, memory, vrings, stopped: false, obstacle: None }
+    }
+
+    /// Remembers a refusal that explains why the port does not work.
+    pub(super) fn note(&mut self, refusal: &Refusal) {
+        if refusal.is_obstacle() {
+            self.obstacle = Some(refusal.sentence());
+        }
+    }
+
+    /// SET_FEATURES: once per queue pair with the same value, and with other ones only while nothing runs.
+    pub(super) fn set_features(&mut self, acked: u64) -> Result<(), Refusal> {
+        let extra = acked & !features::bits(features::VIRTIO);
+        if extra != 0 {
+            return Err(Refusal::NotOffered(extra));
+        }
+        let from = self.features.unwrap_or(0);
+        if from != acked && self.vrings.iter().any(Vring::is_running) {
+            return Err(Refusal::FeaturesInUse { from, to: acked });
+        }
+        self.features = Some(acked);
+        if acked & F_PROTOCOL_FEATURES == 0 {
+            // vhost-user, "Ring states": without the feature, rings are born enabled.
+            self.vrings.iter().for_each(|vring| vring.enable(true));
+        }
+        Ok(())
+    }
+
+    /// Whether the front end has switched SET_VRING_ENABLE on, as the crate sees it.
+    pub(super) fn has_protocol_features(&self) -> bool {
+        self.features.is_some_and(|acked| acked & F_PROTOCOL_FEATURES != 0)
+    }
+
+    /// SET_PROTOCOL_FEATURES.
+    pub(super) fn set_protocol_features(&mut self, acked: u64) -> Result<(), Refusal> {
+        let extra = acked & !features::bits(features::PROTOCOL);
+        if extra != 0 {
+            return Err(Refusal::NotOffered(extra));
+        }
+        self.protocol = acked;
+        Ok(())
+    }
+
+    /// Whether NEED_REPLY has a meaning.
+    pub(super) fn has_reply_ack(&self) -> bool {
+        self.protocol & PROTOCOL_REPLY_ACK != 0
+    }
+
+    /// The ring of a message that changes it.
+    pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring, Refusal> {
+        let pairs = self.vrings.len() / 2;
+        self.vrings.get_mut(index as usize).ok_or(Refusal::NoSuchRing { index, pairs })
+    }
+
+    /// SET_VRING_ADDR.
+    pub(super) fn set_areas(&mut self, index: u32, areas: Areas) -> Result<(), Refusal> {
+        self.vring(index)?.set_areas(areas)?;
+        self.start(index as usize)
+    }
+
+    /// SET_VRING_NUM.
+    pub(super) fn set_size(&mut self, index: u32, size: u32) -> Result<(), Refusal> {
+        self.vring(index)?.set_size(size)?;
+        self.start(index as usize)
+    }
+
+    /// SET_VRING_KICK.
+    pub(super) fn set_kick(&mut self, index: u32, kick: Option<File>) -> Result<(), Refusal> {
+        let born_enabled = !self.has_protocol_features();
+        let vring = self.vring(index)?;
+        vring.set_kick(kick)?;
+        if born_enabled && !vring.is_enabled() && !vring.is_running() {
+            vring.enable(true);
+        }
+        self.start(index as usize)
+    }
+
+    /// SET_VRING_ENABLE. Front ends switch off every ring they know of, also those that this port does not have.
+    pub(super) fn enable(&mut self, index: u32, enabled: bool) -> Result<(), Refusal> {
+        match self.vring(index) {
+            Ok(vring) => vring.enable(enabled),
+            Err(_) if !enabled && (index as usize) < 2 * QUEUE_PAIRS => {}
+            Err(refusal) => return Err(refusal),
+        }
+        Ok(())
+    }
+
+    /// GET_VRING_BASE. Needs an answer whatever it asks for, so a ring that the port does not have is simply at its start.
+    pub(super) fn stop(&mut self, index: u32) -> Result<u16, Refusal> {
+        match self.vring(index) {
+            Ok(vring) => Ok(vring.stop()),
+            Err(_) if (index as usize) < 2 * QUEUE_PAIRS => Ok(0),
+            Err(_) => Err(Refusal::RingNumber),
+        }
+    }
+
+    fn start(&mut self, index: usize) -> Result<(), Refusal> {
+        let Some(vring) = self.vrings.get_mut(index) else { return Ok(()) };
+        let ran = vring.is_running();
+        vring.try_start(&self.memory, self.features.unwrap_or(0))?;
+        if vring.is_running() && !ran {
+            self.obstacle = None;
+        }
+        Ok(())
+    }
+
+    /// SET_MEM_TABLE.
+    pub(super) fn set_memory(&mut self, table: Vec<(RegionRequest, File)>) -> Result<(), Refusal> {
+        let next = self.memory.replaced(table)?;
+        self.swap_memory(next)
+    }
+
+    /// ADD_MEM_REG.
+    pub(super) fn add_memory(&mut self, request: RegionRequest, file: File) -> Result<(), Refusal> {
+        let next = self.memory.with(request, file)?;
+        self.swap_memory(next)
+    }
+
+    /// REM_MEM_REG.
+    pub(super) fn remove_memory(&mut self, request: &RegionRequest) -> Result<(), Refusal> {
+        let next = self.memory.without(request);
+        self.swap_memory(next)
+    }
+
+    /// Gives every ring the new memory and then unmaps what only the old one had, on this thread and before the message
+    /// is acknowledged: after the ack a front end frees what it took away.
+    fn swap_memory(&mut self, next: Option<SharedMemory>) -> Result<(), Refusal> {
+        let Some(next) = next else { return Ok(()) };
+        for queue in &self.nic.queues {
+            // A ring that lost its memory keeps that as its fault, which `attend` passes on.
+            let _ = queue.set_memory(next.memory());
+        }
+        self.memory = next;
+        self.stopped &= self.memory.failed();
+        self.attend();
+        let started: Result<Vec<()>, _> = (0..self.vrings.len()).map(|index| self.start(index)).collect();
+        started.map(|_| ())
+    }
+
+    /// NET_SET_MTU.
+    pub(super) fn set_mtu(&mut self, mtu: u64) -> Result<(), Refusal> {
+        let good = u16::try_from(mtu).ok().filter(|mtu| MTU_RANGE.contains(mtu)).ok_or(Refusal::Mtu(mtu))?;
+        if let Some(limit) = self.nic.config.mtu.filter(|limit| good > *limit) {
+            return Err(Refusal::MtuAbovePort(mtu, limit));
+        }
+        self.mtu = Some(good);
+        Ok(())
+    }
+
+    /// SEND_RARP: tells the network where the guest is now. Comes five times in a second, the first before any ring runs.
+    pub(super) fn announce(&mut self, mac: MacAddr) -> Result<(), Refusal> {
+        if !mac.is_station() {
+            return Err(Refusal::NotAStation(mac));
+        }
+        if let Admission::Refused(_) = self.nic.announcements.admit() {
+            return Err(Refusal::TooManyAnnouncements);
+        }
+        // Guest TX of the first pair: what the switch receives from.
+        if let Some(queue) = self.nic.queues.get(1) {
+            queue.announce(mac);
+        }
+        Ok(())
+    }
+
+    /// Deals with what the attention event stands for: memory that failed, and rings that did.
+    pub(super) fn attend(&mut self) {
+        let name = &self.nic.config.name;
+        if self.memory.failed() && !self.stopped {
+            self.stopped = true;
+            self.vrings.iter_mut().for_each(|vring| {
+                vring.stop();
+            });
+            log_limited!(self.nic.log, log::Level::Error, "{name}: stopped: {MEMORY_FAILED}");
+        }
+        for (index, vring) in self.vrings.iter_mut().enumerate() {
+            if let Some(fault) = vring.take_fault() {
+                log_limited!(self.nic.log, log::Level::Warn, "{name}: ring {index} stopped: {fault}");
+            }
+        }
+    }
+
+    /// Ends everything: no ring runs, nothing is mapped, all descriptors are closed.
+    pub(super) fn tear_down(&mut self) {
+        for vring in &mut self.vrings {
+            vring.stop();
+            vring.enable(false);
+        }
+        *self = Self::new(Arc::clone(&self.nic));
+    }
+
+    /// Whether frames flow, and if not, why.
+    pub(super) fn link(&self) -> LinkState {
+        if self.stopped {
+            return LinkState::Stopped(MEMORY_FAILED.into());
+        }
+        for (index, vring) in self.vrings.iter().enumerate() {
+            if let Some(fault) = vring.fault() {
+                let cure = "its guest must reset the device, or the VM reconnect";
+                return LinkState::Stopped(format!("ring {index} stopped: {fault}; {cure}"));
+            }
+        }
+        if self.vrings.iter().any(|vring| vring.is_running() && vring.is_enabled()) {
+            return LinkState::Up;
+        }
+        match &self.obstacle {
+            Some(obstacle) => LinkState::Stopped(format!("{obstacle}; the VM has to be set up anew")),
+            None => LinkState::Down("the guest has not started its network device".into()),
+        }
+    }
+
+    /// The device's part of `linecard port show`.
+    pub(super) fn report(&self) -> Value {
+        json!({
+            "features": features::names(features::VIRTIO, self.features.unwrap_or(0)),
+            "protocol_features": features::names(features::PROTOCOL, self.protocol),
+            "header_bytes": features::header_bytes(self.features.unwrap_or(0)),
+            "guest_mtu": self.mtu,
+            "memory": { "regions": self.memory.region_count(), "bytes": self.memory.bytes() },
+            "last_refusal": self.obstacle,
+        })
+    }
+
+    /// The control state of every ring, by index.
+    pub(super) fn vring_reports(&self) -> Vec<Value> {
+        self.vrings.iter().map(Vring::report).collect()
+    }
+}
+
+const MEMORY_FAILED: &str =
+    "the VM's memory file shrank while it was shared; the VM has to share its memory anew, a restart of it does that";

@@ -1,0 +1,214 @@
+//! The socket file of a vNIC: [`listen`] makes it with care for what is there already, [`connect`] looks for the VM's.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Gid, Mode, OFlags, Uid, chmod, chown, fchmod, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::nic::VnicConfig;
+
+/// Connections that may wait for the acceptor thread.
+const BACKLOG: i32 = 8;
+
+/// Why a socket cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The path does not fit a socket address (unix(7): 108 bytes with the final zero).
+    #[error("socket path {} has {} bytes: 107 is the limit", .0.display(), .0.as_os_str().len())]
+    PathTooLong(PathBuf),
+    /// The directory is missing.
+    #[error("there is no directory {}: create it, or correct the socket's path", .0.display())]
+    NoDirectory(PathBuf),
+    /// Something that is not a socket has the path.
+    #[error("{path} is in the way: it is {1}, not a socket, and is left alone", path = .0.display())]
+    InTheWay(PathBuf, &'static str),
+    /// A socket of another user has the path.
+    #[error("{path} is in the way: it is a socket of user {1}, and is left alone", path = .0.display())]
+    NotOurs(PathBuf, u32),
+    /// Another process serves the socket.
+    #[error("another process listens at {}: stop it, or give one of the two another path", .0.display())]
+    InUse(PathBuf),
+    /// A system call failed.
+    #[error("cannot {1} socket {path}", path = .0.display())]
+    System(PathBuf, &'static str, #[source] io::Error),
+}
+
+/// A socket file that we made. Dropping it removes the file, if it still is the one we made.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = |file: &fs::Metadata| (file.st_dev(), file.st_ino()) == self.identity;
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| ours(&file)) {
+            // Gone or not: nobody is left to tell.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Makes the socket of `config` and listens on it. The descriptor does not block.
+///
+/// # Errors
+/// What is in the way, or what the kernel refused.
+pub(super) fn listen(config: &VnicConfig) -> Result<(OwnedFd, SocketFile), EndpointError> {
+    let path = &config.socket;
+    let address = address(path)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        return Err(EndpointError::NoDirectory(parent.to_owned()));
+    }
+    clear(path)?;
+    let failed = |what| move |errno: Errno| EndpointError::System(path.clone(), what, errno.into());
+    let socket = socket().map_err(failed("make"))?;
+    // The file gets the mode of the socket (net/unix/af_unix.c, unix_bind_bsd): nobody else comes in before the file has
+    // its owner and its permissions.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("protect"))?;
+    rustix::net::bind(&socket, &address).map_err(failed("bind"))?;
+    let stat = fs::symlink_metadata(path).map_err(|e| EndpointError::System(path.clone(), "find", e))?;
+    let file = SocketFile { path: path.clone(), identity: (stat.st_dev(), stat.st_ino()) };
+    if config.owner.is_some() || config.group.is_some() {
+        let (owner, group) = (config.owner.map(Uid::from_raw), config.group.map(Gid::from_raw));
+        chown(path, owner, group).map_err(failed("give away"))?;
+    }
+    chmod(path, Mode::from_raw_mode(config.permissions & 0o777)).map_err(failed("set the permissions of"))?;
+    rustix::net::listen(&socket, BACKLOG).map_err(failed("listen at"))?;
+    Ok((socket, file))
+}
+
+/// Removes the socket of a dead process, if that is what is at `path`.
+fn clear(path: &Path) -> Result<(), EndpointError> {
+    let system = |what| move |e| EndpointError::System(path.to_owned(), what, e);
+    let there = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(system("look at"))?,
+    };
+    let kind = there.file_type();
+    if !kind.is_socket() {
+        let what = match kind {
+            kind if kind.is_file() => "a file",
+            kind if kind.is_dir() => "a directory",
+            kind if kind.is_symlink() => "a symbolic link",
+            _ => "a special file",
+        };
+        return Err(EndpointError::InTheWay(path.to_owned(), what));
+    }
+    let user = rustix::process::geteuid();
+    if !user.is_root() && there.st_uid() != user.as_raw() {
+        return Err(EndpointError::NotOurs(path.to_owned(), there.st_uid()));
+    }
+    match connect(path) {
+        // Only this says that no process has the socket any more (unix(7)).
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(system("remove the old"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) | Err(_) => Err(EndpointError::InUse(path.to_owned())),
+    }
+}
+
+/// Connects to the socket at `path`. Never waits: a listener whose backlog is full is an error (`WouldBlock`).
+///
+/// # Errors
+/// What the kernel says; `NotFound` and `ConnectionRefused` mean that nobody listens.
+pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let address = address(path).map_err(io::Error::other)?;
+    let socket = socket()?;
+    rustix::net::connect(&socket, &address)?;
+    // The crate's loop takes EAGAIN for a reason to try again at once.
+    fcntl_setfl(&socket, fcntl_getfl(&socket)? - OFlags::NONBLOCK)?;
+    Ok(socket.into())
+}
+
+fn address(path: &Path) -> Result<SocketAddrUnix, EndpointError> {
+    SocketAddrUnix::new(path).map_err(|_| EndpointError::PathTooLong(path.to_owned()))
+}
+
+fn socket() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::port::vnic::Mode as Side;
+
+    fn config(socket: PathBuf) -> VnicConfig {
+        VnicConfig {
+            name: "vm1".parse().unwrap(),
+            socket,
+            mode: Side::Server,
+            queue_pairs: 1,
+            mtu: None,
+            owner: None,
+            group: None,
+            permissions: 0o660,
+            mac: None,
+        }
+    }
+
+    #[test]
+    fn a_socket_gets_its_permissions_and_goes_with_its_port() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm1.sock");
+        let (listener, file) = listen(&config(path.clone())).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        connect(&path).unwrap();
+        drop((listener, file));
+        assert!(!path.exists());
+        let (_listener, file) = listen(&config(path.clone())).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "somebody else's").unwrap();
+        drop(file);
+        assert!(path.exists(), "a file that took the place of ours is left alone");
+    }
+
+    #[test]
+    fn stale_sockets_are_replaced_and_live_ones_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm1.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (_listener, _file) = listen(&config(path.clone())).unwrap();
+        assert!(matches!(listen(&config(path.clone())), Err(EndpointError::InUse(_))));
+        let waiting: Vec<_> = (0..2 * BACKLOG).map_while(|_| connect(&path).ok()).collect();
+        assert!(waiting.len() < 2 * BACKLOG as usize, "the backlog is full");
+        assert!(
+            matches!(listen(&config(path)), Err(EndpointError::InUse(_))),
+            "a full backlog is a live socket as well"
+        );
+    }
+
+    #[test]
+    fn whatever_else_is_in_the_way_is_named_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "precious").unwrap();
+        fs::create_dir(at("dir")).unwrap();
+        std::os::unix::fs::symlink(at("nowhere"), at("link")).unwrap();
+        for (name, what) in [("file", "a file"), ("dir", "a directory"), ("link", "a symbolic link")] {
+            let error = listen(&config(at(name))).unwrap_err().to_string();
+            assert!(error.contains("is in the way") && error.contains(what), "{error}");
+            assert!(fs::symlink_metadata(at(name)).is_ok());
+        }
+        let missing = listen(&config(at("missing/vm1.sock"))).unwrap_err();
+        assert!(matches!(missing, EndpointError::NoDirectory(ref parent) if parent.ends_with("missing")), "{missing}");
+        let long = listen(&config(at(&"x".repeat(120)))).unwrap_err().to_string();
+        assert!(long.contains("107 is the limit"), "{long}");
+    }
+}

@@ -1,0 +1,95 @@
+//! What a vNIC offers to its front end: virtio feature bits and vhost-user protocol features, each with its reason.
+//!
+//! Both sets are part of a port's contract: QEMU refuses a backend that lost a bit on reconnect, and a migration needs at
+//! least the same set on the other host. So what is offered depends on this table and on nothing that happens at run time.
+
+/// One feature bit.
+#[derive(Debug)]
+pub(super) struct Feature {
+    /// Number of the bit.
+    pub(super) bit: u32,
+    /// Its name, as the specification has it without the prefix.
+    pub(super) name: &'static str,
+    /// Why it is offered.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the table is documentation as well"))]
+    pub(super) why: &'static str,
+}
+
+const fn feature(bit: u32, name: &'static str, why: &'static str) -> Feature {
+    Feature { bit, name, why }
+}
+
+/// vhost-user, "Feature bits": the front end knows protocol features, and rings start disabled.
+pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// Virtio bits that are offered (virtio 1.3, 5.1.3 and 6).
+pub(super) const VIRTIO: &[Feature] = &[
+    feature(3, "MTU", "the guest takes over the MTU that its VM was configured with"),
+    feature(15, "MRG_RXBUF", "a long frame may fill several small buffers, so guests need not post 64 KiB ones"),
+    feature(17, "CTRL_VQ", "cloud-hypervisor gives its guest a control queue only if we offer it; QEMU ignores it"),
+    feature(21, "GUEST_ANNOUNCE", "after a migration the guest announces itself; without it QEMU sends SEND_RARP"),
+    feature(22, "MQ", "several queue pairs"),
+    feature(27, "ANY_LAYOUT", "legacy drivers may lay out header and frame as they like; we handle any layout anyway"),
+    feature(28, "INDIRECT_DESC", "a chain takes one ring entry"),
+    feature(29, "EVENT_IDX", "notifications by index, which is what makes few of them enough"),
+    feature(30, "PROTOCOL_FEATURES", "the door to everything below"),
+    feature(32, "VERSION_1", "modern devices"),
+    feature(
+        35,
+        "IN_ORDER",
+        "DPDK asks for it by default, and with it a reconnect of cloud-hypervisor loses no buffers",
+    ),
+];
+
+/// Protocol features that are offered (vhost-user, "Protocol features").
+pub(super) const PROTOCOL: &[Feature] = &[
+    feature(0, "MQ", "several queue pairs"),
+    feature(2, "RARP", "QEMU asks us to announce a migrated guest that cannot do it itself"),
+    feature(3, "REPLY_ACK", "a refusal reaches the front end"),
+    feature(4, "NET_MTU", "the front end tells the guest's MTU"),
+    feature(15, "CONFIGURE_MEM_SLOTS", "memory is added and removed by the region, and more than 8 of them"),
+];
+
+/// vhost-user protocol feature REPLY_ACK.
+pub(super) const PROTOCOL_REPLY_ACK: u64 = 1 << 3;
+
+/// All bits of a table.
+pub(super) const fn bits(table: &[Feature]) -> u64 {
+    let (mut all, mut i) = (0, 0);
+    while i < table.len() {
+        all |= 1 << table[i].bit;
+        i += 1;
+    }
+    all
+}
+
+/// Names of the bits of `bits` that are in `table`.
+pub(super) fn names(table: &'static [Feature], bits: u64) -> Vec<&'static str> {
+    table.iter().filter(|feature| bits & 1 << feature.bit != 0).map(|feature| feature.name).collect()
+}
+
+/// Bytes of the virtio-net header before each frame once `acked` is negotiated: the form with `num_buffers` is used by
+/// every modern device and by legacy ones that merge buffers (virtio 1.3, 5.1.6.1).
+pub(super) const fn header_bytes(acked: u64) -> usize {
+    if acked & (1 << 15 | 1 << 32) != 0 { 12 } else { 10 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_unique_and_explained_and_never_one_that_qemu_cannot_forward() {
+        for table in [VIRTIO, PROTOCOL] {
+            assert_eq!(bits(table).count_ones() as usize, table.len());
+            assert!(table.iter().all(|feature| !feature.why.is_empty()));
+        }
+        assert_eq!((bits(VIRTIO), bits(PROTOCOL)), (0x9_7862_8008, 0x801d));
+        // NOTIFY_ON_EMPTY, NOTIFICATION_DATA, RING_RESET, HASH_REPORT, RSS, RSC_EXT.
+        for never in [24, 38, 40, 57, 60, 61] {
+            assert_eq!(bits(VIRTIO) & 1 << never, 0, "bit {never}");
+        }
+        assert_eq!(names(PROTOCOL, 0b101), ["MQ", "RARP"]);
+        assert_eq!((header_bytes(0), header_bytes(1 << 15), header_bytes(1 << 32)), (10, 12, 12));
+    }
+}

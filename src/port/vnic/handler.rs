@@ -1,0 +1,266 @@
+//! Puts a [`Device`] behind the `vhost` crate's message loop: [`Handler`].
+//!
+//! The crate decodes and acknowledges most messages and calls the trait below; the few that it cannot take come through
+//! [`Handler::serve`]. Either way a refusal is logged and remembered, so that the session can tell a refused message,
+//! after which the connection goes on, from a broken one.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    FrontendReq as Req, VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
+
+use super::device::Device;
+use super::features;
+use super::message::Request;
+use super::nic::Nic;
+use super::refusal::Refusal;
+use super::vring::Areas;
+use crate::ident::MacAddr;
+use crate::limits::{MEMORY_REGIONS, QUEUE_PAIRS};
+use crate::log_limited;
+use crate::mem::RegionRequest;
+
+/// One connection's device, as the crate's message loop wants it.
+pub(super) struct Handler {
+    nic: Arc<Nic>,
+    device: Mutex<Device>,
+    /// The message in hand was refused by us, not found broken by the crate.
+    refused: Mutex<bool>,
+}
+
+impl Handler {
+    pub(super) fn new(nic: Arc<Nic>) -> Self {
+        Self { device: Mutex::new(Device::new(Arc::clone(&nic))), nic, refused: Mutex::new(false) }
+    }
+
+    /// The device. Held for the time of one message; nothing that is done under it waits for the front end.
+    pub(super) fn device(&self) -> MutexGuard<'_, Device> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the last message was refused; forgets it.
+    pub(super) fn take_refused(&self) -> bool {
+        std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Does what a message asks for that the crate does not take; `true` if it is done.
+    pub(super) fn serve(&self, request: Request, body: &[u8]) -> bool {
+        self.answer(request, |device| {
+            let eight: [u8; 8] = match request {
+                Request::SET_VRING_ENABLE | Request::SEND_RARP | Request::NET_SET_MTU => {
+                    body.try_into().map_err(|_| Refusal::Malformed)?
+                }
+                _ => return Err(Refusal::Unserved(request)),
+            };
+            let [a, b, c, d, e, f, g, h] = eight;
+            match request {
+                Request::SET_VRING_ENABLE => match u32::from_ne_bytes([e, f, g, h]) {
+                    enabled @ 0..=1 => device.enable(u32::from_ne_bytes([a, b, c, d]), enabled == 1),
+                    _ => Err(Refusal::Malformed),
+                },
+                // The address lies in the 64-bit field as it does in a frame.
+                Request::SEND_RARP => device.announce(MacAddr([a, b, c, d, e, f])),
+                _ => device.set_mtu(u64::from_ne_bytes(eight)),
+            }
+        })
+        .is_ok()
+    }
+
+    /// Runs one message against the device; a refusal is logged, remembered and made the crate's error.
+    fn answer<T>(
+        &self,
+        request: Request,
+        act: impl FnOnce(&mut Device) -> std::result::Result<T, Refusal>,
+    ) -> Result<T> {
+        let mut device = self.device();
+        act(&mut device).map_err(|refusal| {
+            device.note(&refusal);
+            drop(device);
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            let (name, reason) = (&self.nic.config.name, refusal.sentence());
+            log_limited!(self.nic.log, log::Level::Warn, "{name}: refused {request} of the front end: {reason}");
+            Error::InvalidOperation("refused")
+        })
+    }
+}
+
+/// A request's number as the crate's own name for it.
+fn of(request: Req) -> Request {
+    Request(request.into())
+}
+
+impl VhostUserBackendReqHandler for Handler {
+    fn set_owner(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ignored, as vhost-user recommends for this message ("VHOST_USER_RESET_OWNER").
+    fn reset_owner(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn get_features(&self) -> Result<u64> {
+        Ok(features::bits(features::VIRTIO))
+    }
+
+    fn set_features(&self, acked: u64) -> Result<()> {
+        self.answer(of(Req::SET_FEATURES), |device| device.set_features(acked))
+    }
+
+    fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::from_bits_truncate(features::bits(features::PROTOCOL)))
+    }
+
+    fn set_protocol_features(&self, acked: u64) -> Result<()> {
+        self.answer(of(Req::SET_PROTOCOL_FEATURES), |device| device.set_protocol_features(acked))
+    }
+
+    /// QEMU compares this with its queue pairs and cloud-hypervisor with its rings, so it is the most that anybody can
+    /// have, whatever the port has (DPDK answers the same).
+    fn get_queue_num(&self) -> Result<u64> {
+        Ok(QUEUE_PAIRS as u64)
+    }
+
+    fn get_max_mem_slots(&self) -> Result<u64> {
+        Ok(MEMORY_REGIONS as u64)
+    }
+
+    fn set_mem_table(
+        &self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        self.answer(of(Req::SET_MEM_TABLE), |device| {
+            if regions.len() != files.len() {
+                return Err(Refusal::RegionFiles(regions.len(), files.len()));
+            }
+            device.set_memory(regions.iter().map(region_request).zip(files).collect())
+        })?;
+        Ok(None)
+    }
+
+    fn add_mem_region(
+        &self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        self.answer(of(Req::ADD_MEM_REG), |device| device.add_memory(region_request(region), file))?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        self.answer(of(Req::REM_MEM_REG), |device| device.remove_memory(&region_request(region)))
+    }
+
+    fn set_vring_num(&self, index: u32, size: u32) -> Result<()> {
+        self.answer(of(Req::SET_VRING_NUM), |device| device.set_size(index, size))
+    }
+
+    fn set_vring_addr(
+        &self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptors: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let areas = Areas { descriptors, available, used };
+        self.answer(of(Req::SET_VRING_ADDR), |device| device.set_areas(index, areas))
+    }
+
+    fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
+        self.answer(of(Req::SET_VRING_BASE), |device| device.vring(index)?.set_base(base))
+    }
+
+    fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
+        let base = self.answer(of(Req::GET_VRING_BASE), |device| device.stop(index))?;
+        Ok(VhostUserVringState::new(index, base.into()))
+    }
+
+    fn set_vring_kick(&self, index: u8, kick: Option<File>) -> Result<()> {
+        self.answer(of(Req::SET_VRING_KICK), |device| device.set_kick(index.into(), kick))
+    }
+
+    fn set_vring_call(&self, index: u8, call: Option<File>) -> Result<()> {
+        self.answer(of(Req::SET_VRING_CALL), |device| device.vring(index.into())?.set_call(call))
+    }
+
+    fn set_vring_err(&self, index: u8, error: Option<File>) -> Result<()> {
+        self.answer(of(Req::SET_VRING_ERR), |device| device.vring(index.into())?.set_error(error))
+    }
+
+    fn set_vring_enable(&self, index: u32, enabled: bool) -> Result<()> {
+        self.answer(of(Req::SET_VRING_ENABLE), |device| device.enable(index, enabled))
+    }
+
+    // None of the following is offered, so the session refuses these messages before the crate sees them.
+
+    fn reset_device(&self) -> Result<()> {
+        NOT_OFFERED
+    }
+
+    fn get_config(&self, _offset: u32, _size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        Err(Error::InvalidOperation("not offered"))
+    }
+
+    fn set_config(&self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        NOT_OFFERED
+    }
+
+    fn set_gpu_socket(&self, _socket: GpuBackend) -> Result<()> {
+        NOT_OFFERED
+    }
+
+    fn get_shared_object(&self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidOperation("not offered"))
+    }
+
+    fn get_inflight_fd(&self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(Error::InvalidOperation("not offered"))
+    }
+
+    fn set_inflight_fd(&self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        NOT_OFFERED
+    }
+
+    fn set_device_state_fd(
+        &self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidOperation("not offered"))
+    }
+
+    fn check_device_state(&self) -> Result<()> {
+        NOT_OFFERED
+    }
+
+    fn get_shmem_config(&self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidOperation("not offered"))
+    }
+
+    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        NOT_OFFERED
+    }
+}
+
+const NOT_OFFERED: Result<()> = Err(Error::InvalidOperation("not offered"));
+
+fn region_request(region: &VhostUserMemoryRegion) -> RegionRequest {
+    RegionRequest {
+        guest: region.guest_phys_addr,
+        user: region.user_addr,
+        len: region.memory_size,
+        offset: region.mmap_offset,
+    }
+}

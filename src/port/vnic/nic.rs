@@ -1,0 +1,78 @@
+//! What of a vNIC outlives its connections: [`Nic`], its configuration, its queues and its limits on noise.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::queue::Queue;
+use crate::ident::{MacAddr, Name};
+use crate::port::rate_limit::RateLimit;
+use crate::sys::eventfd::EventFd;
+
+/// Log lines that one port's far end can cause in ten seconds.
+const LOG_LINES: u32 = 10;
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+
+/// Announcements of one port in a second. QEMU sends five.
+const ANNOUNCEMENTS: u32 = 16;
+
+/// Who of the two sides of a vhost-user socket waits for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// We listen, the VM connects.
+    #[default]
+    Server,
+    /// The VM listens, we connect, again and again.
+    Client,
+}
+
+/// How a vNIC is set up.
+#[derive(Debug, Clone)]
+pub struct VnicConfig {
+    /// The port's name.
+    pub name: Name,
+    /// Path of the vhost-user socket.
+    pub socket: PathBuf,
+    /// Who makes the socket.
+    pub mode: Mode,
+    /// Queue pairs that the port has, 1 to [`crate::limits::QUEUE_PAIRS`].
+    pub queue_pairs: u16,
+    /// Largest MTU in bytes that the guest may be told by its VM; any if `None`.
+    pub mtu: Option<u16>,
+    /// User that owns the socket file in server mode; this process's if `None`.
+    pub owner: Option<u32>,
+    /// Group of the socket file in server mode; this process's if `None`.
+    pub group: Option<u32>,
+    /// Permission bits of the socket file in server mode, such as `0o660`.
+    pub permissions: u32,
+    /// The address that the VM's configuration gives to the guest, if it is known here.
+    pub mac: Option<MacAddr>,
+}
+
+/// The lasting half of a vNIC.
+pub(super) struct Nic {
+    pub(super) config: VnicConfig,
+    /// By ring index: 2i is guest RX (the switch transmits to it), 2i+1 guest TX (the switch receives from it).
+    pub(super) queues: Vec<Arc<Queue>>,
+    /// Signalled when a shard stops a ring, and when guest memory fails.
+    pub(super) attention: Arc<EventFd>,
+    /// For log lines that the far end can cause.
+    pub(super) log: RateLimit,
+    /// For frames that SEND_RARP makes.
+    pub(super) announcements: RateLimit,
+}
+
+impl Nic {
+    pub(super) fn new(config: VnicConfig) -> std::io::Result<Self> {
+        let attention = Arc::new(EventFd::new()?);
+        let queue = |_| Arc::new(Queue::new(Arc::clone(&attention)));
+        Ok(Self {
+            queues: (0..2 * config.queue_pairs).map(queue).collect(),
+            config,
+            attention,
+            log: RateLimit::new(LOG_LINES, LOG_PERIOD),
+            announcements: RateLimit::new(ANNOUNCEMENTS, Duration::from_secs(1)),
+        })
+    }
+}

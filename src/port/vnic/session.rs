@@ -1,0 +1,191 @@
+//! One connection of a front end, from its first message to its last: [`serve`].
+//!
+//! The thread sleeps in poll(2) on the socket and on the port's attention event. It peeks at each message and hands it to
+//! the `vhost` crate's loop, except for those that the loop answers by ending the connection: SET_VRING_ENABLE before the
+//! first SET_FEATURES (QEMU sends it when the device is made), SEND_RARP, NET_SET_MTU, and whatever we did not offer or
+//! nobody knows. A thread for each connection, and not one for all: the crate's sends and receives block, so a front end
+//! that does not read would hold up every other.
+
+use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vhost::vhost_user::message::FrontendReq as Req;
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use super::handler::Handler;
+use super::message::{self, Arrival, Header, Request};
+use super::nic::{Mode, Nic};
+
+/// How long a front end that connected to us may keep silent before it makes room for others.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+
+/// How long the rest of a message may take. Front ends send each with one system call.
+const REST_OF_MESSAGE: Duration = Duration::from_secs(3);
+
+/// How often to look for the rest of a message: poll(2) cannot wait for "more than this".
+const REST_POLL: Duration = Duration::from_millis(10);
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The front end closed it.
+    Closed,
+    /// The port is being removed.
+    Removed,
+    /// Nothing came after the connection was made.
+    Silent,
+    /// A message stopped in the middle.
+    HalfMessage,
+    /// A message that cannot be understood, or that has no answer.
+    Broken(Request, String),
+    /// The socket failed.
+    Socket(io::Error),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the front end closed the connection"),
+            Self::Removed => f.write_str("the port was removed"),
+            Self::Silent => write!(f, "the front end sent nothing for {} s", FIRST_MESSAGE.as_secs()),
+            Self::HalfMessage => write!(f, "the front end sent half a message and no more"),
+            Self::Broken(request, reason) => write!(f, "the front end sent a broken {request}: {reason}"),
+            Self::Socket(error) => write!(f, "the socket failed: {error}"),
+        }
+    }
+}
+
+/// Serves the connection until it ends. `stopping` is set, and the stream shut down, to end it from this side.
+pub(super) fn serve(stream: &UnixStream, nic: &Nic, handler: &Arc<Handler>, stopping: &AtomicBool) -> End {
+    let backend = match stream.try_clone() {
+        Ok(stream) => BackendReqHandler::from_stream(stream, Arc::clone(handler)),
+        Err(error) => return End::Socket(error),
+    };
+    let mut session = Session { stream, nic, handler, backend };
+    session.run(stopping).unwrap_or_else(End::Socket)
+}
+
+struct Session<'a> {
+    stream: &'a UnixStream,
+    nic: &'a Nic,
+    handler: &'a Arc<Handler>,
+    backend: BackendReqHandler<Handler>,
+}
+
+impl Session<'_> {
+    fn run(&mut self, stopping: &AtomicBool) -> io::Result<End> {
+        // Only who connects to us can keep others out by saying nothing; whom we connect to may take its time.
+        let silence = (self.nic.config.mode == Mode::Server).then(|| Instant::now() + FIRST_MESSAGE);
+        let mut deadline = silence.map(|at| (at, End::Silent));
+        loop {
+            let arrival = message::arrival(self.stream)?;
+            if stopping.load(Ordering::Acquire) {
+                return Ok(End::Removed);
+            }
+            let part = match arrival {
+                Arrival::End => return Ok(End::Closed),
+                Arrival::Message(header) => {
+                    deadline = None;
+                    if let Some(end) = self.message(&header)? {
+                        return Ok(end);
+                    }
+                    continue;
+                }
+                Arrival::Nothing => false,
+                Arrival::Part => true,
+            };
+            if part && !matches!(deadline, Some((_, End::HalfMessage))) {
+                deadline = Some((Instant::now() + REST_OF_MESSAGE, End::HalfMessage));
+            }
+            if let Some((_, end)) = deadline.take_if(|(at, _)| *at <= Instant::now()) {
+                return Ok(end);
+            }
+            if self.wait(part, deadline.as_ref().map(|(at, _)| *at))? {
+                return Ok(End::HalfMessage);
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do. `true`: a message has begun, and its sender is gone.
+    fn wait(&self, part: bool, deadline: Option<Instant>) -> io::Result<bool> {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        // What is here already would wake poll at once, so wait for the end of the stream and look again soon.
+        let (events, left) = match part {
+            true => (PollFlags::RDHUP, Some(REST_POLL)),
+            false => (PollFlags::IN, left),
+        };
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let attention = &*self.nic.attention;
+        let mut fds = [PollFd::new(self.stream, events), PollFd::new(attention, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if fds[1].revents().contains(PollFlags::IN) {
+            attention.drain();
+            self.handler.device().attend();
+        }
+        let gone = fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP);
+        // The rest may have come together with the end of the stream.
+        Ok(part && gone && matches!(message::arrival(self.stream)?, Arrival::Part))
+    }
+
+    /// Handles one message; `Some` ends the connection.
+    fn message(&mut self, header: &Header) -> io::Result<Option<End>> {
+        let request = header.request;
+        if !header.is_sound() {
+            return Ok(Some(End::Broken(request, "its header is not one of a request of protocol version 1".into())));
+        }
+        if !self.crate_takes(request) {
+            let body = message::take(self.stream, header)?;
+            let done = self.handler.serve(request, &body);
+            self.handler.take_refused();
+            if header.needs_reply() && self.handler.device().has_reply_ack() {
+                message::acknowledge(self.stream, header, done)?;
+            }
+            return Ok(None);
+        }
+        let result = self.backend.handle_request();
+        let refused = self.handler.take_refused();
+        Ok(match result {
+            Ok(()) => None,
+            // The crate has acknowledged the refusal, and the message is read: the next one follows.
+            Err(_) if refused && !request.wants_answer() => None,
+            Err(Error::Disconnected | Error::SocketBroken(_)) => Some(End::Closed),
+            Err(error) => Some(End::Broken(request, error.to_string())),
+        })
+    }
+
+    /// Whether the crate's loop can take a request without ending the connection over it.
+    fn crate_takes(&self, request: Request) -> bool {
+        match request.known() {
+            Some(Req::SET_VRING_ENABLE) => self.handler.device().has_protocol_features(),
+            Some(
+                Req::GET_FEATURES
+                | Req::SET_FEATURES
+                | Req::SET_OWNER
+                | Req::RESET_OWNER
+                | Req::SET_MEM_TABLE
+                | Req::SET_VRING_NUM
+                | Req::SET_VRING_ADDR
+                | Req::SET_VRING_BASE
+                | Req::GET_VRING_BASE
+                | Req::SET_VRING_KICK
+                | Req::SET_VRING_CALL
+                | Req::SET_VRING_ERR
+                | Req::GET_PROTOCOL_FEATURES
+                | Req::SET_PROTOCOL_FEATURES
+                | Req::GET_QUEUE_NUM
+                | Req::GET_MAX_MEM_SLOTS
+                | Req::ADD_MEM_REG
+                | Req::REM_MEM_REG,
+            ) => true,
+            _ => false,
+        }
+    }
+}

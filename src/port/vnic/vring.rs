@@ -1,0 +1,230 @@
+//! The control state of one ring: [`Vring`], what the front end has said of it so far.
+//!
+//! What the messages set is kept in vhost-user-backend's `VringRwLock` (size, guest addresses, next available index,
+//! enabled, kick and call). The ring itself runs in a [`Queue`]; on start its descriptors move there, and come back by no
+//! other way than a new message.
+//!
+//! Rules, from the vhost-user specification ("Ring states") and from what front ends really do: started and enabled are
+//! independent. A ring starts with SET_VRING_KICK, or as soon after it as size, addresses and memory are known, not with
+//! the first kick, since kicks may have been swallowed before. GET_VRING_BASE is the only stop and leaves "enabled" alone.
+//! The index of SET_VRING_BASE is the truth: QEMU takes from a ring itself while it is stopped.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use vhost_user_backend::{VringRwLock, VringT};
+use virtio_queue::QueueT;
+use vm_memory::GuestMemoryMmap;
+
+use super::queue::{Queue, RingSetup};
+use super::refusal::Refusal;
+use crate::limits::RING_SIZE;
+use crate::mem::SharedMemory;
+use crate::sys::eventfd::EventFd;
+
+/// virtio 1.3, 2.7.10: notifications by index.
+const F_EVENT_IDX: u64 = 1 << 29;
+
+/// Where a ring's areas are, in the front end's own addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Areas {
+    pub(super) descriptors: u64,
+    pub(super) available: u64,
+    pub(super) used: u64,
+}
+
+/// One ring as the front end has described it.
+pub(super) struct Vring {
+    index: usize,
+    queue: Arc<Queue>,
+    control: VringRwLock<Arc<GuestMemoryMmap>>,
+    areas: Option<Areas>,
+    sized: bool,
+    error: Option<EventFd>,
+    /// It was started by this front end, so that a fault of the queue is this front end's.
+    was_started: bool,
+    /// The queue's fault was passed on to the front end and to the log.
+    fault_told: bool,
+}
+
+impl Vring {
+    /// A ring that nothing is known of, stopped and disabled, for `queue`.
+    pub(super) fn new(index: usize, queue: Arc<Queue>) -> Self {
+        // The crate's state wants a memory for accessors that we do not use: an empty one.
+        let control = VringRwLock::new(Arc::new(GuestMemoryMmap::new()), RING_SIZE)
+            .expect("the only error is a maximum size that is no power of two, and RING_SIZE is one");
+        Self { index, queue, control, areas: None, sized: false, error: None, was_started: false, fault_told: false }
+    }
+
+    /// SET_VRING_NUM.
+    pub(super) fn set_size(&mut self, size: u32) -> Result<(), Refusal> {
+        let good = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= RING_SIZE);
+        let size = good.ok_or(Refusal::RingSize(self.index, size))?;
+        if self.queue.is_running() && size != self.control.get_ref().get_queue().size() {
+            return Err(Refusal::RingRuns(self.index, "size"));
+        }
+        self.control.set_queue_size(size);
+        self.sized = true;
+        Ok(())
+    }
+
+    /// SET_VRING_ADDR. On a running ring it may only repeat itself (QEMU does so when dirty logging goes on or off).
+    pub(super) fn set_areas(&mut self, areas: Areas) -> Result<(), Refusal> {
+        if self.queue.is_running() && self.areas != Some(areas) {
+            return Err(Refusal::RingRuns(self.index, "addresses"));
+        }
+        self.areas = Some(areas);
+        Ok(())
+    }
+
+    /// SET_VRING_BASE. Only a packed ring has more in it than the low 16 bits.
+    pub(super) fn set_base(&mut self, base: u32) -> Result<(), Refusal> {
+        if self.queue.is_running() {
+            return Err(Refusal::RingRuns(self.index, "base"));
+        }
+        self.control.set_queue_next_avail(base as u16);
+        Ok(())
+    }
+
+    /// SET_VRING_KICK: takes effect at once on a running ring, else it waits for [`Vring::try_start`].
+    pub(super) fn set_kick(&mut self, kick: Option<File>) -> Result<(), Refusal> {
+        let kick = kick.ok_or(Refusal::NoKick(self.index))?;
+        let kick = self.event("kick", kick)?;
+        if self.queue.is_running() {
+            self.queue.set_kick(kick.into());
+        } else {
+            self.control.set_kick(Some(kick.into()));
+        }
+        Ok(())
+    }
+
+    /// SET_VRING_CALL: `None` if the guest polls.
+    pub(super) fn set_call(&mut self, call: Option<File>) -> Result<(), Refusal> {
+        let call = call.map(|call| self.event("call", call)).transpose()?;
+        if self.queue.is_running() {
+            self.queue.set_call(call.map(OwnedFd::from));
+        } else {
+            self.control.set_call(call.map(File::from));
+        }
+        Ok(())
+    }
+
+    /// SET_VRING_ERR: signalled when the ring faults.
+    pub(super) fn set_error(&mut self, error: Option<File>) -> Result<(), Refusal> {
+        self.error = error.map(|error| self.event("error", error)).transpose()?;
+        Ok(())
+    }
+
+    /// SET_VRING_ENABLE.
+    pub(super) fn enable(&self, enabled: bool) {
+        self.control.set_enabled(enabled);
+        self.queue.enable(enabled);
+    }
+
+    /// Whether the ring is enabled.
+    pub(super) fn is_enabled(&self) -> bool {
+        self.control.get_ref().is_enabled()
+    }
+
+    /// Whether the ring is started and has not faulted.
+    pub(super) fn is_running(&self) -> bool {
+        self.queue.is_running()
+    }
+
+    /// Starts the ring if all that it takes is there. `features` are the acknowledged virtio bits.
+    pub(super) fn try_start(&mut self, memory: &SharedMemory, features: u64) -> Result<(), Refusal> {
+        let waits = self.control.get_ref().get_kick().is_some();
+        let Some(areas) = self.areas.filter(|_| waits && self.sized && memory.region_count() > 0) else {
+            return Ok(());
+        };
+        if self.queue.is_running() {
+            return Ok(());
+        }
+        if memory.failed() {
+            return Err(Refusal::MemoryFailed);
+        }
+        let guest = |area, user| {
+            let missing = Refusal::AreaUnmapped { ring: self.index, area, address: user };
+            memory.memory().guest_address(user).ok_or(missing)
+        };
+        let descriptors = guest("descriptor table", areas.descriptors)?;
+        let available = guest("available ring", areas.available)?;
+        let used = guest("used ring", areas.used)?;
+        let aligned = self.control.set_queue_info(descriptors, available, used);
+        aligned.map_err(|_| Refusal::RingUnaligned(self.index))?;
+        self.control.set_queue_event_idx(features & F_EVENT_IDX != 0);
+        let setup = self.setup(memory, features)?;
+        self.queue.start(setup).map_err(|source| Refusal::Ring(self.index, source))?;
+        self.control.set_queue_ready(true);
+        self.control.set_kick(None);
+        self.control.set_call(None);
+        self.was_started = true;
+        self.fault_told = false;
+        Ok(())
+    }
+
+    /// What the queue needs to know, from the control state.
+    fn setup(&self, memory: &SharedMemory, features: u64) -> Result<RingSetup, Refusal> {
+        let state = self.control.get_ref();
+        let failed = |which| move |source| Refusal::Event(self.index, which, source);
+        let kick = state.get_kick().as_ref().ok_or(Refusal::NoKick(self.index))?;
+        let kick = EventFd::of_kick(kick).map_err(failed("kick"))?;
+        let call = state.get_call().as_ref().map(EventFd::of_call).transpose().map_err(failed("call"))?;
+        let queue = state.get_queue();
+        Ok(RingSetup {
+            size: queue.size(),
+            descriptors: queue.desc_table(),
+            available: queue.avail_ring(),
+            used: queue.used_ring(),
+            base: queue.next_avail(),
+            features,
+            memory: Arc::clone(memory.memory()),
+            kick: kick.into(),
+            call: call.map(OwnedFd::from),
+        })
+    }
+
+    /// GET_VRING_BASE: stops the ring, whatever state it is in, and returns the index of the next available entry.
+    pub(super) fn stop(&mut self) -> u16 {
+        if let Some(next) = self.queue.stop() {
+            self.control.set_queue_next_avail(next);
+        }
+        self.control.set_queue_ready(false);
+        self.control.set_kick(None);
+        self.control.set_call(None);
+        self.control.queue_next_avail()
+    }
+
+    /// Why the ring stopped by itself, until it is started anew.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.queue.fault().filter(|_| self.was_started).map(|fault| fault.to_string())
+    }
+
+    /// Passes a fault of the queue on to the front end, and returns it the first time it is seen.
+    pub(super) fn take_fault(&mut self) -> Option<String> {
+        let fault = self.fault().filter(|_| !self.fault_told)?;
+        self.fault_told = true;
+        if let Some(error) = &self.error {
+            error.signal();
+        }
+        Some(fault)
+    }
+
+    /// What `linecard port show` says of the ring.
+    pub(super) fn report(&self) -> Value {
+        let state = self.control.get_ref();
+        json!({
+            "started": self.queue.is_running(),
+            "enabled": state.is_enabled(),
+            "size": if self.sized { state.get_queue().size() } else { 0 },
+            "next_avail": state.get_queue().next_avail(),
+            "fault": self.fault(),
+        })
+    }
+
+    fn event(&self, which: &'static str, file: File) -> Result<EventFd, Refusal> {
+        EventFd::from_peer(file.into()).map_err(|source| Refusal::Event(self.index, which, source))
+    }
+}

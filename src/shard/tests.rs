@@ -1,0 +1,235 @@
+//! Shards with ports made of vectors: frames in, frames out, counters exact.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::frame::{Batch, Heads};
+use crate::ident::{MacAddr, NetworkIndex};
+use crate::limits::BATCH_FRAMES;
+use crate::mem::Span;
+use crate::port::{Outcome, Received, Wake};
+use crate::switch::{Fdb, NetworkRow, PortRow};
+
+/// A port whose far end is the test: what it is fed it receives, what it is given it keeps.
+#[derive(Default)]
+struct Feed(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    to_receive: VecDeque<Vec<u8>>,
+    transmitted: Vec<Vec<u8>>,
+    wake: Option<Arc<dyn Wake>>,
+    armed: bool,
+    full: bool,
+}
+
+impl Feed {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    /// Feeds frames, and notifies as a guest does: only if it was asked to.
+    fn feed(&self, frames: impl IntoIterator<Item = Vec<u8>>) {
+        let mut inner = self.lock();
+        inner.to_receive.extend(frames);
+        if std::mem::take(&mut inner.armed)
+            && let Some(wake) = &inner.wake
+        {
+            wake.wake();
+        }
+    }
+
+    fn wait_for(&self, count: usize) -> Vec<Vec<u8>> {
+        wait(|| self.lock().transmitted.len() >= count);
+        std::mem::take(&mut self.lock().transmitted)
+    }
+}
+
+impl Receive for Feed {
+    fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
+        let mut inner = self.lock();
+        let count = inner.to_receive.len().min(BATCH_FRAMES);
+        let mut frames: Vec<_> = inner.to_receive.drain(..count).collect();
+        // The port may be its own neighbour's destination: never hold the lock over `process`.
+        drop(inner);
+        if frames.is_empty() {
+            return Received::Nothing;
+        }
+        let mut batch = Batch::new(heads, 0);
+        for frame in &mut frames {
+            let len = frame.len();
+            batch.push(len, &[Span::from_buffer(frame)]);
+        }
+        process(&mut batch);
+        Received::Frames(count)
+    }
+
+    fn arm(&self) -> bool {
+        let mut inner = self.lock();
+        inner.armed = true;
+        inner.to_receive.is_empty()
+    }
+
+    fn disarm(&self) {
+        self.lock().armed = false;
+    }
+
+    fn attach(&self, wake: Option<Arc<dyn Wake>>) {
+        self.lock().wake = wake;
+    }
+}
+
+impl Transmit for Feed {
+    fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
+        let mut inner = self.lock();
+        if inner.full {
+            return outcome.refuse_all(picks, DropReason::RingFull);
+        }
+        for &index in picks {
+            let frame = &batch.frames()[usize::from(index)];
+            let mut bytes = batch.head(usize::from(index)).frame()[..usize::from(frame.head_len)].to_vec();
+            for piece in batch.tail(usize::from(index)) {
+                let mut more = vec![0; piece.len()];
+                piece.read(&mut more);
+                bytes.extend(more);
+            }
+            inner.transmitted.push(bytes);
+            outcome.deliver(index);
+        }
+    }
+}
+
+fn wait(done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "it did not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn mac(n: u16) -> MacAddr {
+    let [a, b] = n.to_be_bytes();
+    MacAddr([2, 0, 0, 0, a, b])
+}
+
+fn frame(to: MacAddr, from: MacAddr, len: usize, fill: u8) -> Vec<u8> {
+    let mut bytes = [to.0, from.0].concat();
+    bytes.extend([0x88, 0xb5]);
+    bytes.resize(len, fill);
+    bytes
+}
+
+/// `count` feeds in one network, on shards on the CPUs this process may use.
+struct Rig {
+    shards: Shards,
+    feeds: Vec<Arc<Feed>>,
+}
+
+impl Rig {
+    fn new(count: u16, policy: IdlePolicy) -> Self {
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let cpus: Vec<u16> = (0..1024).filter(|&cpu| allowed.is_set(usize::from(cpu))).take(2).collect();
+        let shards = Shards::start(&cpus, &[], policy, Clock::start()).unwrap();
+        let feeds: Vec<_> = (0..count).map(|_| Arc::new(Feed::default())).collect();
+        let members = (0..count).map(PortIndex).collect();
+        let network = NetworkRow { members, mac_age: Duration::from_secs(300), mac_limit: 1000 };
+        let row = PortRow { network: NetworkIndex(0), mtu: None, macs: 100 };
+        let switch = switch::Tables {
+            ports: vec![Some(row); usize::from(count)].into(),
+            networks: [Some(network)].into(),
+            fdb: Arc::new(Fdb::with_capacity(1000, [1, 2])),
+        };
+        let transmit = feeds.iter().map(|feed| Some(Arc::clone(feed) as Arc<dyn Transmit>)).collect();
+        shards.publish(Tables { switch, transmit });
+        for (index, feed) in (0..).zip(&feeds) {
+            shards.attach(PortIndex(index), vec![Arc::clone(feed) as _], LatencySensitivity::Normal).unwrap();
+        }
+        Self { shards, feeds }
+    }
+
+    fn totals(&self, port: u16) -> PortTotals {
+        self.shards.port_totals(PortIndex(port))
+    }
+}
+
+#[test]
+fn frames_flood_until_their_destination_is_known_and_every_byte_arrives() {
+    let rig = Rig::new(3, IdlePolicy::Adaptive);
+    let [a, b, c] = [0, 1, 2].map(|port| &rig.feeds[port]);
+    a.feed([frame(MacAddr::BROADCAST, mac(1), 60, 7)]);
+    assert_eq!(b.wait_for(1), [frame(MacAddr::BROADCAST, mac(1), 60, 7)]);
+    assert_eq!(c.wait_for(1).len(), 1);
+    b.feed((0..200).map(|n| frame(mac(1), mac(2), 60 + usize::from(n) * 7, n)));
+    let got = a.wait_for(200);
+    assert_eq!(got, (0..200).map(|n| frame(mac(1), mac(2), 60 + usize::from(n) * 7, n)).collect::<Vec<_>>());
+    assert!(c.lock().transmitted.is_empty(), "known stations are not flooded");
+    wait(|| rig.totals(1).rx_frames == 200);
+    let totals = rig.totals(1);
+    assert_eq!((totals.rx_delivered, totals.tx_frames), (200, 1));
+    assert_eq!(totals.rx_dropped.iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn what_nobody_takes_is_counted_at_both_ends() {
+    let rig = Rig::new(2, IdlePolicy::Adaptive);
+    rig.feeds[1].lock().full = true;
+    rig.feeds[0].feed((0..100).map(|_| frame(mac(2), mac(1), 64, 0)));
+    rig.feeds[0].feed([frame(mac(2), MacAddr::BROADCAST, 64, 0), vec![0; 5]]);
+    wait(|| rig.totals(0).rx_frames == 102);
+    let (from, to) = (rig.totals(0), rig.totals(1));
+    assert_eq!(from.rx_delivered, 0);
+    assert_eq!(from.rx_dropped[DropReason::RingFull.index()], 100);
+    assert_eq!(from.rx_dropped[DropReason::SourceInvalid.index()], 1);
+    assert_eq!(from.rx_dropped[DropReason::FrameTooShort.index()], 1);
+    assert_eq!(to.tx_dropped[DropReason::RingFull.index()], 100);
+    assert_eq!(to.tx_frames, 0);
+}
+
+#[test]
+fn queues_rest_when_idle_and_wake_when_fed() {
+    let rig = Rig::new(2, IdlePolicy::Adaptive);
+    let resting = || rig.shards.report().iter().map(|shard| shard.resting).sum::<usize>();
+    for round in 0..50u8 {
+        wait(|| resting() == 2);
+        rig.feeds[0].feed([frame(mac(2), mac(1), 64, round)]);
+        assert_eq!(rig.feeds[1].wait_for(1), [frame(mac(2), mac(1), 64, round)]);
+    }
+    assert!(rig.shards.report().iter().any(|shard| shard.sleeps > 0));
+}
+
+#[test]
+fn a_shard_that_never_idles_never_sleeps() {
+    let rig = Rig::new(2, IdlePolicy::Never);
+    rig.feeds[0].feed([frame(mac(2), mac(1), 64, 0)]);
+    rig.feeds[1].wait_for(1);
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(rig.shards.report().iter().all(|shard| shard.resting == 0));
+}
+
+#[test]
+fn a_detached_port_is_let_go_at_once() {
+    let rig = Rig::new(2, IdlePolicy::Adaptive);
+    rig.feeds[0].feed([frame(mac(2), mac(1), 64, 0)]);
+    rig.feeds[1].wait_for(1);
+    rig.shards.detach(PortIndex(0));
+    assert!(rig.feeds[0].lock().wake.is_none());
+    assert_eq!(Arc::strong_count(&rig.feeds[0]), 2, "the rig and the tables hold it, no shard does");
+    rig.shards.publish(Tables::empty());
+    assert_eq!(Arc::strong_count(&rig.feeds[0]), 1);
+    assert_eq!(rig.shards.report().iter().map(|shard| shard.queues).sum::<usize>(), 1);
+}
+
+#[test]
+fn shards_say_what_cannot_be() {
+    let start =
+        |cpus: &[u16]| Shards::start(cpus, &[], IdlePolicy::Adaptive, Clock::start()).err().unwrap().to_string();
+    assert!(start(&[]).starts_with("0 shards were asked for"));
+    assert!(start(&[1023]).contains("CPU 1023"));
+    let rig = Rig::new(1, IdlePolicy::Adaptive);
+    let high = rig.shards.attach(PortIndex(0), vec![Arc::clone(&rig.feeds[0]) as _], LatencySensitivity::High);
+    assert!(high.unwrap_err().to_string().contains("shards.exclusive"));
+}

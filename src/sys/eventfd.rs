@@ -1,0 +1,127 @@
+//! eventfd(2) counters: how threads, guests and front ends wake each other.
+//!
+//! Ours are made by [`EventFd::new`]. Those that a front end hands over go through [`EventFd::from_peer`] first: a pipe or
+//! a terminal in their place could block a shard in the middle of a doorbell.
+
+#![allow(unsafe_code)] // Takes descriptors over from the event types of vmm-sys-util, which know raw numbers only.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
+
+/// A counter of the kernel that becomes readable when it is not zero. Never blocks.
+#[derive(Debug)]
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// A new counter at zero.
+    ///
+    /// # Errors
+    /// What the kernel says: in practice that the process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// Takes over a descriptor that another process sent, if it is an eventfd, and makes it non-blocking.
+    ///
+    /// # Errors
+    /// `InvalidInput` names what it is instead; else what the kernel says of `/proc/self/fd`.
+    pub fn from_peer(fd: OwnedFd) -> io::Result<Self> {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        // The name that the kernel gives to these (fs/eventfd.c, do_eventfd).
+        if link.as_os_str() != "anon_inode:[eventfd]" {
+            let message = format!("the descriptor is not an eventfd but {}", link.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+        Ok(Self(fd))
+    }
+
+    /// A second descriptor of the counter that a ring's control state keeps as its kick.
+    ///
+    /// # Errors
+    /// What the kernel says: in practice that the process has no descriptor left.
+    pub fn of_kick(kick: &EventConsumer) -> io::Result<Self> {
+        let raw = kick.try_clone()?.into_raw_fd();
+        // SAFETY: `into_raw_fd` gave up the only owner of this descriptor, which `try_clone` had just made.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
+    }
+
+    /// A second descriptor of the counter that a ring's control state keeps as its call.
+    ///
+    /// # Errors
+    /// What the kernel says: in practice that the process has no descriptor left.
+    pub fn of_call(call: &EventNotifier) -> io::Result<Self> {
+        let raw = call.try_clone()?.into_raw_fd();
+        // SAFETY: `into_raw_fd` gave up the only owner of this descriptor, which `try_clone` had just made.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
+    }
+
+    /// Adds one, so that whoever waits wakes up. A counter that is full is awake already.
+    pub fn signal(&self) {
+        // EAGAIN is the full counter; nothing else can come of 8 bytes to a live eventfd (eventfd(2)).
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0, &1u64.to_ne_bytes()));
+    }
+
+    /// Sets it to zero and returns what it was.
+    pub fn drain(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut count)) {
+            Ok(8) => u64::from_ne_bytes(count),
+            Ok(_) | Err(Errno::AGAIN) | Err(_) => 0,
+        }
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for EventFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl From<EventFd> for OwnedFd {
+    fn from(event: EventFd) -> Self {
+        event.0
+    }
+}
+
+impl From<EventFd> for std::fs::File {
+    fn from(event: EventFd) -> Self {
+        event.0.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn signals_add_up_and_drain() {
+        let event = EventFd::new().unwrap();
+        assert_eq!(event.drain(), 0);
+        event.signal();
+        event.signal();
+        assert_eq!((event.drain(), event.drain()), (2, 0));
+    }
+
+    #[test]
+    fn only_eventfds_are_taken_from_a_peer_and_they_stop_blocking() {
+        let blocking = eventfd(7, EventfdFlags::CLOEXEC).unwrap();
+        let taken = EventFd::from_peer(blocking).unwrap();
+        assert_eq!((taken.drain(), taken.drain()), (7, 0), "a second read would hang if it still blocked");
+        let (pipe, _other) = std::io::pipe().unwrap();
+        let refused = EventFd::from_peer(pipe.into()).unwrap_err().to_string();
+        assert!(refused.contains("pipe:"), "{refused}");
+    }
+}
