@@ -75,7 +75,8 @@ impl Client {
         };
         let (status, body) = self.runtime.block_on(answer)?;
         if !status.is_success() {
-            let other = || Refusal { error: format!("linecardd answered {status}"), fix: None, diagnostics: Vec::new() };
+            let other =
+                || Refusal { error: format!("linecardd answered {status}"), fix: None, diagnostics: Vec::new() };
             return Err(ClientError::Refused(Box::new(serde_json::from_slice(&body).unwrap_or_else(|_| other()))));
         }
         if body.is_empty() {

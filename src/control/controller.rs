@@ -138,6 +138,9 @@ pub(super) struct State {
 impl Controller {
     /// A controller of `shards`, started from `plan`, which was read from `file`; nothing of it is carried out yet.
     /// `chosen` says of each CPU that nobody chose why it was taken.
+    ///
+    /// # Errors
+    /// The kernel has no thread or descriptor left for waiting for VMs.
     pub fn new(
         plan: Plan,
         file: &Path,
@@ -145,19 +148,19 @@ impl Controller {
         shards: Shards,
         clock: Clock,
         chosen: BTreeMap<u16, String>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         // A RandomState is keyed with random numbers from the kernel.
         let random = || RandomState::new().hash_one(0);
         let fdb = Fdb::with_capacity(Fdb::CAPACITY_MIN, [random(), random()]);
         let state = State {
             plan: plan.clone(),
-            runtime: Runtime::new(shards, Kinds::new(), fdb),
+            runtime: Runtime::new(shards, Kinds::start()?, fdb),
             store,
             generation: 0,
             refused: None,
             samples: Samples::default(),
         };
-        Self { clock, started: plan, file: file.into(), chosen, state: Mutex::new(state) }
+        Ok(Self { clock, started: plan, file: file.into(), chosen, state: Mutex::new(state) })
     }
 
     /// Carries out the plan that the controller was started with. The first thing to do.

@@ -1,53 +1,74 @@
 //! From a port's plan to a port: the one place that knows every kind.
 
+use std::io;
 use std::sync::Arc;
 
-use crate::config::{FaultyPlan, KindPlan, PortPlan};
+use crate::config::{FaultyPlan, KindPlan, PortPlan, SocketMode, VhostUserPlan};
+use crate::host::account::{self, AccountError};
 use crate::ident::Name;
 use crate::port::Port;
 use crate::port::faulty::{Faulty, FaultyConfig};
 use crate::port::loopback::Loopback;
 use crate::port::null::Null;
-use crate::port::replay::{Replay, ReplayConfig};
-use crate::port::tap::{Tap, TapConfig};
+use crate::port::replay::{Replay, ReplayConfig, ReplayError};
+use crate::port::tap::{Tap, TapConfig, TapError};
+use crate::port::vnic::{Acceptor, Mode, Vnic, VnicConfig, VnicError};
 
-/// What ports of some kinds share.
-pub(super) struct Kinds;
+/// Why a port cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(super) enum OpenError {
+    Vnic(#[from] VnicError),
+    Account(#[from] AccountError),
+    Tap(#[from] TapError),
+    Replay(#[from] ReplayError),
+}
+
+/// What the ports of a kind share.
+pub(super) struct Kinds {
+    acceptor: Acceptor,
+}
 
 impl Kinds {
-    /// Nothing shared yet.
-    pub(super) fn new() -> Self {
-        Self
+    /// Starts the thread that waits for VMs.
+    pub(super) fn start() -> io::Result<Self> {
+        Ok(Self { acceptor: Acceptor::start()? })
     }
 
     /// Opens the port called `name`.
-    ///
-    /// # Errors
-    /// Why it cannot be had, and what to do about it, for the operator.
-    pub(super) fn open(&self, _name: &Name, plan: &PortPlan) -> Result<Arc<dyn Port>, String> {
-        match &plan.kind {
-            KindPlan::VhostUser(_) => Err("vhost-user ports are not part of this build".into()),
-            KindPlan::Tap(tap) => {
-                let config = TapConfig { interface: tap.interface.clone(), mtu: plan.mtu };
-                Tap::new(&config).map(|port| port as _).map_err(|error| told(&error))
-            }
-            KindPlan::Loopback => Ok(Loopback::new()),
-            KindPlan::Null => Ok(Null::new()),
+    pub(super) fn open(&self, name: &Name, plan: &PortPlan) -> Result<Arc<dyn Port>, OpenError> {
+        Ok(match &plan.kind {
+            KindPlan::VhostUser(vhost_user) => Vnic::new(vnic(name, plan, vhost_user)?, &self.acceptor)?,
+            KindPlan::Tap(tap) => Tap::new(&TapConfig { interface: tap.interface.clone(), mtu: plan.mtu })?,
+            KindPlan::Loopback => Loopback::new(),
+            KindPlan::Null => Null::new(),
             KindPlan::Replay(replay) => {
                 let (file, interval, repeat) = (replay.file.clone(), replay.interval, replay.repeat);
-                Replay::new(ReplayConfig { file, interval, repeat }).map(|port| port as _).map_err(|error| told(&error))
+                Replay::new(ReplayConfig { file, interval, repeat })?
             }
-            KindPlan::Faulty(FaultyPlan { drop_every, corrupt_every }) => Ok(Faulty::new(FaultyConfig {
+            KindPlan::Faulty(FaultyPlan { drop_every, corrupt_every }) => Faulty::new(FaultyConfig {
                 drop_every: drop_every.unwrap_or(0),
                 flip_every: corrupt_every.unwrap_or(0),
                 ..FaultyConfig::default()
-            })),
-        }
+            }),
+        })
     }
 }
 
-/// An error and its causes in one line.
-fn told(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+fn vnic(name: &Name, plan: &PortPlan, vhost_user: &VhostUserPlan) -> Result<VnicConfig, AccountError> {
+    let VhostUserPlan { socket, mode, queues, owner, group, permissions } = vhost_user.clone();
+    Ok(VnicConfig {
+        name: name.clone(),
+        socket,
+        mode: match mode {
+            SocketMode::Server => Mode::Server,
+            SocketMode::Client => Mode::Client,
+        },
+        queue_pairs: queues,
+        mtu: plan.mtu,
+        owner: owner.as_deref().map(account::user).transpose()?,
+        group: group.as_deref().map(account::group).transpose()?,
+        permissions,
+        mac: plan.mac,
+    })
 }

@@ -20,3 +20,9 @@ pub mod store;
 mod upkeep;
 
 pub use controller::{ControlError, Controller, FdbFilter};
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -153,7 +153,7 @@ impl Runtime {
 
     fn open(&mut self, name: &Name) {
         let opened = match self.desired.ports.get(name).map(|wish| &wish.plan) {
-            Some(Ok(plan)) => self.kinds.open(name, plan),
+            Some(Ok(plan)) => self.kinds.open(name, plan).map_err(|error| super::chain(&error)),
             Some(Err(reason)) => Err(reason.clone()),
             None => return,
         };

@@ -76,10 +76,8 @@ const CONTROL_THREADS: usize = 2;
 /// # Errors
 /// It could not start, or the API broke down.
 pub fn run(file: &Path) -> Result<(), DaemonError> {
-    let unreadable = |error| DaemonError::Read(file.into(), error);
-    let text = fs::read_to_string(file).map_err(unreadable)?;
-    let plan = config::check(&file.display().to_string(), &text).map_err(DaemonError::Config)?;
-    let file = fs::canonicalize(file).map_err(unreadable)?;
+    let plan = read(file)?;
+    let file = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error))?;
     logging::start(plan.daemon.log);
     let (store, moved) = Store::open(&plan.daemon.state_dir)?;
     if let Some(corrupt) = moved {
@@ -93,7 +91,8 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
         .build()
         .map_err(DaemonError::Runtime)?;
     let listeners = runtime.block_on(Listeners::bind(&plan))?;
-    let controller = Arc::new(Controller::new(plan, &file, store, shards, clock, chosen));
+    let controller =
+        Arc::new(Controller::new(plan, &file, store, shards, clock, chosen).map_err(DaemonError::Runtime)?);
     controller.begin()?;
     let ended = serve(&runtime, &controller, listeners);
     service::stopping();
@@ -105,6 +104,19 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     }
     log::info!("linecardd has ended");
     ended
+}
+
+/// Checks the configuration in `file` and does nothing else.
+///
+/// # Errors
+/// It cannot be read or is not good.
+pub fn check(file: &Path) -> Result<(), DaemonError> {
+    read(file).map(drop)
+}
+
+fn read(file: &Path) -> Result<Plan, DaemonError> {
+    let text = fs::read_to_string(file).map_err(|error| DaemonError::Read(file.into(), error))?;
+    config::check(&file.display().to_string(), &text).map_err(DaemonError::Config)
 }
 
 /// Starts the shards and keeps the calling thread, and all that it starts from now on, off their CPUs. Also says why each

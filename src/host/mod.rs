@@ -1,4 +1,4 @@
-//! This machine: its CPUs ([`cpu`]) and its groups ([`group`]). Reads /sys, /etc and the scheduler; changes nothing.
+//! This machine: its CPUs ([`cpu`]) and its users and groups ([`account`]). Reads /sys, /etc and the scheduler; changes nothing.
 
+pub mod account;
 pub mod cpu;
-pub mod group;

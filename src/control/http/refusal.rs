@@ -5,8 +5,8 @@ use axum::extract::rejection::{BytesRejection, QueryRejection, StringRejection};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
-use crate::control::ControlError;
 use crate::control::report::Refusal;
+use crate::control::{ControlError, chain};
 
 /// A refusal on its way out.
 #[derive(Debug)]
@@ -87,10 +87,4 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         (self.status, Json(self.body)).into_response()
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

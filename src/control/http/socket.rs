@@ -14,7 +14,7 @@ use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
 use tokio::net::UnixListener;
 
-use crate::host::group::{self, GroupError};
+use crate::host::account::{self, AccountError};
 
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,7 @@ pub enum SocketError {
     Make(PathBuf, #[source] io::Error),
     /// The group of daemon.api-group.
     #[error("cannot give the API's socket its group (daemon.api-group)")]
-    Group(#[from] GroupError),
+    Group(#[from] AccountError),
 }
 
 /// A listening socket; its file goes when this is dropped, if it is still ours.
@@ -48,7 +48,7 @@ impl ApiSocket {
     /// # Errors
     /// The path is taken, cannot be used, or the group does not exist.
     pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, SocketError> {
-        let group = group.map(group::id).transpose()?;
+        let group = group.map(account::group).transpose()?;
         let failed = |error| SocketError::Make(path.into(), error);
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
