@@ -202,6 +202,12 @@ impl Attachment {
         connection.handler.device().link()
     }
 
+    /// What the front end shares now, if one is connected.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> Option<Arc<crate::mem::GuestMemory>> {
+        self.slot().connection.as_ref().map(|connection| connection.handler.device().memory())
+    }
+
     /// The far end's part of `linecard port show`: who is connected, what was negotiated, the state of each ring.
     pub(super) fn report(&self) -> (Value, Vec<Value>) {
         let connection = self.slot().connection.clone();

@@ -66,8 +66,8 @@ impl Device {
         Ok(())
     }
 
-    /// Whether the front end has switched SET_VRING_ENABLE on, as the crate sees it.
-    pub(super) fn has_protocol_features(&self) -> bool {
+    /// Whether rings are enabled by SET_VRING_ENABLE, not by their start.
+    fn has_protocol_features(&self) -> bool {
         self.features.is_some_and(|acked| acked & F_PROTOCOL_FEATURES != 0)
     }
 
@@ -246,6 +246,12 @@ impl Device {
             Some(obstacle) => LinkState::Stopped(format!("{obstacle}; the VM has to be set up anew")),
             None => LinkState::Down("the guest has not started its network device".into()),
         }
+    }
+
+    /// What the front end shares now.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> Arc<crate::mem::GuestMemory> {
+        Arc::clone(self.memory.memory())
     }
 
     /// The device's part of `linecard port show`.
