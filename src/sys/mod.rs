@@ -3,3 +3,4 @@
 pub mod cpu;
 pub mod eventfd;
 pub mod sigbus;
+pub mod socket;

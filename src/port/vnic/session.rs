@@ -25,7 +25,7 @@ use super::nic::{Mode, Nic};
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
 /// How long the rest of a message may take. Front ends send each with one system call. Tests have less patience.
-const REST_OF_MESSAGE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3000 });
+const REST_OF_MESSAGE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 3000 });
 
 /// How often to look for the rest of a message: poll(2) cannot wait for "more than this".
 const REST_POLL: Duration = Duration::from_millis(10);
@@ -45,6 +45,8 @@ pub(super) enum End {
     Broken(Request, String),
     /// The socket failed.
     Socket(io::Error),
+    /// A bug of ours; the panic is in the log.
+    Panicked,
 }
 
 impl fmt::Display for End {
@@ -56,6 +58,7 @@ impl fmt::Display for End {
             Self::HalfMessage => write!(f, "the front end sent half a message and no more"),
             Self::Broken(request, reason) => write!(f, "the front end sent a broken {request}: {reason}"),
             Self::Socket(error) => write!(f, "the socket failed: {error}"),
+            Self::Panicked => f.write_str("a bug in Linecard ended the connection; the log has it"),
         }
     }
 }
