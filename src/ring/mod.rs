@@ -6,8 +6,12 @@
 //! driver resets it.
 
 mod chain;
+#[cfg(test)]
+mod driver;
 mod fault;
 pub mod split;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{Chain, Chains, Direction, Readable, Writable};
 pub use fault::{RingError, RingFault};
