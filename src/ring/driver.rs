@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegion;
 
+use super::exercise::place;
 use super::{Chain, Chains, Direction, RingConfig, RingFault, SplitRing};
-use crate::mem::{GuestMemory, Region, Span};
+use crate::mem::{GuestMemory, Region};
 
 /// VIRTQ_DESC_F_NEXT (virtio 1.3, 2.7.5).
 pub(super) const NEXT: u16 = 1;
@@ -219,15 +220,4 @@ impl Driver {
     pub(super) fn places(&self, chains: &Chains<'_>, chain: &Chain) -> Vec<(u64, usize)> {
         chains.pieces(chain).iter().map(|piece| (place(&self.memory, piece), piece.len())).collect()
     }
-}
-
-/// Guest-physical address of a span of `memory`. Panics if it does not lie in one region: no span may do that.
-pub(super) fn place(memory: &GuestMemory, span: &Span<'_>) -> u64 {
-    let host = span.as_iovec().iov_base as usize;
-    let holds = |region: &&Arc<Region>| {
-        let offset = host.wrapping_sub(region.host_address()) as u64;
-        offset < region.len && span.len() as u64 <= region.len - offset
-    };
-    let region = memory.regions().iter().find(holds).expect("every span lies in a region");
-    region.guest + (host - region.host_address()) as u64
 }

@@ -8,6 +8,8 @@
 mod chain;
 #[cfg(test)]
 mod driver;
+#[cfg(any(test, fuzzing))]
+pub mod exercise;
 mod fault;
 pub mod split;
 #[cfg(test)]

@@ -24,6 +24,8 @@
 mod batches;
 mod buffers;
 mod chains;
+mod random;
+mod reference;
 mod setup;
 mod used;
 
