@@ -115,7 +115,7 @@ fn turn<D: Direction>(driver: &Driver, ring: &mut SplitRing) -> Result<usize, Ri
     }
     ring.publish();
     if result.is_err() {
-        let config = super::super::RingConfig { base: ring.next_available(), ..driver.config };
+        let config = crate::ring::RingConfig { base: ring.next_available(), ..driver.config };
         *ring = SplitRing::start(config, Arc::clone(&driver.memory)).unwrap();
     }
     result
@@ -168,7 +168,7 @@ fn scribble(memory: &GuestMemory, state: &mut u64) {
         0 => value,
         1 => DATA + value % (2 * DATA_BYTES as u64 + 64),
         2 => DATA,
-        3..6 => value % 512 | (value >> 16 & u64::from(NEXT | WRITE | INDIRECT)) << 32 | (value >> 32 & 31) << 48,
+        3..6 => (value % 512) | (value & (u64::from(NEXT | WRITE | INDIRECT) << 32)) | (value & (31 << 48)),
         _ => value % 64,
     };
     let target = if place & 32 == 0 { target & !7 } else { target };
