@@ -1,0 +1,267 @@
+//! A whole virtio-net device of one guest: connection, memory, queue pairs and driver, up and running in one call.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::DEADLINE;
+use super::driver::{Queue, QueueLayout, Received, RxQueue, Shape, TxQueue};
+use super::ram::{GuestRam, Region};
+use super::ring::Ring;
+use super::session::{Session, feature};
+use super::vmm::{Kind, Vmm, Vring};
+
+/// What a Linux guest of today acks.
+pub const LINUX: u64 = feature::MRG_RXBUF
+    | feature::GUEST_ANNOUNCE
+    | feature::MQ
+    | feature::ANY_LAYOUT
+    | feature::INDIRECT_DESC
+    | feature::EVENT_IDX
+    | feature::VERSION_1;
+
+/// What a NIC is made with.
+#[derive(Clone)]
+pub struct NicConfig {
+    pub kind: Kind,
+    /// Features that the guest acks if they are offered.
+    pub features: u64,
+    /// Protocol features that the VMM may use, of those that it knows.
+    pub protocol: u64,
+    pub pairs: usize,
+    /// Pairs that the guest enables at its start.
+    pub enabled_pairs: usize,
+    pub size: u16,
+    /// Put every chain into an indirect table, if the feature is acked.
+    pub indirect: bool,
+    pub shape: Shape,
+    pub rx_shape: Shape,
+    pub tx_buffer: u32,
+    pub rx_buffer: u32,
+    pub mtu: Option<u16>,
+    /// Memory to use; fresh memory if none.
+    pub ram: Option<Arc<GuestRam>>,
+    /// Cut the connection after so many bytes sent.
+    pub cut_after: Option<usize>,
+}
+
+impl Default for NicConfig {
+    fn default() -> Self {
+        Self {
+            kind: Kind::Qemu10,
+            features: LINUX,
+            protocol: u64::MAX,
+            pairs: 1,
+            enabled_pairs: 1,
+            size: 256,
+            indirect: false,
+            shape: Shape::Joined,
+            rx_shape: Shape::Joined,
+            tx_buffer: 2048,
+            rx_buffer: 2048,
+            mtu: None,
+            ram: None,
+            cut_after: None,
+        }
+    }
+}
+
+impl NicConfig {
+    pub fn of(kind: Kind) -> Self {
+        Self { kind, ..Self::default() }
+    }
+
+    fn layout(&self, shape: Shape, buffer: u32) -> QueueLayout {
+        QueueLayout { size: self.size, shape, indirect: self.indirect, buffer }
+    }
+
+    fn rx_layout(&self) -> QueueLayout {
+        self.layout(self.rx_shape, self.rx_buffer)
+    }
+
+    fn tx_layout(&self) -> QueueLayout {
+        self.layout(self.shape, self.tx_buffer)
+    }
+
+    fn memory(&self) -> Arc<GuestRam> {
+        let ring = 64 * u64::from(self.size) + 16384;
+        let buffers = u64::from(self.size) * u64::from(self.tx_buffer + self.rx_buffer + 2 * 1024);
+        let len = (self.pairs as u64 * (2 * ring + buffers) + (4 << 20)).next_multiple_of(2 << 20);
+        match self.kind {
+            Kind::Dpdk => GuestRam::dpdk(len),
+            _ => GuestRam::qemu(len.max(32 << 20)),
+        }
+    }
+}
+
+/// The two queues of a pair.
+pub struct Pair {
+    pub rx: RxQueue,
+    pub tx: TxQueue,
+}
+
+/// A running NIC.
+pub struct Nic {
+    pub vmm: Vmm,
+    pub pairs: Vec<Pair>,
+    config: NicConfig,
+}
+
+impl Nic {
+    /// Connects to a back end's socket, as soon as it is there, and brings the NIC up.
+    #[track_caller]
+    pub fn up(path: &Path, config: &NicConfig) -> Self {
+        Self::start(Session::connect_soon(path), config)
+            .unwrap_or_else(|error| panic!("{:?} NIC: {error}", config.kind))
+    }
+
+    /// Brings a NIC up over a connection.
+    pub fn start(session: Session, config: &NicConfig) -> io::Result<Self> {
+        let mut nic = Self::prepare(session, config)?;
+        for pair in &mut nic.pairs {
+            pair.rx.fill();
+        }
+        nic.vmm.probe()?;
+        nic.vmm.start()?;
+        nic.vmm.settle()?;
+        Ok(nic)
+    }
+
+    /// Negotiates and lays the rings out, empty; nothing is started.
+    pub fn prepare(session: Session, config: &NicConfig) -> io::Result<Self> {
+        if let Some(bytes) = config.cut_after {
+            session.cut_after(bytes);
+        }
+        let ram = config.ram.clone().unwrap_or_else(|| config.memory());
+        let (kind, pairs) = (config.kind, config.pairs);
+        let mut vmm = Vmm::create(kind, session, ram.clone(), pairs, config.features, config.protocol)?;
+        vmm.mtu = config.mtu;
+        vmm.enabled_pairs = config.enabled_pairs;
+        let mut nic = Self { vmm, pairs: Vec::new(), config: config.clone() };
+        let features = nic.vmm.features;
+        nic.config.features &= features;
+        for _ in 0..pairs {
+            let rx = RxQueue::new(Ring::alloc(&ram, config.size), features, nic.config.rx_layout());
+            let tx = TxQueue::new(Ring::alloc(&ram, config.size), features, nic.config.tx_layout());
+            nic.vmm.vrings.extend([vring(&rx.queue), vring(&tx.queue)]);
+            nic.pairs.push(Pair { rx, tx });
+        }
+        Ok(nic)
+    }
+
+    pub fn features(&self) -> u64 {
+        self.vmm.features
+    }
+
+    pub fn session(&self) -> &Session {
+        &self.vmm.session
+    }
+
+    /// Sends one frame on pair 0, waiting for room.
+    #[track_caller]
+    pub fn send(&mut self, frame: &[u8]) {
+        self.send_on(0, frame);
+    }
+
+    #[track_caller]
+    pub fn send_on(&mut self, pair: usize, frame: &[u8]) {
+        let end = Instant::now() + DEADLINE;
+        let tx = &mut self.pairs[pair].tx;
+        while !tx.send(frame) {
+            assert!(tx.queue.wait_used(end), "no room in TX ring {pair} within {DEADLINE:?}");
+        }
+    }
+
+    /// Waits until the back end has taken every frame.
+    #[track_caller]
+    pub fn drain(&mut self) {
+        let end = Instant::now() + DEADLINE;
+        for (index, pair) in self.pairs.iter_mut().enumerate() {
+            let done = pair.tx.drain(end);
+            assert!(done, "TX ring {index}: {} frames not taken", pair.tx.queue.outstanding());
+        }
+    }
+
+    /// The next `count` frames of pair 0, or a panic.
+    #[track_caller]
+    pub fn receive(&mut self, count: usize) -> Vec<Received> {
+        self.receive_on(0, count)
+    }
+
+    #[track_caller]
+    pub fn receive_on(&mut self, pair: usize, count: usize) -> Vec<Received> {
+        let frames = self.pairs[pair].rx.receive(count, Instant::now() + DEADLINE);
+        assert!(frames.len() >= count, "{} of {count} frames on RX ring {pair}", frames.len());
+        frames
+    }
+
+    /// What has arrived on any pair, without waiting.
+    pub fn poll(&mut self) -> Vec<(usize, Received)> {
+        let pairs = self.pairs.iter_mut().enumerate();
+        pairs.flat_map(|(index, pair)| pair.rx.poll().into_iter().map(move |frame| (index, frame))).collect()
+    }
+
+    /// QMP `stop`, or the first half of `set_link off`.
+    pub fn stop(&mut self) -> io::Result<()> {
+        self.vmm.stop()
+    }
+
+    /// QMP `cont`, or `set_link on`.
+    pub fn cont(&mut self) -> io::Result<()> {
+        self.vmm.start()?;
+        self.vmm.settle()
+    }
+
+    /// The guest reboots, or its driver is bound again: new rings at the same place, perhaps other features.
+    pub fn rebind(&mut self, want: u64) -> io::Result<()> {
+        self.vmm.reset()?;
+        self.vmm.features = self.vmm.offered & (want | feature::PROTOCOL_FEATURES);
+        for pair in &mut self.pairs {
+            pair.rx.reset(self.vmm.features);
+            pair.tx.reset(self.vmm.features);
+            pair.rx.fill();
+        }
+        self.vmm.enabled_pairs = self.config.enabled_pairs;
+        self.vmm.probe()?;
+        self.vmm.start()?;
+        self.vmm.settle()
+    }
+
+    /// The back end is back on a new connection, the guest has noticed nothing: QEMU takes each ring's base from its
+    /// used index and starts at once.
+    pub fn reconnect(&mut self, session: Session) -> io::Result<()> {
+        let (kind, ram, pairs) = (self.vmm.kind, self.vmm.ram.clone(), self.pairs.len());
+        let mut vmm = Vmm::create(kind, session, ram, pairs, self.config.features, self.config.protocol)?;
+        let lost = self.vmm.features & !vmm.features;
+        assert!(lost == 0, "the back end came back without features {lost:#x}");
+        vmm.features = self.vmm.features;
+        vmm.mtu = self.vmm.mtu;
+        vmm.enabled_pairs = self.vmm.enabled_pairs;
+        vmm.vrings = std::mem::take(&mut self.vmm.vrings);
+        for vring in &mut vmm.vrings {
+            vring.base = vring.ring.used_idx();
+        }
+        self.vmm = vmm;
+        self.vmm.start()?;
+        self.vmm.settle()
+    }
+
+    pub fn set_pairs(&mut self, pairs: usize) -> io::Result<()> {
+        self.vmm.set_pairs(pairs)?;
+        self.vmm.settle()
+    }
+
+    pub fn plug(&mut self, region: Region) -> io::Result<()> {
+        self.vmm.plug(region)
+    }
+
+    pub fn unplug(&mut self, gpa: u64) -> io::Result<()> {
+        self.vmm.unplug(gpa)
+    }
+}
+
+fn vring(queue: &Queue) -> Vring {
+    let Queue { ring, kick, call, err, .. } = queue;
+    Vring { ring: ring.clone(), kick: kick.clone(), call: call.clone(), err: err.clone(), base: 0 }
+}
