@@ -94,7 +94,7 @@ fn the_largest_ring_wraps() {
         for at in 0..50 {
             nic.send(&frame(mac(1), mac(2), 60, round * 50 + at));
         }
-        for (at, got) in nic.receive(50).iter().enumerate() {
+        for (at, got) in nic.receive_on(0, 50).iter().enumerate() {
             assert_same(&got.frame, &frame(mac(1), mac(2), 60, round * 50 + at as u64), "after a wrap");
         }
     }
@@ -148,7 +148,7 @@ fn memory_comes_and_goes_under_running_rings() {
         nic.vmm.ram.write(buffer + 12, &sent);
         nic.pairs[0].tx.queue.add(&[Desc::readable(buffer, 512)], false).unwrap();
         nic.pairs[0].tx.queue.publish();
-        assert_same(&nic.receive(1)[0].frame, &sent, "from hot-plugged memory");
+        assert_same(&nic.receive_on(0, 1)[0].frame, &sent, "from hot-plugged memory");
         nic.unplug(extra.gpa).unwrap();
         echo(&mut nic, 0, 1514);
         drop(nic);
@@ -226,5 +226,93 @@ fn a_cut_connection_ends_in_the_middle_of_a_message() {
         let error = Nic::start(session, &config).err().unwrap();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
         device.join().unwrap();
+    }
+}
+
+/// The same front end against an independent back end: two `net_vhost` ports of testpmd that forward to each other.
+struct Testpmd {
+    dir: tempfile::TempDir,
+    child: std::process::Child,
+}
+
+impl Testpmd {
+    fn start(queues: usize) -> Self {
+        let dir = tempfile::TempDir::with_prefix("testpmd-").unwrap();
+        let vdev = |at: u32| format!("net_vhost{at},iface={}/s{at},queues={queues}", dir.path().display());
+        let prefix = dir.path().file_name().unwrap().to_str().unwrap();
+        let mut child = std::process::Command::new("dpdk-testpmd")
+            .args(["-l", "0-1", "--no-pci", "--file-prefix", prefix, "--no-huge", "-m", "256"])
+            .args(["--vdev", &vdev(0), "--vdev", &vdev(1), "--", "--no-mlockall", "-i", "--forward-mode=io"])
+            .args(["--nb-cores=1", "--total-num-mbufs=8192", "--no-lsc-interrupt", "--max-pkt-len=9200"])
+            .args([format!("--rxq={queues}"), format!("--txq={queues}")])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::fs::File::create(dir.path().join("log")).unwrap())
+            .stderr(std::fs::File::options().create(true).append(true).open(dir.path().join("err")).unwrap())
+            .spawn()
+            .expect("dpdk-testpmd");
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"start\n").unwrap();
+        Self { dir, child }
+    }
+
+    fn socket(&self, at: u32) -> std::path::PathBuf {
+        self.dir.path().join(format!("s{at}"))
+    }
+}
+
+impl Drop for Testpmd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+            eprintln!("{}", std::fs::read_to_string(self.dir.path().join("err")).unwrap_or_default());
+        }
+    }
+}
+
+/// testpmd keeps the pair, and starts each in its own time.
+fn meet_on(pair: usize, from: &mut Nic, to: &mut Nic) {
+    let mut number = 0;
+    let mut last = Vec::new();
+    frontend::eventually("testpmd forwards this pair", || {
+        number += 1;
+        last = frame(to.mac, from.mac, 60, number);
+        from.send_on(pair, &last);
+        let end = std::time::Instant::now() + std::time::Duration::from_millis(50);
+        to.gather(1, end).iter().any(|(on, got)| *on == pair && got.frame == last).then_some(())
+    });
+}
+
+#[test]
+#[ignore = "starts dpdk-testpmd (Debian package dpdk): cargo test --test frontend_selftest -- --ignored"]
+fn testpmd_understands_every_front_end() {
+    let device = Testpmd::start(2);
+    for kind in Kind::ALL {
+        for form in [LINUX, LINUX | feature::IN_ORDER, feature::ANY_LAYOUT, feature::VERSION_1] {
+            // Without MQ testpmd throws every pair but the first away.
+            let features = form | feature::MQ;
+            for indirect in [false, true] {
+                let config = NicConfig { pairs: 2, enabled_pairs: 2, features, indirect, ..NicConfig::of(kind) };
+                let mut a = Nic::up(&device.socket(0), &config);
+                let mut b = Nic::up(&device.socket(1), &config);
+                for pair in [0, 1] {
+                    meet_on(pair, &mut a, &mut b);
+                    meet_on(pair, &mut b, &mut a);
+                }
+                for at in 0..2000 {
+                    let sent = frame(mac(1), mac(2), 60 + at % 1400, at as u64);
+                    a.send_on(at % 2, &sent);
+                    assert_same(&b.receive_on(at % 2, 1)[0].frame, &sent, "by way of testpmd");
+                    b.send_on(at % 2, &sent);
+                    assert_same(&a.receive_on(at % 2, 1)[0].frame, &sent, "and back");
+                }
+                for _ in 0..3 {
+                    a.stop().unwrap();
+                    a.cont().unwrap();
+                    b.rebind(features).unwrap();
+                    frontend::nic::meet(&mut a, &mut b);
+                }
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use super::doorbell::Doorbell;
+use super::doorbell::{Doorbell, wait_any};
 use super::ring::{DESC_LEN, Desc, INDIRECT, NO_INTERRUPT, NO_NOTIFY, Ring, WRITE};
 use super::session::feature;
 
@@ -247,29 +247,8 @@ impl Queue {
         fence(Ordering::SeqCst);
     }
 
-    /// Sleeps until the device has used something that was not collected, or `end` passes; true if it has. Goes by
-    /// interrupts alone unless quiet, and panics if one is lost.
-    pub fn wait_used(&mut self, end: Instant) -> bool {
-        while self.ring.used_idx() == self.last_used {
-            if self.quiet {
-                if Instant::now() >= end {
-                    return false;
-                }
-                std::thread::sleep(Duration::from_micros(100));
-                continue;
-            }
-            self.arm();
-            if self.ring.used_idx() != self.last_used {
-                break;
-            }
-            if !self.call.wait_until(end) {
-                let lost = self.ring.used_idx() != self.last_used && !self.call.wait(Duration::from_secs(2));
-                assert!(!lost, "interrupt lost: used index {}, asked at {}", self.ring.used_idx(), self.last_used);
-                return self.ring.used_idx() != self.last_used;
-            }
-            self.calls += self.call.take();
-        }
-        true
+    fn has_used(&self) -> bool {
+        self.ring.used_idx() != self.last_used
     }
 
     /// Counts interrupts that nobody waited for.
@@ -297,6 +276,35 @@ fn free_list(size: u16, features: u64) -> VecDeque<u16> {
     let step = if features & feature::IN_ORDER != 0 { 1 } else { 5 };
     // Sizes are powers of two, so an odd step visits each descriptor once.
     (0..u32::from(size)).map(|at| (at * step % u32::from(size)) as u16).collect()
+}
+
+/// Sleeps until the device has used something on one of `queues` that was not collected, or `end` passes; true if it
+/// has. Goes by interrupts alone, unless a queue is quiet, and panics if one is lost.
+pub fn wait_used<'a>(queues: impl IntoIterator<Item = &'a mut Queue>, end: Instant) -> bool {
+    let mut queues: Vec<_> = queues.into_iter().collect();
+    let polling = queues.iter().any(|queue| queue.quiet);
+    loop {
+        for queue in queues.iter_mut().filter(|queue| !queue.quiet) {
+            queue.arm();
+        }
+        if queues.iter().any(|queue| queue.has_used()) {
+            return true;
+        }
+        let slice = if polling { end.min(Instant::now() + Duration::from_micros(100)) } else { end };
+        let bells: Vec<_> = queues.iter().map(|queue| &queue.call).collect();
+        let rang = wait_any(&bells, slice);
+        for queue in &mut queues {
+            if !rang && !queue.quiet && slice == end && queue.has_used() {
+                // Used in this very moment, or a while ago and the interrupt is lost?
+                let late = queue.call.wait(Duration::from_secs(2));
+                assert!(late, "interrupt lost: used index {}, asked at {}", queue.ring.used_idx(), queue.last_used);
+            }
+            queue.calls += queue.call.take();
+        }
+        if !rang && Instant::now() >= end {
+            return queues.iter().any(|queue| queue.has_used());
+        }
+    }
 }
 
 /// The buffers with NEXT and `next` set; `name` gives the index of the nth one.
@@ -397,7 +405,7 @@ impl TxQueue {
             if self.queue.outstanding() == 0 {
                 return true;
             }
-            if !self.queue.wait_used(end) {
+            if !wait_used([&mut self.queue], end) {
                 return false;
             }
         }
@@ -514,7 +522,7 @@ impl RxQueue {
     /// Waits for `count` frames, posting buffers as they free up; fewer only if `end` passes.
     pub fn receive(&mut self, count: usize, end: Instant) -> Vec<Received> {
         let mut frames = self.poll();
-        while frames.len() < count && self.queue.wait_used(end) {
+        while frames.len() < count && wait_used([&mut self.queue], end) {
             frames.extend(self.poll());
         }
         frames

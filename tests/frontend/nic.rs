@@ -3,10 +3,12 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use super::DEADLINE;
-use super::driver::{Queue, QueueLayout, Received, RxQueue, Shape, TxQueue};
+use super::driver::{Queue, QueueLayout, Received, RxQueue, Shape, TxQueue, wait_used};
+use super::frame::{frame, mac};
 use super::ram::{GuestRam, Region};
 use super::ring::Ring;
 use super::session::{Session, feature};
@@ -103,6 +105,8 @@ pub struct Pair {
 
 /// A running NIC.
 pub struct Nic {
+    /// Its address, which no other NIC of this process has.
+    pub mac: [u8; 6],
     pub vmm: Vmm,
     pub pairs: Vec<Pair>,
     config: NicConfig,
@@ -138,7 +142,9 @@ impl Nic {
         let mut vmm = Vmm::create(kind, session, ram.clone(), pairs, config.features, config.protocol)?;
         vmm.mtu = config.mtu;
         vmm.enabled_pairs = config.enabled_pairs;
-        let mut nic = Self { vmm, pairs: Vec::new(), config: config.clone() };
+        static NICS: AtomicU32 = AtomicU32::new(1);
+        let mac = mac(NICS.fetch_add(1, Ordering::Relaxed));
+        let mut nic = Self { mac, vmm, pairs: Vec::new(), config: config.clone() };
         let features = nic.vmm.features;
         nic.config.features &= features;
         for _ in 0..pairs {
@@ -169,7 +175,7 @@ impl Nic {
         let end = Instant::now() + DEADLINE;
         let tx = &mut self.pairs[pair].tx;
         while !tx.send(frame) {
-            assert!(tx.queue.wait_used(end), "no room in TX ring {pair} within {DEADLINE:?}");
+            assert!(wait_used([&mut tx.queue], end), "no room in TX ring {pair} within {DEADLINE:?}");
         }
     }
 
@@ -183,16 +189,27 @@ impl Nic {
         }
     }
 
-    /// The next `count` frames of pair 0, or a panic.
+    /// The next `count` frames of whatever pairs, or a panic.
     #[track_caller]
-    pub fn receive(&mut self, count: usize) -> Vec<Received> {
-        self.receive_on(0, count)
+    pub fn receive(&mut self, count: usize) -> Vec<(usize, Received)> {
+        let frames = self.gather(count, Instant::now() + DEADLINE);
+        assert!(frames.len() >= count, "{} of {count} frames", frames.len());
+        frames
     }
 
     #[track_caller]
     pub fn receive_on(&mut self, pair: usize, count: usize) -> Vec<Received> {
         let frames = self.pairs[pair].rx.receive(count, Instant::now() + DEADLINE);
         assert!(frames.len() >= count, "{} of {count} frames on RX ring {pair}", frames.len());
+        frames
+    }
+
+    /// Waits for `count` frames of whatever pairs; fewer if `end` passes. Each comes with its pair.
+    pub fn gather(&mut self, count: usize, end: Instant) -> Vec<(usize, Received)> {
+        let mut frames = self.poll();
+        while frames.len() < count && wait_used(self.pairs.iter_mut().map(|pair| &mut pair.rx.queue), end) {
+            frames.extend(self.poll());
+        }
         frames
     }
 
@@ -264,4 +281,30 @@ impl Nic {
 fn vring(queue: &Queue) -> Vring {
     let Queue { ring, kick, call, err, .. } = queue;
     Vring { ring: ring.clone(), kick: kick.clone(), call: call.clone(), err: err.clone(), base: 0 }
+}
+
+/// Sends small frames both ways until each NIC has heard the other, then takes what is left of them: the back end has
+/// started and enabled the rings, and a switch between them has learned both addresses.
+#[track_caller]
+pub fn meet(a: &mut Nic, b: &mut Nic) {
+    greet(a, b);
+    greet(b, a);
+}
+
+#[track_caller]
+fn greet(from: &mut Nic, to: &mut Nic) {
+    let mut sent = 0;
+    super::eventually("a NIC hears another", || {
+        sent += 1;
+        from.send(&frame(to.mac, from.mac, 60, sent));
+        from.drain();
+        let heard = to.gather(1, Instant::now() + Duration::from_millis(20));
+        (!heard.is_empty()).then_some(())
+    });
+    // All are under way; when the last is there, so are they.
+    let last = frame(to.mac, from.mac, 61, sent);
+    from.send(&last);
+    super::eventually("the last frame of a greeting", || {
+        to.receive(1).iter().any(|(_, got)| got.frame == last).then_some(())
+    });
 }

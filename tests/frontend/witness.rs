@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::frame::{assert_same, frame, mac};
-use super::nic::{Nic, NicConfig};
+use super::frame::{assert_same, frame};
+use super::nic::{Nic, NicConfig, meet};
 
 /// Frames in flight at once, well below the size of a ring.
 const BURST: usize = 16;
@@ -25,6 +25,8 @@ impl Witness {
     #[track_caller]
     pub fn start(a: &Path, b: &Path) -> Self {
         let mut nics = [Nic::up(a, &NicConfig::default()), Nic::up(b, &NicConfig::default())];
+        let [first, second] = &mut nics;
+        meet(first, second);
         let stop = Arc::new(AtomicBool::new(false));
         let frames = Arc::new(AtomicU64::new(0));
         let (told, count) = (stop.clone(), frames.clone());
@@ -75,7 +77,7 @@ impl Drop for Witness {
 /// A burst each way.
 fn exchange(nics: &mut [Nic; 2], round: u64) {
     for from in [0, 1] {
-        let (source, target) = (mac(0xa000 + from as u32), mac(0xa001 - from as u32));
+        let (source, target) = (nics[from].mac, nics[1 - from].mac);
         let seed = |at: usize| (round * 2 + from as u64) * BURST as u64 + at as u64;
         let len = |at: usize| 60 + (seed(at) as usize * 37) % 1400;
         let sent: Vec<_> = (0..BURST).map(|at| frame(target, source, len(at), seed(at))).collect();
@@ -84,7 +86,7 @@ fn exchange(nics: &mut [Nic; 2], round: u64) {
         }
         let got = nics[1 - from].receive(BURST);
         assert_eq!(got.len(), BURST, "frames that nobody sent");
-        for (got, sent) in got.iter().zip(&sent) {
+        for ((_, got), sent) in got.iter().zip(&sent) {
             assert_same(&got.frame, sent, "healthy pair");
         }
     }
