@@ -185,11 +185,14 @@ pub fn preamble(dir: &Path) -> String {
 
 /// A line for a vhost-user port with four queue pairs that waits for its VMM.
 pub fn port(dir: &Path, name: &str, network: &str) -> String {
+    port_with(dir, name, network, "server", "")
+}
+
+/// A line for a vhost-user port whose socket is in `mode`, with `more` keys (", key: value").
+pub fn port_with(dir: &Path, name: &str, network: &str, mode: &str, more: &str) -> String {
     let socket = dir.join(format!("{name}.sock"));
-    format!(
-        "  {name}: {{ vhost-user: {{ socket: {}, mode: server, queues: 4 }}, network: {network} }}\n",
-        socket.display()
-    )
+    let socket = socket.display();
+    format!("  {name}: {{ vhost-user: {{ socket: {socket}, mode: {mode}, queues: 4 }}, network: {network}{more} }}\n")
 }
 
 /// A port as the API shows it.
@@ -219,5 +222,11 @@ impl PortView {
     pub fn all_drops(&self) -> u64 {
         let drops = self.0["counters"]["drops"].as_object();
         drops.map(|drops| drops.values().filter_map(Value::as_u64).sum()).unwrap_or(0)
+    }
+
+    /// Whether every frame received has had its end, and each drop its reason.
+    pub fn is_conserved(&self) -> bool {
+        let [received, delivered, dropped] = ["rx_frames", "rx_delivered", "rx_dropped"].map(|name| self.counter(name));
+        received == delivered + dropped && dropped == self.all_drops()
     }
 }

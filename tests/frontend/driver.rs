@@ -58,7 +58,6 @@ pub struct Queue {
     pub ring: Ring,
     pub kick: Doorbell,
     pub call: Doorbell,
-    pub err: Doorbell,
     /// Interrupts taken so far.
     pub calls: u64,
     /// Kicks given so far.
@@ -86,7 +85,6 @@ impl Queue {
         Self {
             kick: Doorbell::new(),
             call: Doorbell::new(),
-            err: Doorbell::new(),
             calls: 0,
             kicks: 0,
             event_idx: features & feature::EVENT_IDX != 0,

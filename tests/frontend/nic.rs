@@ -1,6 +1,7 @@
 //! A whole virtio-net device of one guest: connection, memory, queue pairs and driver, up and running in one call.
 
-use std::io;
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::DEADLINE;
 use super::driver::{Queue, QueueLayout, Received, RxQueue, Shape, TxQueue, wait_used};
-use super::frame::{frame, mac};
+use super::frame::{assert_same, frame, mac};
 use super::ram::{GuestRam, Region};
 use super::ring::Ring;
-use super::session::{Session, feature};
+use super::session::{Session, feature, is_closed};
 use super::vmm::{Kind, Vmm, Vring};
 
 /// What a Linux guest of today acks.
@@ -113,23 +114,33 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// Connects to a back end's socket, as soon as it is there, and brings the NIC up.
+    /// Connects to a back end's socket and brings the NIC up. A back end that still sees the last front end there closes
+    /// the connection at once; then it is tried again.
     #[track_caller]
     pub fn up(path: &Path, config: &NicConfig) -> Self {
-        Self::start(Session::connect_soon(path), config)
-            .unwrap_or_else(|error| panic!("{:?} NIC: {error}", config.kind))
+        let nic = super::eventually(&format!("a connection to {}", path.display()), || {
+            match Session::connect(path).and_then(|session| Self::prepare(session, config)) {
+                Ok(nic) => Some(nic),
+                Err(error) if is_closed(&error) || error.kind() == ErrorKind::NotFound => None,
+                Err(error) => panic!("{:?} NIC: {error}", config.kind),
+            }
+        });
+        nic.run().unwrap_or_else(|error| panic!("{:?} NIC: {error}", config.kind))
     }
 
     /// Brings a NIC up over a connection.
     pub fn start(session: Session, config: &NicConfig) -> io::Result<Self> {
-        let mut nic = Self::prepare(session, config)?;
-        for pair in &mut nic.pairs {
+        Self::prepare(session, config)?.run()
+    }
+
+    fn run(mut self) -> io::Result<Self> {
+        for pair in &mut self.pairs {
             pair.rx.fill();
         }
-        nic.vmm.probe()?;
-        nic.vmm.start()?;
-        nic.vmm.settle()?;
-        Ok(nic)
+        self.vmm.probe()?;
+        self.vmm.start()?;
+        self.vmm.settle()?;
+        Ok(self)
     }
 
     /// Negotiates and lays the rings out, empty; nothing is started.
@@ -245,11 +256,22 @@ impl Nic {
         self.vmm.settle()
     }
 
-    /// The back end is back on a new connection, the guest has noticed nothing: QEMU takes each ring's base from its
-    /// used index and starts at once.
-    pub fn reconnect(&mut self, session: Session) -> io::Result<()> {
-        let (kind, ram, pairs) = (self.vmm.kind, self.vmm.ram.clone(), self.pairs.len());
-        let mut vmm = Vmm::create(kind, session, ram, pairs, self.config.features, self.config.protocol)?;
+    /// The connection breaks; the guest notices nothing and goes on with its rings.
+    pub fn disconnect(&self) {
+        let _ = self.session().stream().shutdown(Shutdown::Both);
+    }
+
+    /// Connects again after [`Nic::disconnect`] or the back end's end: QEMU takes each ring's base from its used index and
+    /// starts at once.
+    #[track_caller]
+    pub fn reconnect(&mut self, path: &Path) {
+        self.disconnect();
+        let (config, pairs) = (self.config.clone(), self.pairs.len());
+        let mut vmm = super::eventually(&format!("a new connection to {}", path.display()), || {
+            let session = Session::connect(path).ok()?;
+            let ram = self.vmm.ram.clone();
+            Vmm::create(config.kind, session, ram, pairs, config.features, config.protocol).ok()
+        });
         let lost = self.vmm.features & !vmm.features;
         assert!(lost == 0, "the back end came back without features {lost:#x}");
         vmm.features = self.vmm.features;
@@ -260,8 +282,7 @@ impl Nic {
             vring.base = vring.ring.used_idx();
         }
         self.vmm = vmm;
-        self.vmm.start()?;
-        self.vmm.settle()
+        self.vmm.start().and_then(|()| self.vmm.settle()).expect("rings started again");
     }
 
     pub fn set_pairs(&mut self, pairs: usize) -> io::Result<()> {
@@ -279,8 +300,8 @@ impl Nic {
 }
 
 fn vring(queue: &Queue) -> Vring {
-    let Queue { ring, kick, call, err, .. } = queue;
-    Vring { ring: ring.clone(), kick: kick.clone(), call: call.clone(), err: err.clone(), base: 0 }
+    let Queue { ring, kick, call, .. } = queue;
+    Vring { ring: ring.clone(), kick: kick.clone(), call: call.clone(), base: 0 }
 }
 
 /// Sends small frames both ways until each NIC has heard the other, then takes what is left of them: the back end has
@@ -307,4 +328,31 @@ fn greet(from: &mut Nic, to: &mut Nic) {
     super::eventually("the last frame of a greeting", || {
         to.receive(1).iter().any(|(_, got)| got.frame == last).then_some(())
     });
+}
+
+/// Sends `count` frames each way and checks every byte; frames of one sender's queue arrive in order.
+#[track_caller]
+pub fn exchange(a: &mut Nic, b: &mut Nic, count: usize) {
+    carry(a, b, count);
+    carry(b, a, count);
+}
+
+/// One way of [`exchange`], on pair 0 of the sender.
+#[track_caller]
+pub fn carry(from: &mut Nic, to: &mut Nic, count: usize) {
+    let burst = usize::from(from.config.size.min(to.config.size)).div_ceil(4).min(16);
+    for start in (0..count).step_by(burst) {
+        let sent: Vec<_> = (start..count.min(start + burst))
+            .map(|at| frame(to.mac, from.mac, 14 + at * 97 % 1500, at as u64))
+            .collect();
+        for frame in &sent {
+            from.send(frame);
+        }
+        let got = to.receive(sent.len());
+        assert_eq!(got.len(), sent.len(), "frames that nobody sent");
+        for ((_, got), sent) in got.iter().zip(&sent) {
+            assert_same(&got.frame, sent, "exchange");
+        }
+    }
+    from.drain();
 }

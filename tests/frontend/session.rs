@@ -107,12 +107,6 @@ impl Session {
         UnixStream::connect(path).and_then(Self::new)
     }
 
-    /// Waits for the socket to appear and connects.
-    #[track_caller]
-    pub fn connect_soon(path: &Path) -> Self {
-        super::eventually(&format!("a back end on {}", path.display()), || Self::connect(path).ok())
-    }
-
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;

@@ -54,7 +54,6 @@ pub struct Vring {
     pub ring: Ring,
     pub kick: Doorbell,
     pub call: Doorbell,
-    pub err: Doorbell,
     /// Where it goes on at the next start.
     pub base: u16,
 }
@@ -75,6 +74,8 @@ pub struct Vmm {
     pub mtu: Option<u16>,
     /// Pairs that the guest has enabled through its control queue.
     pub enabled_pairs: usize,
+    /// Error eventfds by ring, which QEMU hands over when it creates the device.
+    pub errs: Vec<Doorbell>,
     /// The memory table that the back end has, by CONFIGURE_MEM_SLOTS.
     slots: Vec<Region>,
 }
@@ -100,6 +101,7 @@ impl Vmm {
             protocol: 0,
             mtu: None,
             enabled_pairs: 1,
+            errs: (0..2 * pairs).map(|_| Doorbell::new()).collect(),
             slots: Vec::new(),
         };
         match kind {
@@ -132,7 +134,7 @@ impl Vmm {
             self.session.get_features()?;
             for index in [2 * pair as u32, 2 * pair as u32 + 1] {
                 self.session.set_vring_call(index, &masked_call, false)?;
-                self.session.set_vring_err(index, &masked_call, false)?;
+                self.session.set_vring_err(index, &self.errs[index as usize], false)?;
             }
         }
         Ok(())
@@ -209,7 +211,7 @@ impl Vmm {
     }
 
     /// NUM, BASE, ADDR, KICK, CALL: QEMU's order.
-    fn start_ring(&self, index: usize) -> io::Result<()> {
+    pub fn start_ring(&self, index: usize) -> io::Result<()> {
         let Vring { ring, kick, call, base, .. } = &self.vrings[index];
         let index = index as u32;
         self.session.set_vring_num(index, ring.size.into(), false)?;
@@ -262,7 +264,7 @@ impl Vmm {
     }
 
     /// The whole table, or the slots that the back end lacks; `again` repeats slots that it has.
-    fn send_memory(&mut self, again: bool) -> io::Result<()> {
+    pub fn send_memory(&mut self, again: bool) -> io::Result<()> {
         let regions = self.ram.regions();
         if !self.has(protocol::CONFIGURE_MEM_SLOTS) || !self.kind.is_qemu() {
             return self.session.set_mem_table(&regions, self.ack(request::SET_MEM_TABLE));
