@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -143,6 +144,16 @@ impl Daemon {
         let text = |name: &str| fs::read_to_string(proc.join(name)).expect("procfs");
         let resident = text("statm").split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("statm");
         Footprint { fds: entries("fd"), threads: entries("task"), mappings: text("maps").lines().count(), resident }
+    }
+
+    /// The footprint once it no longer changes: what is being taken down is down.
+    pub fn footprint_at_rest(&self) -> Footprint {
+        let mut last = self.footprint();
+        eventually("the daemon comes to rest", || {
+            std::thread::sleep(Duration::from_millis(50));
+            let before = std::mem::replace(&mut last, self.footprint());
+            ((before.fds, before.threads) == (last.fds, last.threads)).then_some(last)
+        })
     }
 
     /// What the daemon has logged so far.

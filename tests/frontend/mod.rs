@@ -9,6 +9,7 @@
 //! | [`ring`] | every field of a split virtqueue, for friend and foe |
 //! | [`driver`] | the guest's driver on top of it: transmit and receive queues |
 //! | [`nic`] | all of that brought up in one call |
+//! | [`random`] | repeatable random numbers |
 //! | [`frame`] | Ethernet frames whose every byte can be checked |
 //! | [`witness`] | a healthy pair of NICs that must lose nothing while others misbehave |
 //! | [`daemon`] | the `linecardd` under test: its files, its process, its API |
@@ -30,6 +31,7 @@ pub mod loopback;
 pub mod message;
 pub mod nic;
 pub mod ram;
+pub mod random;
 pub mod ring;
 pub mod session;
 pub mod vmm;
