@@ -1,0 +1,106 @@
+//! A process of a scenario: its output goes to a log file, and it ends with the value that stands for it, or with
+//! the thread that started it, should that die without unwinding (`setpriv --pdeathsig` works per thread, so a
+//! child is started and kept on the scenario's own thread).
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::{self, STEP};
+use crate::{Error, Result};
+
+/// A running (or ended) process that this scenario owns.
+#[derive(Debug)]
+pub struct Child {
+    name: String,
+    log: PathBuf,
+    process: std::process::Child,
+}
+
+impl Child {
+    /// Starts `command` (program and arguments) with output to `log`; `stdin` is what it reads from.
+    pub fn start(name: &str, command: &[String], log: &Path, stdin: Stdio) -> Result<Child> {
+        let file = File::options().create(true).append(true).open(log).map_err(Error::io(format!("open {log:?}")))?;
+        let errors = file.try_clone().map_err(Error::io(format!("open {log:?}")))?;
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(command)
+            .stdin(stdin)
+            .stdout(file)
+            .stderr(errors)
+            .spawn()
+            .map_err(Error::io(format!("start {name}")))?;
+        Ok(Child { name: name.to_owned(), log: log.to_owned(), process })
+    }
+
+    /// The process id; of the program itself, whatever it was started through.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Where the process reads from, when it was started with a pipe.
+    pub fn stdin(&mut self) -> Option<&mut std::process::ChildStdin> {
+        self.process.stdin.as_mut()
+    }
+
+    /// Fails when the process has ended.
+    pub fn check(&mut self) -> Result<()> {
+        match self.exited()? {
+            None => Ok(()),
+            Some(status) => {
+                Err(Error::Ended { name: self.name.clone(), status: describe(status), log: tail(&self.log, 30) })
+            }
+        }
+    }
+
+    /// The exit status, if the process has ended.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        self.process.try_wait().map_err(Error::io(format!("wait for {}", self.name)))
+    }
+
+    /// Sends a signal; nothing happens when the process has already ended.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        if self.exited()?.is_none() {
+            let pid = Pid::from_child(&self.process);
+            kill_process(pid, signal).map_err(|e| Error::io(format!("signal {}", self.name))(e.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the process to end (SIGTERM) and waits until it has.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        let what = format!("{} to end after SIGTERM", self.name);
+        wait::until(&what, STEP, || self.exited())
+    }
+
+    /// Ends the process without its help (SIGKILL) and waits until the kernel has taken it apart.
+    pub fn kill(&mut self) {
+        // Both only fail for a process that is already gone.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The last `lines` lines of a log, for error texts.
+pub fn tail(log: &Path, lines: usize) -> String {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("signal {signal}"),
+        None => format!("status {}", status.code().unwrap_or(-1)),
+    }
+}
