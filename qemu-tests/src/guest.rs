@@ -176,16 +176,17 @@ impl Guest {
 
     /// Waits until the guest runs commands and has its address. After a reset: until it does so again.
     pub fn ready(&self) -> Result<()> {
+        self.ready_within(BOOT)
+    }
+
+    /// As [`Guest::ready`], with a deadline for the boot.
+    pub fn ready_within(&self, deadline: Duration) -> Result<()> {
         let agent = self.agent()?;
         let boots = self.boots.load(Ordering::Relaxed) + 1;
-        agent.wait_boots(boots, BOOT).inspect_err(|_| {
-            let _ = self.running();
-        })?;
+        // A QEMU that ended explains more than the agent port that closed with it.
+        agent.wait_boots(boots, deadline).or_else(|error| self.running().and(Err(error)))?;
         self.boots.store(boots, Ordering::Relaxed);
-        match &self.spec.address {
-            Some(address) => self.sh(&format!("ip link set eth0 up && ip addr add {address} dev eth0")).map(drop),
-            None => Ok(()),
-        }
+        self.configure()
     }
 
     /// Fails, with the end of its log, when QEMU has ended.
@@ -198,6 +199,32 @@ impl Guest {
         self.agent()?.forget_jobs();
         self.qmp("system_reset", serde_json::json!({}))?;
         self.ready()
+    }
+
+    /// Takes the driver off `eth0`'s device and gives it back, then sets the interface up again.
+    pub fn rebind_driver(&self) -> Result<()> {
+        let driver = "/sys/bus/virtio/drivers/virtio_net";
+        let device = "device=$(basename $(readlink /sys/class/net/eth0/device))";
+        self.sh(&format!("{device}; echo $device > {driver}/unbind && echo $device > {driver}/bind"))?;
+        self.configure()
+    }
+
+    /// Whether the driver of `eth0` has negotiated a virtio feature, by its bit number.
+    pub fn negotiated(&self, bit: usize) -> Result<bool> {
+        let features = self.sh("cat /sys/class/net/eth0/device/features")?;
+        Ok(features.as_bytes().get(bit) == Some(&b'1'))
+    }
+
+    /// Whether `eth0` sees a carrier.
+    pub fn carrier(&self) -> Result<bool> {
+        Ok(self.sh("cat /sys/class/net/eth0/carrier")?.trim() == "1")
+    }
+
+    fn configure(&self) -> Result<()> {
+        match &self.spec.address {
+            Some(address) => self.sh(&format!("ip link set eth0 up && ip addr add {address} dev eth0")).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Kills QEMU (SIGKILL).

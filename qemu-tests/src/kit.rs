@@ -6,12 +6,16 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::guest::Guest;
 use crate::{Error, Result, image};
 
 /// The program that runs guests.
 pub const QEMU: &str = "qemu-system-x86_64";
+
+/// How long a guest may take to boot under KVM (under a second is usual); one that takes longer is better emulated.
+const PROBE: Duration = Duration::from_secs(15);
 
 /// How QEMU executes guest code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +70,10 @@ impl Kit {
     pub fn slot() -> Result<Slot> {
         let path = directory()?.join("lock");
         let lock = File::create(&path).map_err(Error::io(format!("create {path:?}")))?;
-        lock.lock().map_err(Error::io(format!("lock {path:?}")))?;
+        if lock.try_lock().is_err() {
+            eprintln!("waiting for another scenario on this machine to end");
+            lock.lock().map_err(Error::io(format!("lock {path:?}")))?;
+        }
         Ok(Slot { _lock: lock })
     }
 
@@ -95,7 +102,11 @@ impl Kit {
 
     fn boots_with_kvm(&self) -> bool {
         let Ok(dir) = tempfile::tempdir() else { return false };
-        Guest::named("kvm-probe").accel(Accel::Kvm).start(self, dir.path()).and_then(|guest| guest.ready()).is_ok()
+        Guest::named("kvm-probe")
+            .accel(Accel::Kvm)
+            .start(self, dir.path())
+            .and_then(|guest| guest.ready_within(PROBE))
+            .is_ok()
     }
 }
 

@@ -8,7 +8,7 @@
 //! setup.sh ─> kit (kernel, accelerator, lock)     image (initramfs: busybox, tools, guest-init, payload)
 //!                      └──────────── guest ────────────┘
 //!                 nic (command line)   qmp (control socket)   agent (virtio-serial) <─> bin/guest-init
-//! daemon  netns  peer/testpmd                              traffic <─> bin/payload
+//! daemon  netns  pair  peer/testpmd                        traffic <─> bin/payload
 //! ```
 //!
 //! Rules: every wait has a generous deadline and ends early when the process it waits for dies; no time is ever
@@ -24,6 +24,7 @@ pub mod kit;
 pub mod modules;
 pub mod netns;
 pub mod nic;
+pub mod pair;
 pub mod payload;
 pub mod peer;
 pub mod qmp;
@@ -35,6 +36,7 @@ pub use daemon::{Config, Daemon};
 pub use guest::Guest;
 pub use netns::Netns;
 pub use nic::Nic;
+pub use pair::Pair;
 pub use scenario::{Scenario, scenario};
 pub use traffic::Flow;
 

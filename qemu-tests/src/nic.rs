@@ -17,13 +17,14 @@ pub struct Nic {
     socket: PathBuf,
     mode: Mode,
     queues: u16,
+    mac: Option<String>,
     options: String,
 }
 
 impl Nic {
     /// A NIC with one queue pair; the switch listens on `socket` ([`Mode::Server`]).
     pub fn new(socket: &Path) -> Nic {
-        Nic { socket: socket.to_owned(), mode: Mode::Server, queues: 1, options: String::new() }
+        Nic { socket: socket.to_owned(), mode: Mode::Server, queues: 1, mac: None, options: String::new() }
     }
 
     /// Chooses which side listens.
@@ -38,6 +39,22 @@ impl Nic {
         self
     }
 
+    /// The device's MAC address, instead of [`Nic::default_mac`].
+    pub fn mac(mut self, mac: &str) -> Nic {
+        self.mac = Some(mac.to_owned());
+        self
+    }
+
+    /// Which side of the socket listens.
+    pub fn socket_mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Queue pairs of the device.
+    pub fn queue_pairs(&self) -> u16 {
+        self.queues
+    }
+
     /// Further properties of `virtio-net-pci`, such as `mrg_rxbuf=off,packed=on`.
     pub fn options(mut self, options: &str) -> Nic {
         self.options = options.to_owned();
@@ -46,7 +63,7 @@ impl Nic {
 
     /// The MAC address of a guest's `index`th NIC: locally administered by QEMU's convention, the low bytes a hash of
     /// the guest's name, so that guests of one scenario differ.
-    pub fn mac(guest: &str, index: usize) -> String {
+    pub fn default_mac(guest: &str, index: usize) -> String {
         let hash = guest.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         let [_, _, high, low] = hash.to_be_bytes();
         format!("52:54:00:{high:02x}:{low:02x}:{index:02x}")
@@ -59,7 +76,7 @@ impl Nic {
             Mode::Server => "reconnect-ms=100",
             Mode::Client => "server=on,wait=off",
         };
-        let mac = Nic::mac(guest, index);
+        let mac = self.mac.clone().unwrap_or_else(|| Nic::default_mac(guest, index));
         let mut device = format!("virtio-net-pci,id=net{index},netdev=host{index},mac={mac},romfile=");
         if self.queues > 1 {
             device += &format!(",mq=on,vectors={}", 2 * self.queues + 2); // each queue, configuration, control
@@ -96,7 +113,7 @@ mod tests {
 
     #[test]
     fn guests_have_macs_of_their_own() {
-        assert_ne!(Nic::mac("a", 1), Nic::mac("b", 1));
-        assert_ne!(Nic::mac("a", 1), Nic::mac("a", 2));
+        assert_ne!(Nic::default_mac("a", 1), Nic::default_mac("b", 1));
+        assert_ne!(Nic::default_mac("a", 1), Nic::default_mac("a", 2));
     }
 }

@@ -69,11 +69,6 @@ impl Qmp {
         }
     }
 
-    /// Forgets the events seen so far, so that a later wait is for a new one.
-    pub fn forget_events(&mut self) {
-        self.events.clear();
-    }
-
     fn read(&mut self, end: Instant, what: &str) -> Result<Value> {
         loop {
             // A read timeout of zero would mean none.

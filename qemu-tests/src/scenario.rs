@@ -1,8 +1,10 @@
 //! A scenario: the frame of every test. It holds the machine's QEMU slot and a directory for sockets and logs, and
-//! when the test fails, by an error or a panic, it prints the end of every log in that directory.
+//! when the test fails, by an error or a panic, it prints the end of every log in that directory. The directory goes
+//! even when the process is killed: a shell that waits for the end of its input removes it then.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::child::tail;
 use crate::guest::{Guest, Spec};
@@ -15,6 +17,7 @@ pub struct Scenario {
     kit: &'static Kit,
     dir: tempfile::TempDir,
     passed: bool,
+    janitor: std::process::Child,
     _slot: Slot,
 }
 
@@ -22,7 +25,9 @@ pub struct Scenario {
 pub fn scenario(body: impl FnOnce(&Scenario) -> Result<()>) -> Result<()> {
     let mut scenario = Scenario::new()?;
     let result = body(&scenario);
-    scenario.passed = result.is_ok();
+    if result.is_ok() {
+        scenario.pass();
+    }
     result
 }
 
@@ -33,7 +38,13 @@ impl Scenario {
         let kit = Kit::open()?;
         // A socket's path has at most 107 bytes, so the directory's name stays short.
         let dir = tempfile::Builder::new().prefix("lc-").tempdir().map_err(Error::io("create a directory"))?;
-        Ok(Scenario { kit, dir, passed: false, _slot: slot })
+        let janitor = janitor(dir.path()).map_err(Error::io("start a shell"))?;
+        Ok(Scenario { kit, dir, passed: false, janitor, _slot: slot })
+    }
+
+    /// Counts the scenario as passed: its end prints no logs.
+    pub fn pass(&mut self) {
+        self.passed = true;
     }
 
     /// The scenario's directory.
@@ -71,9 +82,17 @@ impl Scenario {
 
 impl Drop for Scenario {
     fn drop(&mut self) {
-        if self.passed {
-            return;
+        if !self.passed {
+            self.print_logs();
         }
+        drop(self.janitor.stdin.take());
+        // It has nothing to report; the directory's own end removes what it could not.
+        let _ = self.janitor.wait();
+    }
+}
+
+impl Scenario {
+    fn print_logs(&self) {
         let mut logs: Vec<PathBuf> =
             fs::read_dir(self.dir()).into_iter().flatten().flatten().map(|e| e.path()).collect();
         logs.retain(|path| path.extension().is_some_and(|e| e == "log" || e == "console"));
@@ -82,4 +101,12 @@ impl Drop for Scenario {
             eprintln!("----- {} -----\n{}", log.file_name().unwrap_or_default().to_string_lossy(), tail(&log, 60));
         }
     }
+}
+
+/// In a session of its own, where no terminal's interrupt reaches it.
+fn janitor(dir: &Path) -> std::io::Result<std::process::Child> {
+    let script = "cat >/dev/null; rm -rf -- \"$1\"";
+    let mut command = Command::new("setsid");
+    command.args(["sh", "-c", script, "sh"]).arg(dir);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
