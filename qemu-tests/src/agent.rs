@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use crate::child::check_all;
 use crate::{Error, Result, wait};
 
 /// The name of the agent's virtio-serial port.
@@ -32,15 +33,19 @@ impl Job {
 
     /// Waits for the end and gives the output; a status other than 0 is an error.
     pub fn output(self, deadline: Duration) -> Result<String> {
-        match self.done.recv_timeout(deadline) {
-            Ok((0, output)) => Ok(output),
-            Ok((status, output)) => Err(Error::Script { machine: self.machine, status, script: self.script, output }),
-            Err(RecvTimeoutError::Timeout) => {
-                Err(Error::Timeout { what: format!("`{}` on {}", self.script, self.machine), after: deadline })
+        let ended = wait::until(&format!("`{}` on {}", self.script, self.machine), deadline, || {
+            match self.done.recv_timeout(Duration::from_millis(50)) {
+                Ok(ended) => Ok(Some(ended)),
+                Err(RecvTimeoutError::Timeout) => Ok(None),
+                Err(RecvTimeoutError::Disconnected) => {
+                    check_all()?;
+                    Err(Error::Unexpected(format!("{} was gone while it ran `{}`", self.machine, self.script)))
+                }
             }
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(Error::Unexpected(format!("{} is gone while it ran `{}`", self.machine, self.script)))
-            }
+        });
+        match ended? {
+            (0, output) => Ok(output),
+            (status, output) => Err(Error::Script { machine: self.machine, status, script: self.script, output }),
         }
     }
 }
@@ -89,12 +94,7 @@ impl Agent {
 
     /// Waits until the guest has come up `boots` times.
     pub fn wait_boots(&self, boots: u64, deadline: Duration) -> Result<()> {
-        wait::until_true(&format!("{} to boot", self.machine), deadline, || {
-            if lock(&self.shared.jobs).closed {
-                return Err(Error::Unexpected(format!("{} closed its agent port while booting", self.machine)));
-            }
-            Ok(self.boots() >= boots)
-        })
+        wait::until_true(&format!("{} to boot", self.machine), deadline, || Ok(self.boots() >= boots))
     }
 
     /// Starts a shell script in the guest.

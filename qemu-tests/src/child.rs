@@ -1,22 +1,47 @@
 //! A process of a scenario: its output goes to a log file, and it ends with the value that stands for it, or with
 //! the thread that started it, should that die without unwinding (`setpriv --pdeathsig` works per thread, so a
 //! child is started and kept on the scenario's own thread).
+//!
+//! While it lives a child is *watched*: [`check_all`], which every wait of the thread calls, fails when any child has
+//! ended that nobody asked to. A dead daemon thus ends the wait for a guest's boot at once, and is named as the reason.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::wait::{self, STEP};
 use crate::{Error, Result};
+
+thread_local! {
+    /// The children of this thread that are meant to be running: process, name, log.
+    static WATCHED: RefCell<Vec<(Pid, String, PathBuf)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Fails, with the end of its log, when a child of this thread has ended on its own.
+pub fn check_all() -> Result<()> {
+    // NOWAIT leaves the status for the child's owner.
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    WATCHED.with_borrow(|watched| {
+        watched.iter().try_for_each(|(pid, name, log)| match waitid(WaitId::Pid(*pid), options) {
+            Ok(Some(status)) => {
+                let status = match status.terminating_signal() {
+                    Some(signal) => format!("signal {signal}"),
+                    None => format!("status {}", status.exit_status().unwrap_or(-1)),
+                };
+                Err(Error::Ended { name: name.clone(), status, log: tail(log, 30) })
+            }
+            _ => Ok(()),
+        })
+    })
+}
 
 /// A running (or ended) process that this scenario owns.
 #[derive(Debug)]
 pub struct Child {
     name: String,
-    log: PathBuf,
     process: std::process::Child,
 }
 
@@ -33,7 +58,9 @@ impl Child {
             .stderr(errors)
             .spawn()
             .map_err(Error::io(format!("start {name}")))?;
-        Ok(Child { name: name.to_owned(), log: log.to_owned(), process })
+        let watch = (Pid::from_child(&process), name.to_owned(), log.to_owned());
+        WATCHED.with_borrow_mut(|watched| watched.push(watch));
+        Ok(Child { name: name.to_owned(), process })
     }
 
     /// The process id; of the program itself, whatever it was started through.
@@ -46,19 +73,14 @@ impl Child {
         self.process.stdin.as_mut()
     }
 
-    /// Fails when the process has ended.
-    pub fn check(&mut self) -> Result<()> {
-        match self.exited()? {
-            None => Ok(()),
-            Some(status) => {
-                Err(Error::Ended { name: self.name.clone(), status: describe(status), log: tail(&self.log, 30) })
-            }
-        }
+    fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        self.process.try_wait().map_err(Error::io(format!("wait for {}", self.name)))
     }
 
-    /// The exit status, if the process has ended.
-    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
-        self.process.try_wait().map_err(Error::io(format!("wait for {}", self.name)))
+    /// From here on the process may end.
+    fn unwatch(&self) {
+        let pid = Pid::from_child(&self.process);
+        WATCHED.with_borrow_mut(|watched| watched.retain(|(watched, ..)| *watched != pid));
     }
 
     /// Sends a signal; nothing happens when the process has already ended.
@@ -72,6 +94,7 @@ impl Child {
 
     /// Asks the process to end (SIGTERM) and waits until it has.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.unwatch();
         self.signal(Signal::TERM)?;
         let what = format!("{} to end after SIGTERM", self.name);
         wait::until(&what, STEP, || self.exited())
@@ -79,6 +102,7 @@ impl Child {
 
     /// Ends the process without its help (SIGKILL) and waits until the kernel has taken it apart.
     pub fn kill(&mut self) {
+        self.unwatch();
         // Both only fail for a process that is already gone.
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -96,11 +120,4 @@ pub fn tail(log: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-fn describe(status: ExitStatus) -> String {
-    match status.signal() {
-        Some(signal) => format!("signal {signal}"),
-        None => format!("status {}", status.code().unwrap_or(-1)),
-    }
 }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -40,7 +40,7 @@ pub struct Spec {
 pub struct Guest {
     spec: Spec,
     dir: PathBuf,
-    qemu: Mutex<Child>,
+    _qemu: Child,
     agent: OnceLock<Agent>,
     qmp: Mutex<Option<Qmp>>,
     /// Boots that [`Guest::ready`] has seen.
@@ -101,7 +101,7 @@ impl Spec {
         Ok(Guest {
             spec: self,
             dir: dir.to_owned(),
-            qemu: Mutex::new(child),
+            _qemu: child,
             agent: OnceLock::new(),
             qmp: Mutex::new(None),
             boots: AtomicU64::new(0),
@@ -183,15 +183,9 @@ impl Guest {
     pub fn ready_within(&self, deadline: Duration) -> Result<()> {
         let agent = self.agent()?;
         let boots = self.boots.load(Ordering::Relaxed) + 1;
-        // A QEMU that ended explains more than the agent port that closed with it.
-        agent.wait_boots(boots, deadline).or_else(|error| self.running().and(Err(error)))?;
+        agent.wait_boots(boots, deadline)?;
         self.boots.store(boots, Ordering::Relaxed);
         self.configure()
-    }
-
-    /// Fails, with the end of its log, when QEMU has ended.
-    pub fn running(&self) -> Result<()> {
-        self.qemu().check()
     }
 
     /// Resets the machine as its reset button would, and waits for the new boot (needs [`Spec::reboots`]).
@@ -229,7 +223,7 @@ impl Guest {
 
     /// Kills QEMU (SIGKILL).
     pub fn kill(self) {
-        self.qemu().kill();
+        drop(self);
     }
 
     /// Runs a QMP command.
@@ -257,14 +251,7 @@ impl Guest {
 
     fn connect(&self, socket: &str) -> Result<UnixStream> {
         let path = self.dir.join(format!("{}.{socket}", self.spec.name));
-        wait::until(&format!("{}'s {socket} socket", self.spec.name), STEP, || {
-            self.running()?;
-            Ok(UnixStream::connect(&path).ok())
-        })
-    }
-
-    fn qemu(&self) -> MutexGuard<'_, Child> {
-        self.qemu.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        wait::until(&format!("{}'s {socket} socket", self.spec.name), STEP, || Ok(UnixStream::connect(&path).ok()))
     }
 
     /// Runs a script and waits up to `deadline` for its end.
@@ -288,7 +275,6 @@ impl Machine for Guest {
     }
 
     fn start(&self, script: &str) -> Result<Job> {
-        self.running()?;
         self.agent()?.start(script)
     }
 }

@@ -29,11 +29,8 @@ impl Netns {
         let inside = "mount -t sysfs sysfs /sys && ip link set lo up && echo ready && exec sleep infinity";
         let command = ["unshare", "--net", "--mount", "sh", "-c", inside].map(str::to_owned);
         let log = dir.join(format!("{name}.log"));
-        let mut holder = Child::start(name, &command, &log, Stdio::null())?;
-        wait::until_true(&format!("network namespace {name}"), STEP, || {
-            holder.check()?;
-            Ok(tail(&log, 1) == "ready")
-        })?;
+        let holder = Child::start(name, &command, &log, Stdio::null())?;
+        wait::until_true(&format!("network namespace {name}"), STEP, || Ok(tail(&log, 1) == "ready"))?;
         Ok(Netns { name: name.to_owned(), dir: dir.to_owned(), holder, address: OnceLock::new() })
     }
 

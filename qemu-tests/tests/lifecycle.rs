@@ -46,7 +46,7 @@ fn a_guest_reboots_under_traffic() -> Result<()> {
         let pair = Pair::boot(s, |_, nic| nic, |_, guest| guest.reboots())?;
         for _ in 0..3 {
             // Replies may stay away; the point is frames towards a ring that is being reset.
-            let _noise = pair.b.start("ping -q -i 0.002 -s 1400 -w 100 10.9.0.1")?;
+            let _noise = pair.b.start("ping -q -i 0.002 -s 1400 -c 100000 10.9.0.1")?;
             pair.a.reset()?;
             pair.b.sh("killall ping")?;
             pair.ping()?;
@@ -66,7 +66,7 @@ fn memory(guest: &Guest) -> Result<u64> {
 fn memory_is_plugged_and_unplugged_under_traffic() -> Result<()> {
     scenario(|s| {
         let pair = Pair::boot(s, |_, nic| nic, |_, guest| guest.dimm_slots(4))?;
-        // Movable memory is the kind that a guest can give back; network buffers use it through page cache and sockets.
+        // Movable memory is the kind that a guest can give back.
         pair.a.sh("echo online_movable > /sys/devices/system/memory/auto_online_blocks")?;
         let before = memory(&pair.a)?;
         let flows = pair.flows()?;
