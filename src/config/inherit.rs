@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::diagnostic::{Finding, Report};
 use super::key_path::{KeyPath, Step};
 use super::nearest::nearest;
 use super::plan::ProfilePlan;
+use super::report::{Finding, Report};
 use super::scalar::Names;
 use super::written::{Profile, Settings, Table};
 use crate::ident::Name;

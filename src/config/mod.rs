@@ -8,6 +8,7 @@
 //!
 //! Files are bounded ([`TEXT_BYTES`]; depth and aliases in [`spans`]) and nothing in them makes the reader panic.
 
+mod cpus;
 mod diagnostic;
 mod inherit;
 mod key_path;
@@ -15,9 +16,11 @@ mod nearest;
 mod plan;
 mod port;
 mod reader;
+mod report;
 mod resolve;
 mod scalar;
 mod spans;
+mod time;
 mod written;
 mod yaml;
 
@@ -27,8 +30,8 @@ pub use plan::{
     ShardsPlan, SocketMode, TapPlan, VhostUserPlan,
 };
 
-use diagnostic::{Finding, Report};
 use key_path::KeyPath;
+use report::{Finding, Report};
 use spans::{Index, Mark};
 
 /// Longest file that is read, in bytes. [`crate::limits::PORTS`] ports with every key take a tenth of it.
@@ -38,11 +41,17 @@ pub const TEXT_BYTES: usize = 16 << 20;
 pub fn check(file_name: &str, text: &str) -> Result<Plan, Diagnostics> {
     // The text of a file that is refused unread is not shown either.
     let mut report = Report::on(file_name, if text.len() > TEXT_BYTES { "" } else { text });
-    let plan = document(text, &mut report).map(|document| {
-        let file = written::file(&document, &mut report);
-        resolve::file(file, &mut report)
-    });
-    report.finish(plan).map(|plan| plan.expect("a text without a document was reported"))
+    let plan = match document(text, &mut report) {
+        Ok(document) => {
+            let file = written::file(&document, &mut report);
+            Some(resolve::file(file, &mut report))
+        }
+        Err(finding) => {
+            report.add(*finding);
+            None
+        }
+    };
+    report.finish(plan)
 }
 
 /// Checks one port that is not in the file: `value` has the keys of an entry of `ports:`, and `plan` the networks and
@@ -52,41 +61,28 @@ pub fn check(file_name: &str, text: &str) -> Result<Plan, Diagnostics> {
 pub fn check_port(name: &str, value: serde_json::Value, plan: &Plan) -> Result<PortPlan, Diagnostics> {
     let mut report = Report::without_text();
     let port = port::single(name, &value, plan, &mut report);
-    report.finish(port).map(|port| port.expect("a port that cannot be resolved was reported"))
+    report.finish(port)
 }
 
-/// The tree of values in `text`, which has a mapping at its top; `None` if there is none, which is then reported.
-fn document(text: &str, report: &mut Report) -> Option<serde_json::Value> {
+/// The tree of values in `text`, which has a mapping at its top; its places are in `report` from then on.
+fn document(text: &str, report: &mut Report) -> Result<serde_json::Value, Box<Finding>> {
     let top = KeyPath::default();
     let begin = Mark { line: 1, column: 1, length: 1 };
+    let at = |mark, message: String| Box::new(Finding::mark(&top, mark, message));
+    let begin_with_version = |finding: Finding| Box::new(finding.help("begin the file with `version: 1`"));
+    let empty = || begin_with_version(Finding::mark(&top, begin, "the file is empty"));
     if text.len() > TEXT_BYTES {
-        let message = format!("the file has {} bytes; at most {TEXT_BYTES} are read", text.len());
-        report.add(Finding::mark(&top, begin, message));
-        return None;
+        return Err(at(begin, format!("the file has {} bytes; at most {TEXT_BYTES} are read", text.len())));
     }
-    match Index::of(text) {
-        Ok(Some(index)) => report.index(index),
-        Ok(None) => {
-            let empty = Finding::mark(&top, begin, "the file is empty");
-            report.add(empty.help("begin it with `version: 1`".to_string()));
-            return None;
-        }
-        Err(refused) => {
-            report.add(Finding::mark(&top, refused.mark, refused.message));
-            return None;
-        }
-    }
+    let index = Index::of(text).map_err(|refused| at(refused.mark, refused.message))?;
+    report.index(index.ok_or_else(empty)?);
     match yaml::read(text) {
-        Ok(document @ serde_json::Value::Object(_)) => Some(document),
-        Ok(_) => {
-            let other = Finding::value(&top, "this is not a configuration: no keys at the top");
-            report.add(other.help("begin it with `version: 1`".to_string()));
-            None
-        }
+        Ok(document @ serde_json::Value::Object(_)) => Ok(document),
+        Ok(serde_json::Value::Null) => Err(empty()),
+        Ok(_) => Err(begin_with_version(Finding::value(&top, "there are no keys in it"))),
         Err(refused) => {
             let (line, column) = refused.place.unwrap_or((1, 1));
-            report.add(Finding::mark(&top, Mark { line, column, length: 1 }, refused.message));
-            None
+            Err(at(Mark { line, column, length: 1 }, refused.message))
         }
     }
 }

@@ -263,5 +263,5 @@ fn octal<S: serde::Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Er
 
 /// Writes a duration with the largest unit that divides it: `300s` stays `5m`, and is read back as the same.
 fn duration<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&super::scalar::format_duration(*duration))
+    serializer.serialize_str(&super::time::format_duration(*duration))
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::diagnostic::{Finding, Report};
 use super::inherit::{LABELS, report_labels, unknown};
 use super::key_path::{KeyPath, Step};
 use super::plan::{
@@ -14,7 +13,8 @@ use super::plan::{
     VhostUserPlan,
 };
 use super::reader::read;
-use super::resolve::{SOCKET_MODE_DEFAULT, time};
+use super::report::{At, Finding, Report};
+use super::resolve::{SOCKET_MODE_DEFAULT, duration};
 use super::written::{self, Table};
 use crate::ident::{MacAddr, Name};
 use crate::limits;
@@ -155,13 +155,13 @@ fn kind(name: &Name, written: written::Port, report: &mut Report) -> Option<Kind
     let Some(first) = kinds.next() else {
         let missing = Finding::key(&path, "this port has no kind");
         let help = "say what is at its far end: `vhost-user`, `tap`, `loopback`, `null`, `replay` or `faulty`";
-        report.add(missing.help(help.to_string()));
+        report.add(missing.help(help));
         return None;
     };
     let at = |kind: &KindPlan| path.join(&[Step::Key(kind.key().into())]);
     for other in kinds {
         let message = format!("a port has one kind, and this one is `{}` already", first.key());
-        report.add(Finding::key(&at(&other), message).related(at(&first), "the first kind"));
+        report.add(Finding::key(&at(&other), message).related(&at(&first), At::Key, "the first kind"));
     }
     Some(first)
 }
@@ -177,7 +177,7 @@ fn vhost_user(name: &Name, written: written::VhostUser, report: &mut Report) -> 
             let path = KeyPath::of(&["ports", name.as_str(), "vhost-user", key]);
             let finding =
                 Finding::key(&path, format!("`{key}` is for `mode: server`: a client's socket is made by the VM"));
-            report.add(finding.help("remove it, or set it where the VM is started".to_string()));
+            report.add(finding.help("remove it, or set it where the VM is started"));
         }
     }
     VhostUserPlan {
@@ -194,7 +194,7 @@ fn replay(name: &Name, written: written::Replay, report: &mut Report) -> ReplayP
     let keys = ["ports", name.as_str(), "replay", "interval"];
     ReplayPlan {
         file: written.file.0,
-        interval: time(written.interval, INTERVAL_DEFAULT, INTERVAL_RANGE, &keys, report),
+        interval: duration(written.interval, INTERVAL_DEFAULT, INTERVAL_RANGE, &keys, report),
         repeat: written.r#loop,
     }
 }
@@ -236,10 +236,16 @@ impl Claim<'_> {
             Self::Mac(network, mac) => format!("the address {mac} in network `{network}`"),
         };
         match other {
-            Some(other) => Finding::value(&self.path(port), format!("port `{other}` has {what} already"))
-                .related(self.path(other), "it is here too"),
-            None => Finding::value(&self.path(port), format!("the daemon's API has {what} already"))
-                .related(KeyPath::of(&["daemon", "api"]), "it is here too"),
+            Some(other) => Finding::value(&self.path(port), format!("port `{other}` has {what} already")).related(
+                &self.path(other),
+                At::Value,
+                "it is here too",
+            ),
+            None => Finding::value(&self.path(port), format!("the daemon's API has {what} already")).related(
+                &KeyPath::of(&["daemon", "api"]),
+                At::Value,
+                "it is here too",
+            ),
         }
     }
 }

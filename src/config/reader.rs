@@ -15,9 +15,9 @@ use serde::de::{
 };
 use serde_json::Value;
 
-use super::diagnostic::{Finding, Report};
 use super::key_path::{KeyPath, Step};
 use super::nearest::nearest;
+use super::report::{Finding, Report};
 
 /// The value at `path` as a `T`; `None` if anything in it was refused, which is then in `report`.
 pub(super) fn read<'a, T: serde::Deserialize<'a>>(value: &'a Value, path: &KeyPath, report: &mut Report) -> Option<T> {
@@ -68,7 +68,10 @@ impl Refusal {
     fn finding(&self, place: &KeyPath) -> Finding {
         let at_key = self.key || self.missing.is_some();
         let finding = if at_key { Finding::key(place, &self.message) } else { Finding::value(place, &self.message) };
-        finding.help(self.help.clone())
+        match &self.help {
+            Some(help) => finding.help(help),
+            None => finding,
+        }
     }
 
     fn choice(what: &str, written: &str, known: &'static [&'static str]) -> Self {
@@ -101,7 +104,7 @@ impl Error for Refusal {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::choice("there is no", variant, expected)
+        Self::choice("unknown word", variant, expected)
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {

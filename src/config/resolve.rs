@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::diagnostic::{Finding, Report};
 use super::inherit::{profiles, unknown};
 use super::key_path::KeyPath;
 use super::plan::{CpuChoice, DaemonPlan, NetworkPlan, Plan, ShardsPlan};
 use super::port::{Known, World, report_clashes};
-use super::scalar::{Time, format_duration};
+use super::report::{At, Finding, Report};
+use super::time::{Time, format_duration};
 use super::written::{self, Table};
 use crate::ident::Name;
 use crate::limits;
@@ -78,7 +78,11 @@ fn shards(written: written::Shards, report: &mut Report) -> ShardsPlan {
         if !both.is_empty() {
             let message =
                 format!("CPU {} is in `cpus` too: no shard can have a CPU alone and share it", both.join(","));
-            report.add(Finding::value(&path, message).related(KeyPath::of(&["shards", "cpus"]), "also named here"));
+            report.add(Finding::value(&path, message).related(
+                &KeyPath::of(&["shards", "cpus"]),
+                At::Value,
+                "also named here",
+            ));
         } else if cpus.len() + exclusive.len() > limits::SHARDS {
             let count = cpus.len() + exclusive.len();
             let message = format!("{count} CPUs together with `cpus`; there are at most {} shards", limits::SHARDS);
@@ -91,7 +95,7 @@ fn shards(written: written::Shards, report: &mut Report) -> ShardsPlan {
 fn networks(written: Table<written::Network>, report: &mut Report) -> Table<NetworkPlan> {
     let mut plan = |(name, network): (Name, Option<written::Network>)| {
         let network = network.map(|network| NetworkPlan {
-            mac_age: time(
+            mac_age: duration(
                 network.mac_age,
                 MAC_AGE_DEFAULT,
                 MAC_AGE_RANGE,
@@ -106,7 +110,7 @@ fn networks(written: Table<written::Network>, report: &mut Report) -> Table<Netw
 }
 
 /// The duration at `keys`, which has to be in `range`, ends included.
-pub(super) fn time(
+pub(super) fn duration(
     written: Option<Time>,
     default: Duration,
     [least, most]: [Duration; 2],

@@ -1,23 +1,20 @@
 //! Single values of a configuration, as types that cannot hold a bad one.
 //!
 //! Each reads itself in its visitor, so that an error points at the very value and not at the mapping around it. What a
-//! value may be is said once, in `EXPECTED` or in the reason that its parser gives.
+//! value may be is said once, in `EXPECTED` or in the reason that its parser gives. Durations and CPU lists have files of
+//! their own, [`super::time`] and [`super::cpus`].
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor, value::SeqAccessDeserializer};
 
-use super::plan::CpuChoice;
-use super::reader::clipped;
 use crate::ident::{MacAddr, Name};
-use crate::limits;
 
 /// Why a scalar was refused.
-enum Fault {
+pub(super) enum Fault {
     /// It is something else: the message says what was expected and what was found.
     Unlike,
     /// For this reason.
@@ -25,7 +22,7 @@ enum Fault {
 }
 
 /// A value that is written as one word or number.
-trait Scalar: Sized {
+pub(super) trait Scalar: Sized {
     /// What is expected, with its article: "a duration with its unit, as in 300s".
     const EXPECTED: &'static str;
 
@@ -62,30 +59,24 @@ impl<T: Scalar> Visitor<'_> for ScalarVisitor<T> {
     }
 }
 
+/// Reads a `T` with serde; what [`deserialize_scalar`] implements `Deserialize` by.
+pub(super) fn deserialize<'de, T: Scalar, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    deserializer.deserialize_any(ScalarVisitor(PhantomData))
+}
+
 macro_rules! deserialize_scalar {
     ($($type:ty),*) => {$(
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(ScalarVisitor(PhantomData))
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::config::scalar::deserialize(deserializer)
             }
         }
     )*};
 }
+pub(super) use deserialize_scalar;
 
 deserialize_scalar!(
-    Version,
-    Time,
-    Mode,
-    Cpus,
-    CpuSelection,
-    FilePath,
-    SocketPath,
-    Interface,
-    Account,
-    StationMac,
-    Endpoint,
-    LabelKey,
-    LabelValue
+    Version, Mode, FilePath, SocketPath, Interface, Account, StationMac, Endpoint, LabelKey, LabelValue
 );
 
 /// The version of the format.
@@ -100,45 +91,6 @@ impl Scalar for Version {
     }
 }
 
-/// A duration of at most 292 years.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Time(pub(super) Duration);
-
-/// Units of durations, in nanoseconds, the largest first.
-const UNITS: [(&str, u64); 6] = [
-    ("d", 86_400_000_000_000),
-    ("h", 3_600_000_000_000),
-    ("m", 60_000_000_000),
-    ("s", 1_000_000_000),
-    ("ms", 1_000_000),
-    ("us", 1_000),
-];
-
-impl Scalar for Time {
-    const EXPECTED: &'static str = "a duration with its unit (us, ms, s, m, h or d), as in 300s";
-
-    fn from_text(text: &str) -> Result<Self, Fault> {
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let unit = UNITS.iter().find(|(name, _)| *name == unit.trim_start()).ok_or(Fault::Unlike)?.1;
-        let nanos = number.parse().ok().and_then(|number: u64| number.checked_mul(unit)).ok_or(Fault::Unlike)?;
-        Ok(Self(Duration::from_nanos(nanos)))
-    }
-
-    fn from_whole(number: u64) -> Result<Self, Fault> {
-        Err(Fault::Because(format!("{number} has no unit: for seconds write {number}s")))
-    }
-}
-
-/// The duration with the largest unit that divides it, which reads back as the same.
-pub(super) fn format_duration(duration: Duration) -> String {
-    let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    match UNITS.iter().find(|(_, unit)| nanos != 0 && nanos.is_multiple_of(*unit)) {
-        Some((name, unit)) => format!("{}{name}", nanos / unit),
-        None => format!("{}us", nanos / 1_000),
-    }
-}
-
 /// Permission bits of a file. In quotes because YAML versions disagree about what a bare 0660 is.
 #[derive(Debug)]
 pub(super) struct Mode(pub(super) u32);
@@ -150,77 +102,6 @@ impl Scalar for Mode {
         let octal = matches!(text.len(), 3 | 4) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
         let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| octal && mode <= 0o777);
         mode.map(Self).ok_or(Fault::Unlike)
-    }
-}
-
-/// CPU ids, ascending and each once; may be empty.
-#[derive(Debug, Default)]
-pub(super) struct Cpus(pub(super) Vec<u16>);
-
-/// Ids from here on do not exist: the kernel's own ceiling (`CONFIG_NR_CPUS`, arch/x86/Kconfig).
-const CPU_IDS: u16 = 8192;
-
-impl Cpus {
-    fn parse(text: &str) -> Result<Self, String> {
-        let id = |text: &str| {
-            let plain = text.bytes().all(|b| b.is_ascii_digit());
-            let id = text.parse().ok().filter(|&id: &u16| plain && id < CPU_IDS);
-            id.ok_or_else(|| format!("\"{}\" is not a CPU: write ids below {CPU_IDS}, as in \"2-5,8\"", clipped(text)))
-        };
-        let mut cpus = Vec::new();
-        for part in text.split(',').map(str::trim).filter(|_| !text.trim().is_empty()) {
-            let (first, last) = match part.split_once('-') {
-                Some((first, last)) => (id(first.trim())?, id(last.trim())?),
-                None => (id(part)?, id(part)?),
-            };
-            if first > last {
-                return Err(format!("the range {part} runs backwards"));
-            }
-            if cpus.len() + usize::from(last - first) >= limits::SHARDS {
-                return Err(format!(
-                    "more than {} CPUs: there is one shard per CPU and no more shards",
-                    limits::SHARDS
-                ));
-            }
-            cpus.extend(first..=last);
-        }
-        cpus.sort_unstable();
-        match cpus.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(format!("CPU {} is named twice", pair[0])),
-            None => Ok(Self(cpus)),
-        }
-    }
-}
-
-impl Scalar for Cpus {
-    const EXPECTED: &'static str = "CPU ids, as in \"2-5,8\"";
-
-    fn from_text(text: &str) -> Result<Self, Fault> {
-        Self::parse(text).map_err(Fault::Because)
-    }
-
-    fn from_whole(number: u64) -> Result<Self, Fault> {
-        Self::parse(&number.to_string()).map_err(Fault::Because)
-    }
-}
-
-/// `auto`, or at least one CPU.
-#[derive(Debug)]
-pub(super) struct CpuSelection(pub(super) CpuChoice);
-
-impl Scalar for CpuSelection {
-    const EXPECTED: &'static str = "auto or CPU ids, as in \"2-5,8\"";
-
-    fn from_text(text: &str) -> Result<Self, Fault> {
-        if text == "auto" {
-            return Ok(Self(CpuChoice::Auto));
-        }
-        let Cpus(cpus) = Cpus::parse(text).map_err(Fault::Because)?;
-        if cpus.is_empty() { Err(Fault::Unlike) } else { Ok(Self(CpuChoice::List(cpus))) }
-    }
-
-    fn from_whole(number: u64) -> Result<Self, Fault> {
-        Self::from_text(&number.to_string())
     }
 }
 
@@ -423,42 +304,13 @@ impl<'de> Deserialize<'de> for Names {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn text<T: Scalar>(text: &str) -> Option<T> {
+    /// What `text` reads as, if it does.
+    pub(in super::super) fn text<T: Scalar>(text: &str) -> Option<T> {
         T::from_text(text).ok()
-    }
-
-    #[test]
-    fn durations_need_a_unit_and_read_back() {
-        for (written, nanos, shown) in [
-            ("300s", 300_000_000_000, "5m"),
-            ("5 m", 300_000_000_000, "5m"),
-            ("500us", 500_000, "500us"),
-            ("1500ms", 1_500_000_000, "1500ms"),
-            ("0s", 0, "0us"),
-            ("1d", 86_400_000_000_000, "1d"),
-        ] {
-            let Time(time) = text(written).unwrap();
-            assert_eq!((time, format_duration(time).as_str()), (Duration::from_nanos(nanos), shown), "{written}");
-            assert_eq!(text::<Time>(shown).unwrap().0, time);
-        }
-        for bad in ["", "s", "5", "5 weeks", "-1s", "1.5s", "99999999999999d", "５s"] {
-            assert!(text::<Time>(bad).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn cpu_lists_are_sorted_and_bounded() {
-        assert_eq!(text::<Cpus>("8, 2-5").unwrap().0, [2, 3, 4, 5, 8]);
-        assert!(text::<Cpus>("").unwrap().0.is_empty());
-        for bad in ["5-2", "1,1", "1-3,2", "a", "1,", "-1", "+1", "8192", "0-64", "0-65535", "1-2-3"] {
-            assert!(text::<Cpus>(bad).is_none(), "{bad}");
-        }
-        assert_eq!(text::<CpuSelection>("auto").unwrap().0, CpuChoice::Auto);
-        assert!(text::<CpuSelection>(" ").is_none());
     }
 
     #[test]

@@ -13,6 +13,9 @@ use super::key_path::{KeyPath, Step};
 /// Deepest nesting of mappings and lists. The deepest key of the format is at 5.
 const DEPTH: usize = 32;
 
+/// Most keys and values of a text, because the index is larger than what it indexes. A full host with every key has a fifth of it.
+const NODES: usize = 1 << 20;
+
 /// Duplicate keys that are collected; the rest are not shown.
 const DUPLICATES: usize = 100;
 
@@ -56,7 +59,7 @@ struct Node {
 impl Index {
     /// Reads `text` once. `None` if there is no document in it, or only an empty one.
     pub(super) fn of(text: &str) -> Result<Option<Self>, Refused> {
-        let mut builder = Builder { open: Vec::new(), root: None, duplicates: Vec::new() };
+        let mut builder = Builder { open: Vec::new(), root: None, nodes: 0, duplicates: Vec::new() };
         let mut parser = Parser::new_from_str(text);
         while let Some(next) = parser.next_event() {
             match next {
@@ -79,6 +82,11 @@ impl Index {
             (node, true) if node.value.length > 0 => node.value,
             (node, _) => node.key,
         }
+    }
+
+    /// Whether `path` is written.
+    pub(super) fn holds(&self, path: &KeyPath) -> bool {
+        self.node(path).1
     }
 
     /// The node at `path`, or the deepest above it, and whether it is the very one.
@@ -120,13 +128,16 @@ struct Open {
 struct Builder {
     open: Vec<Open>,
     root: Option<Node>,
+    nodes: usize,
     duplicates: Vec<Duplicate>,
 }
 
 impl Builder {
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Refused> {
         let refused = |message: &str| Err(Refused { message: message.into(), mark: Mark::over(&span) });
+        self.nodes += 1;
         match event {
+            _ if self.nodes > NODES => refused(&format!("more than {NODES} keys and values")),
             Event::Alias(_) => refused("aliases are not read here: settings that repeat belong into a profile"),
             Event::Scalar(_, _, _, Some(_)) | Event::SequenceStart(_, Some(_)) | Event::MappingStart(_, Some(_)) => {
                 refused("tags (`!name`) are not read here")

@@ -10,14 +10,15 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
-use super::diagnostic::{Finding, Report};
+use super::cpus::{CpuSelection, Cpus};
 use super::key_path::KeyPath;
 use super::plan::{Idle, LogLevel, SocketMode};
 use super::reader::read;
+use super::report::{Finding, Report};
 use super::scalar::{
-    Account, CpuSelection, Cpus, Endpoint, FilePath, Interface, LabelKey, LabelValue, Mode, Names, SocketPath,
-    StationMac, Time, Version, Whole,
+    Account, Endpoint, FilePath, Interface, LabelKey, LabelValue, Mode, Names, SocketPath, StationMac, Version, Whole,
 };
+use super::time::Time;
 use crate::ident::{LatencySensitivity, Name};
 use crate::limits;
 
@@ -206,7 +207,7 @@ pub(super) fn file(document: &Value, report: &mut Report) -> File {
     let top = KeyPath::default();
     if document.get("version").is_none() && document.is_object() {
         let missing = Finding::key(&top, "the key `version` is missing");
-        report.add(missing.help("begin the file with `version: 1`".to_string()));
+        report.add(missing.help("begin the file with `version: 1`"));
     }
     // Only for its mistakes: the sections are read on their own, whatever is wrong beside them.
     let _: Option<Sections> = read(document, &top, report);

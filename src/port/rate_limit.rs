@@ -62,8 +62,6 @@ impl RateLimit {
 }
 
 /// Logs a line that a far end can cause, under `limit`; a line that follows suppressed ones says how many those were.
-#[macro_export]
-#[doc(hidden)]
 macro_rules! log_limited {
     ($limit:expr, $level:expr, $($message:tt)+) => {
         match $limit.admit() {
@@ -75,6 +73,8 @@ macro_rules! log_limited {
         }
     };
 }
+
+pub(crate) use log_limited;
 
 #[cfg(test)]
 mod tests {

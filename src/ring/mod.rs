@@ -6,8 +6,14 @@
 //! driver resets it.
 
 mod chain;
+#[cfg(test)]
+mod driver;
+#[cfg(any(test, fuzzing))]
+pub mod exercise;
 mod fault;
 pub mod split;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{Chain, Chains, Direction, Readable, Writable};
 pub use fault::{RingError, RingFault};

@@ -117,7 +117,7 @@ impl SplitRing {
             config,
             memory,
         };
-        ring.next_used = ring.used_word(1).load(Ordering::Acquire);
+        ring.next_used = u16::from_le(ring.used_word(1).load(Ordering::Acquire));
         ring.published = ring.next_used;
         Ok(ring)
     }
@@ -180,7 +180,7 @@ impl SplitRing {
         limit: usize,
         chains: &mut Chains<'m>,
     ) -> Result<usize, RingFault> {
-        let mut pending = usize::from(self.pending()?);
+        let mut pending = usize::from(self.seen_available.wrapping_sub(self.next_available));
         if pending < limit {
             pending = usize::from(self.look()?);
         }
@@ -368,9 +368,11 @@ impl SplitRing {
         } else if table.flags & NEXT != 0 {
             "it is combined with a next descriptor"
         } else if entries == 0 || !table.len.is_multiple_of(16) {
-            "its length is not a multiple of 16"
+            "its length is not a positive multiple of 16"
         } else if entries > u32::from(INDIRECT_DESCRIPTORS) {
             "it has more than 1024 descriptors"
+        } else if ends_beyond_memory(table) {
+            return Err(RingFault::Unmapped { head, address: table.address, len: table.len });
         } else {
             return Ok(entries as u16);
         };
@@ -444,12 +446,15 @@ fn add_buffer<'m, D: Direction>(
 ) -> Result<(), RingFault> {
     check_direction::<D>(chain.head, descriptor.flags)?;
     chain.bytes = chain.bytes.saturating_add(descriptor.len);
+    let unmapped = RingFault::Unmapped { head: chain.head, address: descriptor.address, len: descriptor.len };
+    if ends_beyond_memory(descriptor) {
+        return Err(unmapped);
+    }
     let (mut address, mut left) = (descriptor.address, descriptor.len);
     while left > 0 {
-        let unmapped = RingFault::Unmapped { head: chain.head, address: descriptor.address, len: descriptor.len };
         let span = memory.span_up_to(address, left).ok_or(unmapped)?;
         left -= span.len() as u32;
-        // A region's end is at most 2^64, so what follows wraps to 0 at the worst, where the next look-up decides.
+        // Wraps only behind the very last byte of a buffer, where nothing is left to look up.
         address = address.wrapping_add(span.len() as u64);
         let used = chains.pieces.len() - usize::from(chain.start);
         if used >= CHAIN_SEGMENTS || chains.pieces.try_push(span).is_err() {
@@ -458,6 +463,12 @@ fn add_buffer<'m, D: Direction>(
         }
     }
     Ok(())
+}
+
+/// Whether a descriptor's last byte lies beyond the last guest address. Without this check a region that ends at 2^64
+/// would be followed by the one at 0.
+fn ends_beyond_memory(descriptor: &Descriptor) -> bool {
+    descriptor.address.checked_add(u64::from(descriptor.len.saturating_sub(1))).is_none()
 }
 
 /// Settles a long chain's pieces: none at all if it was overlong.

@@ -3,4 +3,5 @@
 pub mod cpu;
 pub mod eventfd;
 pub mod sigbus;
+pub mod socket;
 pub mod tap;

@@ -249,4 +249,36 @@ mod tests {
         slots[6].sequence.fetch_add(1, Ordering::Relaxed);
         assert!(slots[6].read().is_none(), "a slot in change is not read");
     }
+
+    /// Runs this test alone in a process of its own, with `what` to do there, and returns the signal that ended it.
+    fn signal_of_child(what: &str) -> Option<i32> {
+        let me = "sys::sigbus::tests::faults_elsewhere_still_end_the_process";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", me, "--test-threads=1"]).env(CHILD, what).stdout(std::process::Stdio::null());
+        std::os::unix::process::ExitStatusExt::signal(&child.status().unwrap())
+    }
+
+    const CHILD: &str = "LINECARD_TEST_SIGBUS";
+
+    #[test]
+    fn faults_elsewhere_still_end_the_process() {
+        let Ok(what) = std::env::var(CHILD) else {
+            for what in ["fault", "raise"] {
+                assert_eq!(signal_of_child(what), Some(libc::SIGBUS), "{what}");
+            }
+            return;
+        };
+        let _watch = Watch::new(4096..8192, 4096, Arc::new(EventFd::new().unwrap())).unwrap();
+        if what == "raise" {
+            // SAFETY: raise has no preconditions.
+            unsafe { libc::raise(libc::SIGBUS) };
+        }
+        let file = rustix::fs::memfd_create("empty", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        // SAFETY: a fresh mapping of one page; the access to it is what has to end the process.
+        unsafe {
+            let page = libc::mmap(ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+            assert_ne!(page, libc::MAP_FAILED);
+            ptr::read_volatile(page.cast::<u8>());
+        }
+    }
 }

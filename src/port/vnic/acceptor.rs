@@ -19,8 +19,7 @@ use rustix::net::SocketFlags;
 
 use super::attachment::Attachment;
 use super::endpoint;
-use crate::log_limited;
-use crate::port::rate_limit::{Admission, RateLimit};
+use crate::port::rate_limit::{Admission, RateLimit, log_limited};
 use crate::sys::eventfd::EventFd;
 
 /// Connections that one port takes in a second; more wait in the socket's backlog.
@@ -192,7 +191,9 @@ impl Shared {
             return self.rest(endpoint, listener, left);
         }
         match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
-            Ok(stream) => endpoint.attachment.offer(UnixStream::from(stream), |_| {}),
+            Ok(stream) => {
+                endpoint.attachment.offer(UnixStream::from(stream), |_| {});
+            }
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
             Err(errno) => {
                 let nic = endpoint.attachment.nic();
@@ -238,7 +239,9 @@ impl Shared {
         match endpoint::connect(path) {
             Ok(stream) => {
                 let (shared, id) = (Arc::clone(self), endpoint.id);
-                endpoint.attachment.offer(stream, move |lasted| shared.redial(id, lasted));
+                if !endpoint.attachment.offer(stream, move |lasted| shared.redial(id, lasted)) {
+                    self.try_later(endpoint.id, back_off);
+                }
             }
             Err(error) => {
                 let waiting = format!("looking for the VM at {}: {error}", path.display());

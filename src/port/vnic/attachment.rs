@@ -5,6 +5,7 @@
 //! sent away.
 
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,8 +17,9 @@ use serde_json::{Value, json};
 use super::handler::Handler;
 use super::nic::Nic;
 use super::session;
-use crate::log_limited;
 use crate::port::LinkState;
+use crate::port::rate_limit::log_limited;
+use crate::sys::socket::{Peer, peer};
 
 /// Stack of a session's thread: its deepest call is the crate's decoding of one message of 4 KiB.
 const STACK_BYTES: usize = 256 * 1024;
@@ -45,15 +47,14 @@ struct Slot {
 struct Connection {
     stream: UnixStream,
     handler: Arc<Handler>,
-    pid: i32,
-    uid: u32,
+    peer: Peer,
 }
 
 impl Connection {
     fn new(stream: UnixStream, nic: &Arc<Nic>) -> Self {
-        let peer = rustix::net::sockopt::socket_peercred(&stream).ok();
-        let (pid, uid) = peer.map_or((0, u32::MAX), |peer| (peer.pid.as_raw_nonzero().get(), peer.uid.as_raw()));
-        Self { stream, handler: Arc::new(Handler::new(Arc::clone(nic))), pid, uid }
+        // Every Unix socket has a peer; the numbers are shown and nothing else.
+        let peer = peer(&stream).unwrap_or(Peer { pid: 0, uid: u32::MAX, gid: u32::MAX });
+        Self { stream, handler: Arc::new(Handler::new(Arc::clone(nic))), peer }
     }
 
     /// Whether the front end has closed its side.
@@ -86,27 +87,27 @@ impl Attachment {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a new connection on, or closes it if the port has one. `ended` hears how long a connection that was taken
-    /// on has lasted, once the port is free again.
-    pub(super) fn offer(self: &Arc<Self>, stream: UnixStream, ended: impl FnOnce(Duration) + Send + 'static) {
+    /// Takes a new connection on, or closes it if the port has one; `false` if it was closed. `ended` hears how long a
+    /// connection that was taken on has lasted, once the port is free again.
+    pub(super) fn offer(self: &Arc<Self>, stream: UnixStream, ended: impl FnOnce(Duration) + Send + 'static) -> bool {
         let mut slot = self.slot();
         if slot.closed {
-            return;
+            return false;
         }
         let name = &self.nic.config.name;
         if let Some(current) = &slot.connection {
             if current.has_hung_up() {
                 slot.next = Some(stream);
-                return;
+                return true;
             }
             self.refused.fetch_add(1, Ordering::Relaxed);
-            let pid = current.pid;
+            let pid = current.peer.pid;
             log_limited!(
                 self.nic.log,
                 log::Level::Warn,
                 "{name}: closed a second front end; process {pid} is connected"
             );
-            return;
+            return false;
         }
         if let Some(thread) = slot.thread.take() {
             // It has let go of the port, so it is about to return.
@@ -122,10 +123,12 @@ impl Attachment {
             Ok(thread) => {
                 slot.connection = Some(first);
                 slot.thread = Some(thread);
+                true
             }
             Err(error) => {
                 slot.waiting = format!("no thread for the front end: {error}");
                 log_limited!(self.nic.log, log::Level::Error, "{name}: no thread for the front end: {error}");
+                false
             }
         }
     }
@@ -133,7 +136,7 @@ impl Attachment {
     fn connect(&self, stream: UnixStream) -> Arc<Connection> {
         self.connections.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(stream, &self.nic);
-        let (name, pid, uid) = (&self.nic.config.name, connection.pid, connection.uid);
+        let (name, Peer { pid, uid, .. }) = (&self.nic.config.name, connection.peer);
         log_limited!(self.nic.log, log::Level::Info, "{name}: front end connected (process {pid}, user {uid})");
         Arc::new(connection)
     }
@@ -143,7 +146,9 @@ impl Attachment {
         let started = Instant::now();
         let mut connection = Some(first);
         while let Some(current) = connection {
-            let end = session::serve(&current.stream, &self.nic, &current.handler, &self.stopping);
+            let serve = || session::serve(&current.stream, &self.nic, &current.handler, &self.stopping);
+            // The last resort: a panic costs the connection, and the port can take another.
+            let end = catch_unwind(AssertUnwindSafe(serve)).unwrap_or(session::End::Panicked);
             current.handler.device().tear_down();
             log_limited!(self.nic.log, log::Level::Info, "{}: front end gone: {end}", self.nic.config.name);
             connection = self.finish(&end);
@@ -202,6 +207,12 @@ impl Attachment {
         connection.handler.device().link()
     }
 
+    /// What the front end shares now, if one is connected.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> Option<Arc<crate::mem::GuestMemory>> {
+        self.slot().connection.as_ref().map(|connection| connection.handler.device().memory())
+    }
+
     /// The far end's part of `linecard port show`: who is connected, what was negotiated, the state of each ring.
     pub(super) fn report(&self) -> (Value, Vec<Value>) {
         let connection = self.slot().connection.clone();
@@ -212,7 +223,7 @@ impl Attachment {
         });
         let Some(connection) = connection else { return (report, Vec::new()) };
         let device = connection.handler.device();
-        report["peer"] = json!({ "pid": connection.pid, "uid": connection.uid });
+        report["peer"] = json!({ "pid": connection.peer.pid, "uid": connection.peer.uid });
         report["device"] = device.report();
         (report, device.vring_reports())
     }

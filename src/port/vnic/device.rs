@@ -1,6 +1,8 @@
 //! The virtio-net device as one connection has negotiated it: [`Device`], features, memory and rings, and their rules.
 //!
-//! Every method is one message. It either does all of it or refuses and changes nothing.
+//! Every method is one message. It either does what the message says or refuses and leaves everything as it was. The one
+//! exception is the start of a ring, which follows from whichever message is the last that it needs: if it fails, what the
+//! messages have set stays, and the next of them tries again.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,10 +15,9 @@ use super::refusal::Refusal;
 use super::vring::{Areas, Vring};
 use crate::ident::MacAddr;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
-use crate::log_limited;
 use crate::mem::{RegionRequest, SharedMemory};
 use crate::port::LinkState;
-use crate::port::rate_limit::Admission;
+use crate::port::rate_limit::{Admission, log_limited};
 
 /// What one front end has negotiated and shared. Goes with its connection.
 pub(super) struct Device {
@@ -66,8 +67,8 @@ impl Device {
         Ok(())
     }
 
-    /// Whether the front end has switched SET_VRING_ENABLE on, as the crate sees it.
-    pub(super) fn has_protocol_features(&self) -> bool {
+    /// Whether rings are enabled by SET_VRING_ENABLE, not by their start.
+    fn has_protocol_features(&self) -> bool {
         self.features.is_some_and(|acked| acked & F_PROTOCOL_FEATURES != 0)
     }
 
@@ -173,8 +174,13 @@ impl Device {
         self.memory = next;
         self.stopped &= self.memory.failed();
         self.attend();
-        let started: Result<Vec<()>, _> = (0..self.vrings.len()).map(|index| self.start(index)).collect();
-        started.map(|_| ())
+        for index in 0..self.vrings.len() {
+            // The memory is as the front end wants it, whether or not it is what a waiting ring needs.
+            if let Err(refusal) = self.start(index) {
+                self.note(&refusal);
+            }
+        }
+        Ok(())
     }
 
     /// NET_SET_MTU.
@@ -246,6 +252,12 @@ impl Device {
             Some(obstacle) => LinkState::Stopped(format!("{obstacle}; the VM has to be set up anew")),
             None => LinkState::Down("the guest has not started its network device".into()),
         }
+    }
+
+    /// What the front end shares now.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> Arc<crate::mem::GuestMemory> {
+        Arc::clone(self.memory.memory())
     }
 
     /// The device's part of `linecard port show`.

@@ -23,8 +23,8 @@ use super::refusal::Refusal;
 use super::vring::Areas;
 use crate::ident::MacAddr;
 use crate::limits::{MEMORY_REGIONS, QUEUE_PAIRS};
-use crate::log_limited;
 use crate::mem::RegionRequest;
+use crate::port::rate_limit::log_limited;
 
 /// One connection's device, as the crate's message loop wants it.
 pub(super) struct Handler {

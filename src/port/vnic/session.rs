@@ -1,9 +1,9 @@
 //! One connection of a front end, from its first message to its last: [`serve`].
 //!
 //! The thread sleeps in poll(2) on the socket and on the port's attention event. It peeks at each message and hands it to
-//! the `vhost` crate's loop, except for those that the loop answers by ending the connection: SET_VRING_ENABLE before the
-//! first SET_FEATURES (QEMU sends it when the device is made), SEND_RARP, NET_SET_MTU, and whatever we did not offer or
-//! nobody knows. A thread for each connection, and not one for all: the crate's sends and receives block, so a front end
+//! the `vhost` crate's loop, except for those that the loop answers by ending the connection: SET_VRING_ENABLE (QEMU sends
+//! it when the device is made, long before the first SET_FEATURES), SEND_RARP, NET_SET_MTU, and whatever we did not offer
+//! or nobody knows. A thread for each connection, and not one for all: the crate's sends and receives block, so a front end
 //! that does not read would hold up every other.
 
 use std::fmt;
@@ -24,8 +24,8 @@ use super::nic::{Mode, Nic};
 /// How long a front end that connected to us may keep silent before it makes room for others.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
-/// How long the rest of a message may take. Front ends send each with one system call.
-const REST_OF_MESSAGE: Duration = Duration::from_secs(3);
+/// How long the rest of a message may take. Front ends send each with one system call. Tests have less patience.
+const REST_OF_MESSAGE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 3000 });
 
 /// How often to look for the rest of a message: poll(2) cannot wait for "more than this".
 const REST_POLL: Duration = Duration::from_millis(10);
@@ -45,6 +45,8 @@ pub(super) enum End {
     Broken(Request, String),
     /// The socket failed.
     Socket(io::Error),
+    /// A bug of ours; the panic is in the log.
+    Panicked,
 }
 
 impl fmt::Display for End {
@@ -56,6 +58,7 @@ impl fmt::Display for End {
             Self::HalfMessage => write!(f, "the front end sent half a message and no more"),
             Self::Broken(request, reason) => write!(f, "the front end sent a broken {request}: {reason}"),
             Self::Socket(error) => write!(f, "the socket failed: {error}"),
+            Self::Panicked => f.write_str("a bug in Linecard ended the connection; the log has it"),
         }
     }
 }
@@ -141,7 +144,7 @@ impl Session<'_> {
         if !header.is_sound() {
             return Ok(Some(End::Broken(request, "its header is not one of a request of protocol version 1".into())));
         }
-        if !self.crate_takes(request) {
+        if !crate_takes(request) {
             let body = message::take(self.stream, header)?;
             let done = self.handler.serve(request, &body);
             self.handler.take_refused();
@@ -160,13 +163,14 @@ impl Session<'_> {
             Err(error) => Some(End::Broken(request, error.to_string())),
         })
     }
+}
 
-    /// Whether the crate's loop can take a request without ending the connection over it.
-    fn crate_takes(&self, request: Request) -> bool {
-        match request.known() {
-            Some(Req::SET_VRING_ENABLE) => self.handler.device().has_protocol_features(),
-            Some(
-                Req::GET_FEATURES
+/// Whether the crate's loop can take a request without ending the connection over it.
+fn crate_takes(request: Request) -> bool {
+    matches!(
+        request.known(),
+        Some(
+            Req::GET_FEATURES
                 | Req::SET_FEATURES
                 | Req::SET_OWNER
                 | Req::RESET_OWNER
@@ -183,9 +187,7 @@ impl Session<'_> {
                 | Req::GET_QUEUE_NUM
                 | Req::GET_MAX_MEM_SLOTS
                 | Req::ADD_MEM_REG
-                | Req::REM_MEM_REG,
-            ) => true,
-            _ => false,
-        }
-    }
+                | Req::REM_MEM_REG
+        )
+    )
 }

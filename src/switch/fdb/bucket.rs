@@ -39,9 +39,17 @@ impl Bucket {
     }
 
     /// The slot in use for `key`, and its value.
+    ///
+    /// All four keys are compared, and the first that matches is selected without a branch: which slot a station has
+    /// is random, so a branch would be guessed wrong more often than not, at more than the price of the comparisons.
     #[inline]
     pub(super) fn find(&self, key: Key) -> Option<(&Slot, Value)> {
-        self.0.iter().find_map(|slot| slot.read(key).map(|value| (slot, value)))
+        let mut hit = SLOTS;
+        for (index, slot) in self.0.iter().enumerate().rev() {
+            hit = if slot.key.load(Ordering::Acquire) == key.0 { index } else { hit };
+        }
+        let slot = self.0.get(hit)?;
+        slot.value_of(key).map(|value| (slot, value))
     }
 
     /// Puts an entry into a free slot, if there is one.
@@ -61,9 +69,12 @@ impl Slot {
     /// The value, if the slot is in use for `key`.
     #[inline]
     pub(super) fn read(&self, key: Key) -> Option<Value> {
-        if self.key.load(Ordering::Acquire) != key.0 {
-            return None;
-        }
+        if self.key.load(Ordering::Acquire) == key.0 { self.value_of(key) } else { None }
+    }
+
+    /// The value, if the slot is in use for `key`, which it was seen to have a moment ago: the second and third load.
+    #[inline]
+    fn value_of(&self, key: Key) -> Option<Value> {
         let value = self.value.load(Ordering::Acquire);
         if self.key.load(Ordering::Relaxed) == key.0 { Value::from_word(value) } else { None }
     }

@@ -20,15 +20,51 @@ pub const FLAP_WINDOW: Duration = Duration::from_secs(10);
 /// retransmission and ARP's retries, so that a loop that still exists does not start the flapping again.
 pub const FLAP_HOLD_DOWN: Duration = Duration::from_secs(30);
 
+const MAC_MASK: u64 = (1 << 48) - 1;
+
 /// A station of one network as a number: network in the high 16 bits, MAC address in the low 48. Zero is no station's,
 /// because a station's address is never all zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key(pub(super) u64);
+pub(in crate::switch) struct Key(pub(super) u64);
 
 impl Key {
     #[inline]
     pub(super) fn new(network: NetworkIndex, mac: MacAddr) -> Self {
-        Self(u64::from(network.0) << 48 | mac.to_bits())
+        Self::of_bits(network, mac.to_bits())
+    }
+
+    /// The key of the address in the low 48 bits of `mac`.
+    #[inline]
+    fn of_bits(network: NetworkIndex, mac: u64) -> Self {
+        Self(u64::from(network.0) << 48 | mac)
+    }
+
+    /// The keys of a frame's destination and source, from the frame's first twelve bytes. Two overlapping 8-byte loads
+    /// have them; building them byte by byte takes longer than looking them up.
+    #[inline]
+    pub(in crate::switch) fn pair(network: NetworkIndex, addresses: &[u8; 12]) -> (Self, Self) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = *addresses;
+        let destination = u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 16;
+        let source = u64::from_be_bytes([e, f, g, h, i, j, k, l]) & MAC_MASK;
+        (Self::of_bits(network, destination), Self::of_bits(network, source))
+    }
+
+    /// Whether the address is a group's: the lowest bit of its first byte.
+    #[inline]
+    pub(in crate::switch) fn is_group(self) -> bool {
+        self.0 & 1 << 40 != 0
+    }
+
+    /// Whether the address is one that a station may have: no group's and not all zero.
+    #[inline]
+    pub(in crate::switch) fn is_station(self) -> bool {
+        !self.is_group() && self.0 & MAC_MASK != 0
+    }
+
+    /// Whether bridges keep frames to the address to the link: 01-80-C2-00-00-00 to 0F (IEEE 802.1Q, table 8-1).
+    #[inline]
+    pub(in crate::switch) fn is_link_local(self) -> bool {
+        self.0 & (MAC_MASK & !0xf) == 0x0180_c200_0000
     }
 
     pub(super) fn network(self) -> NetworkIndex {

@@ -46,7 +46,12 @@ impl Fdb {
     /// Notes that a frame from station `mac` of `network` came in at `port`.
     #[inline]
     pub fn learn(&self, network: NetworkIndex, mac: MacAddr, port: PortIndex, limits: Limits, now: Tick) -> Learned {
-        let key = Key::new(network, mac);
+        self.learn_key(Key::new(network, mac), port, limits, now)
+    }
+
+    /// [`Fdb::learn`] by key.
+    #[inline]
+    pub(in crate::switch) fn learn_key(&self, key: Key, port: PortIndex, limits: Limits, now: Tick) -> Learned {
         match self.find(key) {
             // Refreshed only when the tick has changed: a store per frame would have shards fight for the line.
             Some((_, value)) if value.port() == port && (value.seen() == now || value.is_pinned()) => Learned::Known,
@@ -94,7 +99,7 @@ impl Fdb {
     /// A station was seen that is not known.
     #[cold]
     fn enter(&self, key: Key, value: Value, limits: Limits) -> Learned {
-        if !key.mac().is_station() {
+        if !key.is_station() {
             return Learned::NoStation;
         }
         if !self.counts.take_port(value.port(), limits.port) {

@@ -32,7 +32,8 @@ use crate::limits::FDB_ENTRIES;
 use crate::sys::cpu;
 use bucket::{Bucket, SLOTS, Slot};
 use count::Counts;
-use entry::{Key, Value};
+pub(in crate::switch) use entry::Key;
+use entry::Value;
 
 /// The forwarding database of a host.
 #[derive(Debug)]
@@ -94,13 +95,19 @@ impl Fdb {
     /// The port at which a station is, if that is known.
     #[inline]
     pub fn lookup(&self, network: NetworkIndex, mac: MacAddr) -> Option<PortIndex> {
-        self.find(Key::new(network, mac)).map(|(_, value)| value.port())
+        self.lookup_key(Key::new(network, mac))
     }
 
-    /// Asks the CPU to fetch the line in which [`Fdb::lookup`] and [`Fdb::learn`] will look first.
+    /// [`Fdb::lookup`] by key.
     #[inline]
-    pub fn prefetch(&self, network: NetworkIndex, mac: MacAddr) {
-        let [first, _] = self.candidates(Key::new(network, mac));
+    pub(in crate::switch) fn lookup_key(&self, key: Key) -> Option<PortIndex> {
+        self.find(key).map(|(_, value)| value.port())
+    }
+
+    /// Asks the CPU to fetch the line in which a key is looked for first.
+    #[inline]
+    pub(in crate::switch) fn prefetch(&self, key: Key) {
+        let [first, _] = self.candidates(key);
         cpu::prefetch_read(first);
     }
 

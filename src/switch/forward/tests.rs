@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::frame;
+use crate::ident::MacAddr;
 use crate::mem::Span;
 use crate::switch::fdb::model::Model;
 use crate::switch::{FLAP_MOVES, NetworkRow, PortRow};

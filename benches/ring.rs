@@ -1,0 +1,135 @@
+//! What the split ring costs per frame: gather a batch of 32, complete it, publish it; virtio-queue doing the same beside
+//! it. Divide a time by 32 for one frame. Frames have 64 bytes, in one descriptor, in two, or in an indirect table of two.
+//!
+//! Both devices find their rings filled: a driver's part is one store of the available index per batch. Both end with
+//! bounds-checked places of the buffers in host memory and with the answer whether to interrupt.
+//!
+//! `cargo bench --bench ring`
+
+#![allow(clippy::unwrap_used)]
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use linecard::mem::{GuestMemory, Region};
+use linecard::ring::{Chains, Readable, RingConfig, SplitRing};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+const SIZE: u16 = 256;
+const BATCH: u16 = 32;
+
+/// The ring's areas, then tables and buffers.
+const TABLE: u64 = 0x1000;
+const AVAILABLE: u64 = 0x3000;
+const USED: u64 = 0x4000;
+const INDIRECT_TABLES: u64 = 0x1_0000;
+const BUFFERS: u64 = 0x10_0000;
+const MEMORY_BYTES: usize = 0x20_0000;
+
+/// How the descriptors of a frame lie.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    Single,
+    Chained,
+    Indirect,
+}
+
+/// Hands every byte that the driver wrote to `write`: 128 frames, and an available ring that names them in order.
+fn fill(shape: Shape, mut write: impl FnMut(u64, &[u8])) {
+    const NEXT: u64 = 1;
+    const INDIRECT: u64 = 4;
+    let descriptor = |address: u64, len: u64, flags: u64, next: u64| {
+        [address.to_le_bytes(), (len | flags << 32 | next << 48).to_le_bytes()].concat()
+    };
+    for frame in 0..u64::from(SIZE / 2) {
+        let (place, buffer) = (TABLE + 32 * frame, BUFFERS + 2048 * frame);
+        match shape {
+            Shape::Single => write(place, &descriptor(buffer, 76, 0, 0)),
+            Shape::Chained => {
+                write(place, &descriptor(buffer, 12, NEXT, 2 * frame + 1));
+                write(place + 16, &descriptor(buffer + 64, 64, 0, 0));
+            }
+            Shape::Indirect => {
+                let table = INDIRECT_TABLES + 512 * frame;
+                write(place, &descriptor(table, 32, INDIRECT, 0));
+                write(table, &descriptor(buffer, 12, NEXT, 1));
+                write(table + 16, &descriptor(buffer + 64, 64, 0, 0));
+            }
+        }
+        let head = (2 * frame as u16).to_le_bytes();
+        write(AVAILABLE + 4 + 2 * frame, &head);
+        write(AVAILABLE + 4 + 2 * (frame + u64::from(SIZE / 2)), &head);
+    }
+}
+
+fn ours(group: &mut BenchmarkGroup<'_, WallTime>, shape: Shape) {
+    let memory = Arc::new(GuestMemory::new(vec![Arc::new(Region::new(0, 0, MmapRegion::new(MEMORY_BYTES).unwrap()))]));
+    let write = |address, bytes: &[u8]| _ = memory.span(address, bytes.len() as u32, &mut 0).unwrap().write(bytes);
+    fill(shape, write);
+    let config = RingConfig {
+        size: SIZE,
+        descriptors: TABLE,
+        available: AVAILABLE,
+        used: USED,
+        base: 0,
+        event_idx: true,
+        indirect: true,
+    };
+    let mut ring = SplitRing::start(config, Arc::clone(&memory)).unwrap();
+    let (mut available, index) = (0u16, memory.span(AVAILABLE + 2, 2, &mut 0).unwrap());
+    group.bench_function(format!("{shape:?}/linecard"), |bencher| {
+        bencher.iter(|| {
+            available = available.wrapping_add(BATCH);
+            index.write_exact(&available.to_le_bytes());
+            let mut chains = Chains::new();
+            assert_eq!(ring.gather::<Readable>(&memory, usize::from(BATCH), &mut chains), Ok(usize::from(BATCH)));
+            for chain in chains.list() {
+                black_box(chains.pieces(chain));
+                ring.complete(chain.head, 0);
+            }
+            black_box(ring.publish())
+        });
+    });
+}
+
+fn theirs(group: &mut BenchmarkGroup<'_, WallTime>, shape: Shape) {
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
+    fill(shape, |address, bytes| memory.write_slice(bytes, GuestAddress(address)).unwrap());
+    let mut queue = Queue::new(SIZE).unwrap();
+    queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
+    queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
+    queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+    queue.set_event_idx(true);
+    queue.set_ready(true);
+    let mut available = 0u16;
+    group.bench_function(format!("{shape:?}/virtio-queue"), |bencher| {
+        bencher.iter(|| {
+            available = available.wrapping_add(BATCH);
+            memory.write_obj(available, GuestAddress(AVAILABLE + 2)).unwrap();
+            for _ in 0..BATCH {
+                let chain = queue.pop_descriptor_chain(&memory).unwrap();
+                let head = chain.head_index();
+                for descriptor in chain {
+                    black_box(memory.get_slice(descriptor.addr(), descriptor.len() as usize).unwrap());
+                }
+                queue.add_used(&memory, head, 0).unwrap();
+            }
+            black_box(queue.needs_notification(&memory).unwrap())
+        });
+    });
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group("ring");
+    group.throughput(Throughput::Elements(BATCH.into()));
+    for shape in [Shape::Single, Shape::Chained, Shape::Indirect] {
+        ours(&mut group, shape);
+        theirs(&mut group, shape);
+    }
+    group.finish();
+    criterion.final_summary();
+}

@@ -1,0 +1,219 @@
+//! A split ring driven by arbitrary bytes, with everything asserted that must hold whatever they are: [`exercise`]. The
+//! fuzz target `ring` calls it, and so do the tests, with the seeds of `fuzz/seeds/ring` and with random bytes.
+//!
+//! The bytes are, in this order (integers little-endian, missing ones zero):
+//! - 8 bytes: the size as a power of two (modulo 16); flags (1 EVENT_IDX, 2 INDIRECT_DESC, 4 the device writes); the base;
+//!   where the descriptor table, the available ring and the used ring lie, one byte each, in units of 512 bytes; unused
+//! - 2 bytes: how many bytes of ring memory follow; then these, written from address 0 on
+//! - operations until the end: see [`Exercise::step`]
+//!
+//! Guest memory is two regions that adjoin, from address 0 on, so that small numbers are good addresses; and one page at
+//! the end of all addresses.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use vm_memory::mmap::MmapRegion;
+
+use super::{Chain, Chains, Direction, Readable, RingConfig, RingFault, SplitRing, Writable};
+use crate::limits::{BATCH_FRAMES, CHAIN_SEGMENTS};
+use crate::mem::{GuestMemory, Region, Span};
+
+/// Bytes of the first region: the largest ring fits.
+const FIRST_BYTES: usize = 2 << 20;
+/// Bytes of the second one.
+const SECOND_BYTES: usize = 0x8000;
+
+/// Guest-physical address of a span of `memory`. Panics if it does not lie in one region: no span may do that.
+pub(super) fn place(memory: &GuestMemory, span: &Span<'_>) -> u64 {
+    let host = span.as_iovec().iov_base as usize;
+    let holds = |region: &&Arc<Region>| {
+        let offset = host.wrapping_sub(region.host_address()) as u64;
+        offset < region.len && span.len() as u64 <= region.len - offset
+    };
+    let region = memory.regions().iter().find(holds).expect("every span lies in a region");
+    region.guest + (host - region.host_address()) as u64
+}
+
+/// Asserts what holds for every chain that a ring of `size` descriptors gives.
+pub(super) fn check_chain(memory: &GuestMemory, size: u16, chains: &Chains<'_>, chain: &Chain) {
+    let pieces = chains.pieces(chain);
+    assert!(chain.head < size);
+    assert!(pieces.len() <= CHAIN_SEGMENTS);
+    assert!(pieces.iter().all(|piece| !piece.is_empty()));
+    pieces.iter().for_each(|piece| _ = place(memory, piece));
+    let bytes: usize = pieces.iter().map(Span::len).sum();
+    if chain.overlong {
+        assert!(pieces.is_empty());
+    } else {
+        // 256 pieces can be more than 32 bits hold; then the sum is saturated.
+        assert_eq!(chain.bytes, u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+    assert_eq!(chains.single(chain).is_some(), pieces.len() == 1);
+}
+
+/// Drives a ring with `bytes`. Returns the fault that ended it, if one did.
+pub fn exercise(bytes: &[u8]) -> Option<RingFault> {
+    let mut input = Input(bytes);
+    let [power, flags, base_low, base_high, table, available, used, _] = input.take();
+    let area = |unit: u8| 512 * u64::from(unit);
+    let config = RingConfig {
+        size: 1 << (power % 16),
+        descriptors: area(table),
+        available: area(available),
+        used: area(used),
+        base: u16::from_le_bytes([base_low, base_high]),
+        event_idx: flags & 1 != 0,
+        indirect: flags & 2 != 0,
+    };
+    let region = |guest, len| Arc::new(Region::new(guest, guest, MmapRegion::new(len).unwrap()));
+    let first = region(0, FIRST_BYTES);
+    let others = [region(FIRST_BYTES as u64, SECOND_BYTES), region(u64::MAX - 4095, 4096)];
+    let memory = Arc::new(GuestMemory::new([vec![first], others.to_vec()].concat()));
+    let len = input.u16();
+    write(&memory, 0, input.slice(len.into()));
+    let ring = SplitRing::start(config, Arc::clone(&memory)).unwrap();
+    let mut exercise = Exercise { memory, config, ring, taken: Vec::new(), completed: 0, flags };
+    while !input.0.is_empty() {
+        if let Err(fault) = exercise.step(&mut input) {
+            assert!(!fault.to_string().is_empty());
+            return Some(fault);
+        }
+    }
+    None
+}
+
+/// Writes guest memory as far as it is mapped.
+fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) {
+    if let Some(span) = memory.span_up_to(address, bytes.len() as u32) {
+        span.write(bytes);
+    }
+}
+
+/// A ring under exercise.
+struct Exercise {
+    memory: Arc<GuestMemory>,
+    config: RingConfig,
+    ring: SplitRing,
+    /// Heads taken and neither completed nor given back, in ring order.
+    taken: Vec<u16>,
+    /// How many completed chains are not published.
+    completed: u16,
+    flags: u8,
+}
+
+impl Exercise {
+    /// One operation: a byte that says which (modulo 9), and what it needs.
+    fn step(&mut self, input: &mut Input<'_>) -> Result<(), RingFault> {
+        match input.u8() % 9 {
+            0 if self.flags & 4 == 0 => self.gather::<Readable>(input.u8().into())?,
+            0 => self.gather::<Writable>(input.u8().into())?,
+            1 => self.complete(input.u8().into(), input.u16().into()),
+            2 => self.publish(),
+            3 => self.give_back(input.u8().into()),
+            4 => _ = self.ring.arm()?,
+            5 => self.ring.disarm(),
+            6 => {
+                let (address, len) = (input.u16(), input.u8());
+                write(&self.memory, address.into(), input.slice(len.into()));
+            }
+            7 => {
+                // As a driver would: so many more chains than there were.
+                let index = self.ring.next_available().wrapping_add(input.u8().into());
+                write(&self.memory, self.config.available + 2, &index.to_le_bytes());
+            }
+            _ => self.shrink()?,
+        }
+        Ok(())
+    }
+
+    fn gather<D: Direction>(&mut self, limit: usize) -> Result<(), RingFault> {
+        let (before, memory) = (self.ring.next_available(), Arc::clone(&self.memory));
+        let mut chains = Chains::new();
+        let count = self.ring.gather::<D>(&memory, limit, &mut chains)?;
+        assert!(count == chains.list().len() && count <= limit.min(BATCH_FRAMES).min(self.config.size.into()));
+        assert_eq!(self.ring.next_available(), before.wrapping_add(count as u16));
+        for chain in chains.list() {
+            check_chain(&memory, self.config.size, &chains, chain);
+            self.touch(chains.pieces(chain));
+            self.taken.push(chain.head);
+        }
+        Ok(())
+    }
+
+    /// Reads or writes the first bytes of some pieces: the memory is there.
+    fn touch(&self, pieces: &[Span<'_>]) {
+        for piece in pieces.iter().take(4) {
+            let mut bytes = [0; 64];
+            let len = piece.read(&mut bytes);
+            if self.flags & 4 != 0 {
+                piece.write(&bytes[..len]);
+            }
+        }
+    }
+
+    fn complete(&mut self, count: usize, written: u32) {
+        for head in self.taken.drain(..count.min(self.taken.len())) {
+            self.ring.complete(head, written);
+            self.completed = self.completed.wrapping_add(1);
+        }
+    }
+
+    fn publish(&mut self) {
+        let before = self.used_index();
+        let published = self.ring.publish();
+        assert_eq!(published.is_some(), self.completed != 0);
+        assert!(published.is_some() || self.used_index() == before, "nothing was published");
+        self.completed = 0;
+    }
+
+    fn used_index(&self) -> u16 {
+        let mut bytes = [0; 2];
+        self.memory.span(self.config.used + 2, 2, &mut 0).unwrap().read(&mut bytes);
+        u16::from_le_bytes(bytes)
+    }
+
+    fn give_back(&mut self, count: usize) {
+        let count = count.min(self.taken.len());
+        let before = self.ring.next_available();
+        self.ring.give_back(count);
+        assert_eq!(self.ring.next_available(), before.wrapping_sub(count as u16));
+        self.taken.truncate(self.taken.len() - count);
+    }
+
+    /// Takes the last region away.
+    fn shrink(&mut self) -> Result<(), RingFault> {
+        let regions = self.memory.regions();
+        let fewer = regions[..regions.len() - 1].to_vec();
+        self.memory = Arc::new(GuestMemory::new(fewer));
+        self.ring.set_memory(&self.memory)
+    }
+}
+
+/// Bytes to take from; zero where there are none any more.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn slice(&mut self, len: usize) -> &'a [u8] {
+        let (now, later) = self.0.split_at(len.min(self.0.len()));
+        self.0 = later;
+        now
+    }
+
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let now = self.slice(N);
+        bytes[..now.len()].copy_from_slice(now);
+        bytes
+    }
+
+    fn u8(&mut self) -> u8 {
+        let [byte] = self.take();
+        byte
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+}

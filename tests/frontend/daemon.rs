@@ -1,0 +1,243 @@
+//! The `linecardd` under test: a directory of its own, its configuration, its process, and its API by way of the
+//! `linecard` command.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::eventually;
+
+/// A running daemon; it is killed, and its log printed if the test failed, when this goes.
+pub struct Daemon {
+    dir: TempDir,
+    child: Child,
+}
+
+/// What a process holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    pub fds: usize,
+    pub threads: usize,
+    pub mappings: usize,
+    /// Resident pages.
+    pub resident: usize,
+}
+
+impl Daemon {
+    /// Starts a daemon with `ports` on network `lan` and a pair `well-1`, `well-2` on another, for the [`witness`].
+    ///
+    /// [`witness`]: super::witness
+    #[track_caller]
+    pub fn with_ports(ports: &[&str]) -> Self {
+        Self::start(|dir| {
+            let mut yaml = preamble(dir) + "networks: { lan: {}, well: {} }\nports:\n";
+            for name in ports {
+                yaml += &port(dir, name, "lan");
+            }
+            yaml + &port(dir, "well-1", "well") + &port(dir, "well-2", "well")
+        })
+    }
+
+    /// Starts a daemon with the configuration that `yaml` writes for its directory, and waits for its API.
+    #[track_caller]
+    pub fn start(yaml: impl FnOnce(&Path) -> String) -> Self {
+        let dir = TempDir::with_prefix("linecard-").expect("a temporary directory");
+        fs::create_dir(dir.path().join("state")).expect("a state directory");
+        let text = yaml(dir.path());
+        fs::write(dir.path().join("linecard.yaml"), text).expect("a configuration file");
+        let child = launch(dir.path());
+        let mut daemon = Self { dir, child };
+        daemon.wait_for_api();
+        daemon
+    }
+
+    fn wait_for_api(&mut self) {
+        eventually("the daemon's API answers", || {
+            if let Some(status) = self.child.try_wait().expect("a child to wait for") {
+                panic!("linecardd ended at its start: {status}");
+            }
+            self.linecard(&["status"]).ok()
+        });
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The vhost-user socket of a port.
+    pub fn socket(&self, port: &str) -> PathBuf {
+        self.dir.path().join(format!("{port}.sock"))
+    }
+
+    /// Runs `linecard --api SOCK -o json ARGS`; its output, or what it said on stderr.
+    pub fn linecard(&self, args: &[&str]) -> Result<Value, String> {
+        let output = Command::new(env!("CARGO_BIN_EXE_linecard"))
+            .arg("--api")
+            .arg(self.dir.path().join("api.sock"))
+            .args(["-o", "json"])
+            .args(args)
+            .output()
+            .expect("the linecard command");
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        serde_json::from_slice(&output.stdout)
+            .map_err(|error| format!("{error} in {}", String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// `linecard port show NAME`.
+    #[track_caller]
+    pub fn port(&self, name: &str) -> PortView {
+        PortView(self.linecard(&["port", "show", name]).unwrap_or_else(|error| panic!("port show {name}: {error}")))
+    }
+
+    /// Waits until port `name` satisfies `wish`.
+    #[track_caller]
+    pub fn port_when(&self, name: &str, what: &str, wish: impl Fn(&PortView) -> bool) -> PortView {
+        let mut last = None;
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually(what, || {
+                let port = self.port(name);
+                let fits = wish(&port);
+                last = Some(port.0.clone());
+                fits.then_some(port)
+            })
+        }));
+        found.unwrap_or_else(|_| panic!("port {name} never got there ({what}): {last:?}"))
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child to wait for").is_none()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32).expect("a pid above zero")
+    }
+
+    /// SIGTERM, and its exit status.
+    pub fn terminate(&mut self) -> ExitStatus {
+        kill_process(self.pid(), Signal::TERM).expect("a running daemon");
+        eventually("linecardd ends on SIGTERM", || self.child.try_wait().expect("a child to wait for"))
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a running daemon");
+        self.child.wait().expect("its status");
+    }
+
+    /// Starts it again, over the same files, after [`Daemon::terminate`] or [`Daemon::kill`].
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.child = launch(self.dir.path());
+        self.wait_for_api();
+    }
+
+    pub fn footprint(&self) -> Footprint {
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let entries = |name: &str| fs::read_dir(proc.join(name)).expect("procfs").count();
+        let text = |name: &str| fs::read_to_string(proc.join(name)).expect("procfs");
+        let resident = text("statm").split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("statm");
+        Footprint { fds: entries("fd"), threads: entries("task"), mappings: text("maps").lines().count(), resident }
+    }
+
+    /// The footprint once it no longer changes: what is being taken down is down.
+    pub fn footprint_at_rest(&self) -> Footprint {
+        let mut last = self.footprint();
+        eventually("the daemon comes to rest", || {
+            std::thread::sleep(Duration::from_millis(50));
+            let before = std::mem::replace(&mut last, self.footprint());
+            ((before.fds, before.threads) == (last.fds, last.threads)).then_some(last)
+        })
+    }
+
+    /// What the daemon has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let status = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("linecardd ended with {status:?}; its log:\n{}", self.log());
+        }
+    }
+}
+
+fn launch(dir: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(dir.join("log")).expect("a log file");
+    Command::new(env!("CARGO_BIN_EXE_linecardd"))
+        .arg("--config")
+        .arg(dir.join("linecard.yaml"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log)
+        .spawn()
+        .expect("the linecardd binary")
+}
+
+/// The head of a configuration: one shard on CPU 0, everything below `dir`.
+pub fn preamble(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "version: 1\n\
+         daemon: {{ api: {dir}/api.sock, state-dir: {dir}/state }}\n\
+         shards: {{ cpus: \"0\", idle: adaptive }}\n"
+    )
+}
+
+/// A line for a vhost-user port with four queue pairs that waits for its VMM.
+pub fn port(dir: &Path, name: &str, network: &str) -> String {
+    port_with(dir, name, network, "server", "")
+}
+
+/// A line for a vhost-user port whose socket is in `mode`, with `more` keys (", key: value").
+pub fn port_with(dir: &Path, name: &str, network: &str, mode: &str, more: &str) -> String {
+    let socket = dir.join(format!("{name}.sock"));
+    let socket = socket.display();
+    format!("  {name}: {{ vhost-user: {{ socket: {socket}, mode: {mode}, queues: 4 }}, network: {network}{more} }}\n")
+}
+
+/// A port as the API shows it.
+#[derive(Clone, Debug)]
+pub struct PortView(pub Value);
+
+impl PortView {
+    pub fn state(&self) -> &str {
+        self.0["state"].as_str().unwrap_or_else(|| panic!("a state in {}", self.0))
+    }
+
+    pub fn reason(&self) -> Option<&str> {
+        self.0["reason"].as_str()
+    }
+
+    #[track_caller]
+    pub fn counter(&self, name: &str) -> u64 {
+        self.0["counters"][name].as_u64().unwrap_or_else(|| panic!("counter {name} in {}", self.0))
+    }
+
+    /// Drops for `reason`; zero if it is not listed.
+    pub fn drops(&self, reason: &str) -> u64 {
+        self.0["counters"]["drops"][reason].as_u64().unwrap_or(0)
+    }
+
+    /// Drops for any reason.
+    pub fn all_drops(&self) -> u64 {
+        let drops = self.0["counters"]["drops"].as_object();
+        drops.map(|drops| drops.values().filter_map(Value::as_u64).sum()).unwrap_or(0)
+    }
+
+    /// Whether every frame received has had its end, and each drop its reason.
+    pub fn is_conserved(&self) -> bool {
+        let [received, delivered, dropped] = ["rx_frames", "rx_delivered", "rx_dropped"].map(|name| self.counter(name));
+        received == delivered + dropped && dropped == self.all_drops()
+    }
+}
