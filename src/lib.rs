@@ -24,3 +24,13 @@ pub mod switch;
 pub mod shard;
 
 pub mod config;
+
+pub mod host;
+
+pub mod control;
+
+pub mod observe;
+
+pub mod daemon;
+
+pub mod cli;

@@ -1,3 +1,10 @@
-//! linecard.
+//! `linecard`: the command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use linecard::cli::{self, Options};
+
+fn main() -> ExitCode {
+    cli::run(&Options::parse())
+}

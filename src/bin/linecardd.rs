@@ -1,3 +1,36 @@
-//! linecardd.
+//! `linecardd`: the daemon.
 
-fn main() {}
+use std::error::Error;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+
+use clap::Parser;
+use linecard::cli::DaemonOptions;
+use linecard::daemon::{self, DaemonError};
+
+fn main() -> ExitCode {
+    let options = DaemonOptions::parse();
+    let ended = if options.check { daemon::check(&options.config) } else { daemon::run(&options.config) };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints why the daemon ended: mistakes of the file with their lines, anything else with its causes in one line.
+fn complain(error: &DaemonError) {
+    if let DaemonError::Config(wrong) = error {
+        eprint!("{}", wrong.render(io::stderr().is_terminal()));
+        return;
+    }
+    let mut text = format!("linecardd: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    eprintln!("{text}");
+}

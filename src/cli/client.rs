@@ -1,0 +1,129 @@
+//! Talks to the daemon: one connection for each request, HTTP/1.1 over its Unix socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::HOST;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use crate::control::report::Refusal;
+
+/// Why there is no answer, or not the wanted one.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "linecardd does not answer on {}: is it running? Try `systemctl status linecardd`, or name its socket with --api",
+        .0.display()
+    )]
+    NotRunning(PathBuf, #[source] std::io::Error),
+    /// The socket's mode does not let us in.
+    #[error("user {} may not use {}: use sudo, or join the group of daemon.api-group", rustix::process::geteuid().as_raw(), .0.display())]
+    NotAllowed(PathBuf),
+    /// The daemon says no.
+    #[error("{}", .0.error)]
+    Refused(Box<Refusal>),
+    /// The connection broke, or what came was not HTTP.
+    #[error("linecardd broke off; its log says why (`journalctl -u linecardd`)")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No answer in time.
+    #[error("linecardd took the request but did not answer within {} s; its log may say why", PATIENCE.as_secs())]
+    Silent,
+}
+
+/// How long an answer may take. Applying a configuration with every port there can be takes a few seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A daemon, by its socket.
+pub(super) struct Client {
+    socket: PathBuf,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Client {
+    /// A client of the daemon on `socket`, which is not asked yet.
+    pub(super) fn new(socket: &Path) -> Result<Self, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Ok(Self { socket: socket.into(), runtime: runtime.map_err(|error| ClientError::Broken(error.into()))? })
+    }
+
+    /// What is at `path`.
+    pub(super) fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.request(Method::GET, path, String::new())
+    }
+
+    /// Sends `body` to `path`.
+    pub(super) fn post(&self, path: &str, body: String) -> Result<Value, ClientError> {
+        self.request(Method::POST, path, body)
+    }
+
+    /// Deletes what is at `path`.
+    pub(super) fn delete(&self, path: &str) -> Result<Value, ClientError> {
+        self.request(Method::DELETE, path, String::new())
+    }
+
+    fn request(&self, method: Method, path: &str, body: String) -> Result<Value, ClientError> {
+        let answer = async {
+            let answer = tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await;
+            answer.unwrap_or(Err(ClientError::Silent))
+        };
+        let (status, body) = self.runtime.block_on(answer)?;
+        if !status.is_success() {
+            let other =
+                || Refusal { error: format!("linecardd answered {status}"), fix: None, diagnostics: Vec::new() };
+            return Err(ClientError::Refused(Box::new(serde_json::from_slice(&body).unwrap_or_else(|_| other()))));
+        }
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&body).map_err(|error| ClientError::Broken(error.into()))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::PermissionDenied => ClientError::NotAllowed(self.socket.clone()),
+            _ => ClientError::NotRunning(self.socket.clone(), error),
+        })?;
+        let exchange = async {
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            let request = Request::builder().method(method).uri(path).header(HOST, "linecardd");
+            let answer = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
+            let status = answer.status();
+            Ok((status, answer.into_body().collect().await?.to_bytes()))
+        };
+        exchange.await.map_err(ClientError::Broken)
+    }
+}
+
+/// A path or a value of a query, with everything escaped that could be taken for something else (RFC 3986, 2.3).
+pub(super) fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// A path with a query of those parameters that have a value.
+pub(super) fn with_query(path: &str, parameters: &[(&str, Option<String>)]) -> String {
+    let given = parameters.iter().filter_map(|(key, value)| Some(format!("{key}={}", escaped(value.as_ref()?))));
+    let query = given.collect::<Vec<_>>().join("&");
+    if query.is_empty() { path.into() } else { format!("{path}?{query}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_typed_cannot_change_the_path() {
+        assert_eq!(format!("/v1/ports/{}", escaped("a/../b?c d")), "/v1/ports/a%2F..%2Fb%3Fc%20d");
+        let query = [("network", None), ("port", Some("a&b".into())), ("mac", Some("02:00".into()))];
+        assert_eq!(with_query("/v1/fdb", &query), "/v1/fdb?port=a%26b&mac=02%3A00");
+        assert_eq!(with_query("/v1/fdb", &[("port", None)]), "/v1/fdb");
+    }
+}

@@ -1,0 +1,99 @@
+//! `check`, `plan` and `apply`: reads the file, and shows what it does.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use super::format::several;
+use crate::config::{self, Diagnostics, Plan};
+use crate::control::diff::Change;
+use crate::control::report::{PlanReport, Step, StepReport, Subject};
+
+/// Why a configuration cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FileError {
+    /// It cannot be read.
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// It does not hold together. Shown by [`Diagnostics::render`].
+    #[error("{} is not good", .0.display())]
+    Bad(PathBuf, #[source] Box<Diagnostics>),
+}
+
+/// A configuration that was read and checked here.
+pub(super) struct Checked {
+    /// What the daemon is told that it is called.
+    pub(super) name: String,
+    /// What it says.
+    pub(super) text: String,
+    /// What that means.
+    pub(super) plan: Plan,
+}
+
+/// Reads and checks `file`; `-` is standard input.
+pub(super) fn read(file: &Path) -> Result<Checked, FileError> {
+    let mut text = String::new();
+    let read = match file == Path::new("-") {
+        true => io::stdin().read_to_string(&mut text).map(drop),
+        false => fs::read_to_string(file).map(|read| text = read),
+    };
+    read.map_err(|error| FileError::Read(file.into(), error))?;
+    let name = if file == Path::new("-") { "standard input".into() } else { file.display().to_string() };
+    match config::check(&name, &text) {
+        Ok(plan) => Ok(Checked { name, text, plan }),
+        Err(wrong) => Err(FileError::Bad(file.into(), Box::new(wrong))),
+    }
+}
+
+/// Whether what goes to `stream` may have colours (<https://no-color.org>).
+pub(super) fn color(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// `linecard check` of a good file.
+pub(super) fn good(checked: &Checked) -> String {
+    let (networks, ports) = (checked.plan.networks.len(), checked.plan.ports.len());
+    format!("{} is good: {}, {}\n", checked.name, several(networks, "network"), several(ports, "port"))
+}
+
+/// `linecard plan` and `linecard apply`: what changes, a line each.
+pub(super) fn steps(report: &PlanReport) -> String {
+    let mut text: String = report.steps.iter().map(step).collect();
+    if report.steps.is_empty() {
+        text += "nothing changes\n";
+    }
+    for change in &report.restart_needed {
+        text += &format!("! {}: only after a restart of linecardd\n", changed(change));
+    }
+    for (port, reason) in &report.stopped {
+        text += &format!("! port {port} is stopped: {reason}\n");
+    }
+    text
+}
+
+fn step(step: &StepReport) -> String {
+    let sign = match step.step {
+        Step::Add => '+',
+        Step::Remove => '-',
+        Step::Change | Step::Remake | Step::Retry => '~',
+    };
+    let subject = match step.subject {
+        Subject::Network => "network",
+        Subject::Port => "port",
+    };
+    let how = match step.step {
+        Step::Remake => " (made anew, its link goes down for a moment)",
+        Step::Retry => " (was stopped, is tried again)",
+        Step::Add | Step::Remove | Step::Change => "",
+    };
+    let mut text = format!("{sign} {subject} {}{how}\n", step.name);
+    for change in &step.changes {
+        text += &format!("    {}\n", changed(change));
+    }
+    text
+}
+
+fn changed(change: &Change) -> String {
+    let told = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".into());
+    format!("{}: {} -> {}", change.key, told(&change.from), told(&change.to))
+}

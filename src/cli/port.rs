@@ -1,0 +1,164 @@
+//! One port: told in sentences, and written from options.
+
+use serde_json::{Map, Value, json};
+
+use super::PortSettings;
+use super::format::{exact, size, table};
+use super::tables::{origin, received, state};
+use crate::control::report::{PortReport, PortState};
+use crate::verdict::DropReason;
+
+/// `linecard port show`.
+pub(super) fn show(port: &PortReport) -> String {
+    let mut text = headline(port);
+    text += &table(&[], &[], facts(port).into_iter().map(|(key, value)| vec![key, value]));
+    text += &traffic(port);
+    for (title, drops) in [("from it", &port.counters.drops), ("on the way to it", &port.counters.tx_drops)] {
+        if !drops.is_empty() {
+            text += &format!("\ndropped {title}:\n");
+        }
+        for (reason, count) in drops {
+            text += &format!("  {} {reason}{}\n", exact(*count), explained(reason));
+        }
+    }
+    text + &detail(port.detail.as_ref())
+}
+
+fn headline(port: &PortReport) -> String {
+    let why = port.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let next = match port.state {
+        PortState::Stopped => "; `linecard apply` tries again once the cause is gone",
+        PortState::Up | PortState::Down => "",
+    };
+    format!("port {} is {}{why}{next}\n\n", port.name, state(port.state))
+}
+
+fn facts(port: &PortReport) -> Vec<(String, String)> {
+    let mut facts = Vec::new();
+    let mut fact = |key: &str, value: Option<String>| facts.extend(value.map(|value| (key.to_string(), value)));
+    let kind = port.kind.as_ref().map(|kind| format!("{kind}, made {}", origin(port.origin)));
+    fact("kind", kind.or_else(|| Some(format!("unclear, asked for {}", origin(port.origin)))));
+    if let Value::Object(settings) = &port.config {
+        for (key, value) in settings {
+            fact(key, Some(plain(value)));
+        }
+    }
+    fact("network", port.network.clone());
+    fact("profile", port.profile.clone());
+    fact("MAC", port.mac.clone());
+    fact("MTU", port.mtu.map(|mtu| mtu.to_string()));
+    fact("latency-sensitivity", Some(port.latency_sensitivity.to_string()));
+    let labels: Vec<_> = port.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    fact("labels", Some(labels.join(" ")).filter(|labels| !labels.is_empty()));
+    facts
+}
+
+fn traffic(port: &PortReport) -> String {
+    let counters = &port.counters;
+    let far = match port.kind.as_deref() {
+        Some("vhost-user") => "the VM",
+        Some("tap") => "the host",
+        _ => "it",
+    };
+    let rx = received(counters.rx_frames, counters.rx_delivered, counters.rx_dropped);
+    format!(
+        "\nfrom {far}: {rx}, {}\nto {far}: {} frames given, {} dropped, {}\n",
+        size(counters.rx_bytes),
+        exact(counters.tx_frames),
+        exact(counters.tx_dropped),
+        size(counters.tx_bytes)
+    )
+}
+
+/// What a reason means and what to do about it. A daemon that is newer than this command may have reasons unknown here.
+fn explained(name: &str) -> String {
+    let known = DropReason::ALL.iter().find(|reason| reason.name() == name);
+    known.map(|reason| format!(": {}\n    {}", reason.meaning(), reason.advice())).unwrap_or_default()
+}
+
+/// What the port's kind has to tell, as an outline; queues as a table.
+fn detail(detail: Option<&Value>) -> String {
+    let Some(Value::Object(detail)) = detail else { return String::new() };
+    let mut rest = detail.clone();
+    let queues = rest.remove("queues");
+    // The configuration has told these already.
+    for key in ["socket", "mode", "mac", "mtu", "interface"] {
+        rest.remove(key);
+    }
+    let mut text = String::new();
+    if !rest.is_empty() {
+        text += "\n";
+        outline(&rest, "", &mut text);
+    }
+    if let Some(Value::Array(queues)) = queues {
+        text += &rows(&queues);
+    }
+    text
+}
+
+fn outline(tree: &Map<String, Value>, indent: &str, text: &mut String) {
+    for (key, value) in tree.iter().filter(|(_, value)| !value.is_null()) {
+        let key = key.replace('_', " ");
+        match value {
+            Value::Object(inner) => {
+                *text += &format!("{indent}{key}:\n");
+                outline(inner, &format!("{indent}  "), text);
+            }
+            other => *text += &format!("{indent}{key}: {}\n", plain(other)),
+        }
+    }
+}
+
+/// A list of objects as a table, with a column for each key that one of them has.
+fn rows(list: &[Value]) -> String {
+    let mut keys: Vec<&String> = Vec::new();
+    for key in list.iter().filter_map(Value::as_object).flat_map(|row| row.iter().filter(|(_, v)| !v.is_null())) {
+        if !keys.contains(&key.0) {
+            keys.push(key.0);
+        }
+    }
+    if keys.is_empty() {
+        return String::new();
+    }
+    let header: Vec<String> = keys.iter().map(|key| key.replace('_', " ").to_uppercase()).collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let cell = |row: &Value, key: &str| row.get(key).map(plain).unwrap_or_default();
+    format!("\n{}", table(&header, &[], list.iter().map(|row| keys.iter().map(|key| cell(row, key)).collect())))
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.iter().all(|item| !item.is_object() && !item.is_array()) => {
+            list.iter().map(plain).collect::<Vec<_>>().join(" ")
+        }
+        other => other.to_string(),
+    }
+}
+
+impl PortSettings {
+    /// The port as it would stand in the file; `None` if no option was given.
+    pub(super) fn written(&self) -> Option<Value> {
+        let mut vhost_user = Map::new();
+        let mut port = Map::new();
+        let set = |under: &mut Map<_, _>, key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                under.insert(key.to_string(), value);
+            }
+        };
+        set(&mut vhost_user, "socket", self.socket.as_ref().map(|path| json!(path)));
+        set(&mut vhost_user, "mode", self.mode.as_ref().map(|mode| json!(mode)));
+        set(&mut vhost_user, "queues", self.queues.map(|queues| json!(queues)));
+        set(&mut port, "vhost-user", Some(Value::Object(vhost_user)).filter(|_| self.socket.is_some()));
+        set(&mut port, "network", self.network.as_ref().map(|network| json!(network)));
+        set(&mut port, "profile", self.profile.as_ref().map(|profile| json!(profile)));
+        set(&mut port, "mac", self.mac.map(|mac| json!(mac)));
+        set(&mut port, "latency-sensitivity", self.latency_sensitivity.map(|level| json!(level)));
+        set(&mut port, "mtu", self.mtu.map(|mtu| json!(mtu)));
+        let labels: Map<_, _> = self.labels.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+        set(&mut port, "labels", Some(Value::Object(labels)).filter(|_| !self.labels.is_empty()));
+        Some(Value::Object(port)).filter(|port| *port != json!({}))
+    }
+}

@@ -1,0 +1,153 @@
+//! The lists: one table for each.
+
+use super::format::{count, duration, exact, several, size, table};
+use crate::control::desired::Origin;
+use crate::control::report::{
+    Direction, DropReport, FdbReport, NetworkReport, PortReport, PortState, ShardReport, StatusReport,
+};
+
+/// `linecard status`.
+pub(super) fn status(status: &StatusReport) -> String {
+    let frames = &status.frames;
+    let mut text = format!("linecardd {} runs since {}", status.version, duration(status.uptime_seconds));
+    text += &format!(" (pid {}), configured by {}\n\n", status.pid, status.config);
+    let stopped = status.ports_stopped.len();
+    let rows = [
+        ("ports", format!("{} up, {} down, {stopped} stopped", status.ports_up, status.ports_down)),
+        ("networks", format!("{}, {} known", status.networks, several(status.fdb.entries, "station"))),
+        ("shards", status.shards.to_string()),
+        ("received", received(frames.rx_frames, frames.rx_delivered, frames.rx_dropped)),
+        ("given", format!("{} frames, {} dropped on the way", exact(frames.tx_frames), exact(frames.tx_dropped))),
+    ];
+    text += &table(&[], &[], rows.into_iter().map(|(key, value)| vec![key.into(), value]));
+    if stopped > 0 {
+        text += &format!("\nstopped: {}; `linecard port show NAME` says why\n", status.ports_stopped.join(", "));
+    }
+    if let Some(refused) = &status.refused {
+        text += &format!("\nthe last configuration was refused: {refused}\n");
+    }
+    for change in &status.restart_needed {
+        text += &format!("\n{} has changed in the file: restart linecardd for it\n", change.key);
+    }
+    text
+}
+
+/// Received frames as the sum they are.
+pub(super) fn received(frames: u64, delivered: u64, dropped: u64) -> String {
+    format!("{} frames = {} delivered + {} dropped", exact(frames), exact(delivered), exact(dropped))
+}
+
+/// `linecard port list`.
+pub(super) fn ports(ports: &[PortReport]) -> String {
+    let header =
+        ["NAME", "KIND", "NETWORK", "STATE", "RX FRAMES", "RX BYTES", "DROPPED", "TX FRAMES", "TX BYTES", "WHY"];
+    let row = |port: &PortReport| {
+        let counters = &port.counters;
+        vec![
+            port.name.clone(),
+            port.kind.clone().unwrap_or_else(|| "-".into()),
+            port.network.clone().unwrap_or_else(|| "-".into()),
+            state(port.state).into(),
+            count(counters.rx_frames),
+            size(counters.rx_bytes),
+            count(counters.rx_dropped + counters.tx_dropped),
+            count(counters.tx_frames),
+            size(counters.tx_bytes),
+            port.reason.clone().unwrap_or_default(),
+        ]
+    };
+    or("no ports", ports.len(), || table(&header, &[4, 5, 6, 7, 8], ports.iter().map(row)))
+}
+
+/// A state in a word.
+pub(super) fn state(state: PortState) -> &'static str {
+    match state {
+        PortState::Up => "up",
+        PortState::Down => "down",
+        PortState::Stopped => "stopped",
+    }
+}
+
+/// Who asked for a port, after "made".
+pub(super) fn origin(origin: Origin) -> &'static str {
+    match origin {
+        Origin::File => "by the configuration file",
+        Origin::RunTime => "at run time",
+    }
+}
+
+/// `linecard network list`.
+pub(super) fn networks(networks: &[NetworkReport]) -> String {
+    let row = |network: &NetworkReport| {
+        let stations = format!("{} of {}", network.fdb_entries, network.mac_limit);
+        vec![network.name.clone(), stations, duration(network.mac_age_seconds), network.ports.join(" ")]
+    };
+    or("no networks", networks.len(), || {
+        table(&["NAME", "STATIONS", "MAC AGE", "PORTS"], &[1], networks.iter().map(row))
+    })
+}
+
+/// `linecard fdb list`.
+pub(super) fn fdb(entries: &[FdbReport]) -> String {
+    let row = |entry: &FdbReport| {
+        let idle = entry.idle_seconds.map_or_else(|| "pinned".into(), duration);
+        vec![entry.network.clone(), entry.mac.clone(), entry.port.clone(), idle]
+    };
+    or("no stations are known", entries.len(), || {
+        table(&["NETWORK", "MAC", "PORT", "SILENT FOR"], &[], entries.iter().map(row))
+    })
+}
+
+/// `linecard shard list`.
+pub(super) fn shards(shards: &[ShardReport]) -> String {
+    let header = ["CPU", "SERVES", "QUEUES", "BUSY %", "IDLE %", "ASLEEP %", "FRAMES", "FRAMES/BATCH", "CYCLES/FRAME"];
+    let row = |shard: &ShardReport| {
+        vec![
+            shard.cpu.to_string(),
+            if shard.exclusive { "high only" } else { "all" }.into(),
+            shard.queues.to_string(),
+            format!("{:.1}", shard.busy_percent),
+            format!("{:.1}", shard.poll_percent + shard.sleep_percent),
+            format!("{:.1}", shard.sleep_percent),
+            count(shard.frames),
+            format!("{:.1}", shard.frames_per_batch),
+            format!("{:.0}", shard.cycles_per_frame),
+        ]
+    };
+    let mut text = table(&header, &[0, 2, 3, 4, 5, 6, 7, 8], shards.iter().map(row));
+    for shard in shards {
+        if let Some(reason) = &shard.chosen {
+            text += &format!("\nshards.cpus is auto: CPU {} is {reason}\n", shard.cpu);
+        }
+    }
+    text
+}
+
+/// `linecard drops`.
+pub(super) fn drops(drops: &[DropReport]) -> String {
+    let row =
+        |drop: &DropReport| vec![exact(drop.count), drop.port.clone(), way(drop.direction).into(), drop.reason.clone()];
+    if drops.is_empty() {
+        return "nothing was dropped\n".into();
+    }
+    let mut text = table(&["FRAMES", "PORT", "WAY", "REASON"], &[0], drops.iter().map(row));
+    let mut told: Vec<&str> = Vec::new();
+    for drop in drops {
+        if !told.contains(&drop.reason.as_str()) {
+            told.push(&drop.reason);
+            text += &format!("\n{}: {}\n  {}\n", drop.reason, drop.meaning, drop.advice);
+        }
+    }
+    text
+}
+
+fn way(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Rx => "from it",
+        Direction::Tx => "to it",
+    }
+}
+
+fn or(nothing: &str, count: usize, text: impl FnOnce() -> String) -> String {
+    if count == 0 { format!("{nothing}\n") } else { text() }
+}

@@ -1,0 +1,336 @@
+//! The [`Controller`]: everything that changes or looks at the switch goes through it, one call at a time.
+//!
+//! Calls may take as long as a turn of a shard or a system call takes, so the API makes them on threads that may block.
+//! A change is checked as a whole before any of it is done; what is refused changes nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use super::desired::{Desired, Origin, Wish};
+use super::diff::{Action, Change, changes, diff};
+use super::kinds::Kinds;
+use super::report::{PlanReport, Step, StepReport, Subject};
+use super::running::Runtime;
+use super::store::{Store, StoreError};
+use super::upkeep::Samples;
+use crate::clock::Clock;
+use crate::config::{self, Diagnostics, Plan};
+use crate::ident::{MacAddr, Name, ParseError};
+use crate::shard::Shards;
+use crate::switch::Fdb;
+
+/// Why a request to the controller was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// There is no such port.
+    #[error("there is no port {0}", name)]
+    NoSuchPort {
+        /// The name.
+        name: String,
+    },
+    /// There is no such network.
+    #[error("there is no network {0}", name)]
+    NoSuchNetwork {
+        /// The name.
+        name: String,
+    },
+    /// There is a port of that name already.
+    #[error("there is a port {0} already")]
+    Exists(Name),
+    /// The port belongs to the file.
+    #[error("port {name} is one of {}", file.display())]
+    FromFile {
+        /// The port.
+        name: Name,
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// The configuration does not hold together.
+    #[error("{}", summary(.0))]
+    Invalid(Diagnostics),
+    /// A name or an address that is none.
+    #[error(transparent)]
+    Name(#[from] ParseError),
+    /// The port could not be opened.
+    #[error("port {name} was not added: {reason}")]
+    Open {
+        /// The port.
+        name: Name,
+        /// Why.
+        reason: String,
+    },
+    /// No number is left.
+    #[error("there are {0} ports already, and that is the limit")]
+    Full(usize),
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The configuration file could not be read.
+    #[error("cannot read {}", path.display())]
+    ReadFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ControlError {
+    /// What to do about it, where the message does not say.
+    pub fn fix(&self) -> Option<String> {
+        match self {
+            Self::NoSuchPort { .. } => Some("`linecard port list` shows the ports there are".into()),
+            Self::NoSuchNetwork { .. } => Some("`linecard network list` shows the networks there are".into()),
+            Self::Exists(name) => Some(format!("remove it first with `linecard port del {name}`, or use another name")),
+            Self::FromFile { .. } => Some("take it out of the file, then `linecard apply`".into()),
+            Self::ReadFile { .. } => Some("give linecardd's user permission to read it".into()),
+            _ => None,
+        }
+    }
+}
+
+fn summary(wrong: &Diagnostics) -> String {
+    match wrong.list() {
+        [one] => one.to_string(),
+        several => format!("{} mistakes, nothing was changed", several.len()),
+    }
+}
+
+/// Which FDB entries a request is about: those that match everything given.
+#[derive(Debug, Clone, Default)]
+pub struct FdbFilter {
+    /// Only those of this network.
+    pub network: Option<String>,
+    /// Only those behind this port.
+    pub port: Option<String>,
+    /// Only this address.
+    pub mac: Option<MacAddr>,
+}
+
+/// The control side of a running switch.
+pub struct Controller {
+    pub(super) clock: Clock,
+    pub(super) started: Plan,
+    pub(super) file: PathBuf,
+    /// Why each shard is on its CPU, if the host chose it.
+    pub(super) chosen: BTreeMap<u16, String>,
+    state: Mutex<State>,
+}
+
+/// What the lock guards.
+pub(super) struct State {
+    /// What was applied last.
+    pub(super) plan: Plan,
+    pub(super) runtime: Runtime,
+    pub(super) store: Store,
+    pub(super) generation: u64,
+    pub(super) refused: Option<String>,
+    pub(super) samples: Samples,
+}
+
+impl Controller {
+    /// A controller of `shards`, started from `plan`, which was read from `file`; nothing of it is carried out yet.
+    /// `chosen` says of each CPU that nobody chose why it was taken.
+    ///
+    /// # Errors
+    /// The kernel has no thread or descriptor left for waiting for VMs.
+    pub fn new(
+        plan: Plan,
+        file: &Path,
+        store: Store,
+        shards: Shards,
+        clock: Clock,
+        chosen: BTreeMap<u16, String>,
+    ) -> io::Result<Self> {
+        // A RandomState is keyed with random numbers from the kernel.
+        let random = || RandomState::new().hash_one(0);
+        let fdb = Fdb::with_capacity(Fdb::CAPACITY_MIN, [random(), random()]);
+        let state = State {
+            plan: plan.clone(),
+            runtime: Runtime::new(shards, Kinds::start()?, fdb),
+            store,
+            generation: 0,
+            refused: None,
+            samples: Samples::default(),
+        };
+        Ok(Self { clock, started: plan, file: file.into(), chosen, state: Mutex::new(state) })
+    }
+
+    /// Carries out the plan that the controller was started with. The first thing to do.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn begin(&self) -> Result<PlanReport, ControlError> {
+        let mut state = self.lock();
+        self.carry_out(&mut state, self.started.clone())
+    }
+
+    /// Checks a configuration without looking at what runs: `text`, called `name`, or else the file as it is now.
+    ///
+    /// # Errors
+    /// The configuration cannot be read or does not hold together.
+    pub fn check(&self, text: Option<(&str, &str)>) -> Result<(), ControlError> {
+        self.read(text).map(drop)
+    }
+
+    /// What applying would do: with `text`, called `name`, as the configuration, or else the file as it is now.
+    ///
+    /// # Errors
+    /// The configuration cannot be read or does not hold together.
+    pub fn plan(&self, text: Option<(&str, &str)>) -> Result<PlanReport, ControlError> {
+        let plan = self.read(text)?;
+        let state = self.lock();
+        let next = Desired::new(&plan, state.store.ports());
+        let actions = diff(&state.runtime.desired, &next, &state.runtime.stopped());
+        Ok(PlanReport { stopped: BTreeMap::new(), ..self.report(&plan, &actions) })
+    }
+
+    /// Carries out a configuration: `text`, called `name`, or else the file as it is now.
+    ///
+    /// # Errors
+    /// The configuration cannot be read or does not hold together; nothing changed.
+    pub fn apply(&self, text: Option<(&str, &str)>) -> Result<PlanReport, ControlError> {
+        let read = self.read(text);
+        let mut state = self.lock();
+        state.refused = read.as_ref().err().map(ControlError::to_string);
+        self.carry_out(&mut state, read?)
+    }
+
+    /// Makes a port that is not in the file, from what would be under its name there; it outlives the daemon.
+    ///
+    /// # Errors
+    /// It exists, does not hold together, cannot be opened or cannot be stored; nothing changed.
+    pub fn add_port(&self, name: &str, written: Value) -> Result<(), ControlError> {
+        let name: Name = name.parse()?;
+        let mut state = self.lock();
+        let State { plan, runtime, store, .. } = &mut *state;
+        if runtime.desired.ports.contains_key(&name) {
+            return Err(ControlError::Exists(name));
+        }
+        let mut seen = plan.clone();
+        let others =
+            runtime.desired.ports.iter().filter_map(|(name, wish)| Some((name.clone(), wish.plan.clone().ok()?)));
+        seen.ports.extend(others);
+        let port = config::check_port(name.as_str(), written.clone(), &seen).map_err(ControlError::Invalid)?;
+        runtime.perform(&[Action::AddPort(name.clone(), Wish { origin: Origin::RunTime, plan: Ok(port) })]);
+        let opened = match runtime.ports.get(&name).map(|running| &running.port) {
+            None => return Err(ControlError::Full(crate::limits::PORTS)),
+            Some(Err(reason)) => Err(ControlError::Open { name: name.clone(), reason: reason.clone() }),
+            Some(Ok(_)) => store.put(&name, written).map_err(ControlError::Store),
+        };
+        if opened.is_err() {
+            runtime.perform(&[Action::RemovePort(name)]);
+        }
+        opened
+    }
+
+    /// Removes a port that was made at run time.
+    ///
+    /// # Errors
+    /// There is none of that name, it is one of the file's, or the state directory cannot be written; nothing changed.
+    pub fn remove_port(&self, name: &str) -> Result<(), ControlError> {
+        let mut state = self.lock();
+        let State { runtime, store, .. } = &mut *state;
+        let Some((name, wish)) = runtime.desired.ports.get_key_value(name) else {
+            return Err(ControlError::NoSuchPort { name: name.into() });
+        };
+        let name = name.clone();
+        if wish.origin == Origin::File {
+            return Err(ControlError::FromFile { name, file: self.file.clone() });
+        }
+        store.remove(&name)?;
+        runtime.perform(&[Action::RemovePort(name)]);
+        Ok(())
+    }
+
+    /// Ends every port: guests see their link go and the sockets' files are removed. Nothing may be asked afterwards.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        let actions = diff(&state.runtime.desired, &Desired::default(), &Default::default());
+        state.runtime.perform(&actions);
+    }
+
+    /// Stops the shards. The last thing to do.
+    pub fn stop(self) {
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.runtime.shards.stop();
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change leaves the state whole between two of its statements, so a panic elsewhere must not end the API.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, text: Option<(&str, &str)>) -> Result<Plan, ControlError> {
+        let checked = match text {
+            Some((name, text)) => config::check(name, text),
+            None => {
+                let text = fs::read_to_string(&self.file);
+                let text = text.map_err(|source| ControlError::ReadFile { path: self.file.clone(), source })?;
+                config::check(&self.file.display().to_string(), &text)
+            }
+        };
+        checked.map_err(ControlError::Invalid)
+    }
+
+    fn carry_out(&self, state: &mut State, plan: Plan) -> Result<PlanReport, ControlError> {
+        let adopted: Vec<_> =
+            state.store.ports().keys().filter(|name| plan.ports.contains_key(*name)).cloned().collect();
+        for name in adopted {
+            log::info!("port {name}: was made at run time and is now in {}", self.file.display());
+            state.store.remove(&name)?;
+        }
+        let next = Desired::new(&plan, state.store.ports());
+        let actions = diff(&state.runtime.desired, &next, &state.runtime.stopped());
+        state.runtime.perform(&actions);
+        state.generation += 1;
+        let mut report = self.report(&plan, &actions);
+        let ports = state.runtime.ports.iter();
+        report.stopped = ports.filter_map(|(name, port)| Some((name.to_string(), port.port.clone().err()?))).collect();
+        log::info!("configuration {}: {} steps", state.generation, report.steps.len());
+        state.plan = plan;
+        Ok(report)
+    }
+
+    fn report(&self, plan: &Plan, actions: &[Action]) -> PlanReport {
+        let steps = actions.iter().map(StepReport::from).collect();
+        PlanReport { steps, restart_needed: self.restart_needed(plan), stopped: BTreeMap::new() }
+    }
+
+    /// What `plan` says otherwise than the one that the daemon was started with, of what cannot change while it runs.
+    pub(super) fn restart_needed(&self, plan: &Plan) -> Vec<Change> {
+        let daemon = changes(&self.started.daemon, &plan.daemon).into_iter().map(|change| ("daemon", change));
+        let shards = changes(&self.started.shards, &plan.shards).into_iter().map(|change| ("shards", change));
+        let under = |(section, change): (&str, Change)| Change { key: format!("{section}.{}", change.key), ..change };
+        daemon.chain(shards).map(under).collect()
+    }
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl From<&Action> for StepReport {
+    fn from(action: &Action) -> Self {
+        let (step, subject, name, changes) = match action {
+            Action::AddNetwork(name, _) => (Step::Add, Subject::Network, name, None),
+            Action::ChangeNetwork(name, _, changes) => (Step::Change, Subject::Network, name, Some(changes)),
+            Action::RemoveNetwork(name) => (Step::Remove, Subject::Network, name, None),
+            Action::AddPort(name, _) => (Step::Add, Subject::Port, name, None),
+            Action::ChangePort(name, _, changes) => (Step::Change, Subject::Port, name, Some(changes)),
+            Action::RemakePort(name, _, changes) => (Step::Remake, Subject::Port, name, Some(changes)),
+            Action::RetryPort(name) => (Step::Retry, Subject::Port, name, None),
+            Action::RemovePort(name) => (Step::Remove, Subject::Port, name, None),
+        };
+        Self { step, subject, name: name.to_string(), changes: changes.cloned().unwrap_or_default() }
+    }
+}

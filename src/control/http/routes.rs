@@ -1,0 +1,253 @@
+//! The routes of the API. One handler each: who may, what to call, what to answer.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::{BytesRejection, QueryRejection, StringRejection};
+use axum::extract::{ConnectInfo, FromRequestParts, Path, Query, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi};
+
+use super::{Peer, Refused, Routes};
+use crate::control::report::{
+    DropReport, FdbReport, Flushed, NetworkReport, NewPort, PlanReport, PortReport, Refusal, ShardReport, StatusReport,
+};
+use crate::control::{ControlError, Controller, FdbFilter};
+use crate::ident::MacAddr;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Linecard", description = "What `linecard` can do, over HTTP on the daemon's Unix socket."),
+    paths(status, ports, add_port, port, remove_port, networks, fdb, flush_fdb, shards, drops, check, plan, apply),
+    components(schemas(Refusal))
+)]
+struct Document;
+
+/// The controller's routes.
+pub(super) fn routes(controller: Arc<Controller>) -> Routes {
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/ports", get(ports).post(add_port))
+        .route("/v1/ports/{name}", get(port).merge(delete(remove_port)))
+        .route("/v1/networks", get(networks))
+        .route("/v1/fdb", get(fdb).merge(delete(flush_fdb)))
+        .route("/v1/shards", get(shards))
+        .route("/v1/drops", get(drops))
+        .route("/v1/check", post(check))
+        .route("/v1/plan", post(plan))
+        .route("/v1/apply", post(apply))
+        .with_state(controller);
+    Routes { router, document: Document::openapi() }
+}
+
+type Answer<T> = Result<Json<T>, Refused>;
+type Shared = State<Arc<Controller>>;
+
+/// Calls the controller where it may block.
+async fn call<T: Send + 'static>(
+    controller: Arc<Controller>,
+    ask: impl FnOnce(&Controller) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, Refused> {
+    let answer = tokio::task::spawn_blocking(move || ask(&controller)).await;
+    let broken = |_| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "linecardd failed at this", "look at its log");
+    Ok(answer.map_err(broken)??)
+}
+
+/// Proof that the peer may change something.
+struct MayWrite;
+
+impl<S: Send + Sync> FromRequestParts<S> for MayWrite {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let peer = ConnectInfo::<Peer>::from_request_parts(parts, state).await;
+        match peer {
+            Ok(ConnectInfo(peer)) if peer.may_write => Ok(Self),
+            Ok(ConnectInfo(peer)) => Err(Refused::not_allowed(peer.uid)),
+            Err(_) => Err(Refused::not_allowed(None)),
+        }
+    }
+}
+
+/// The daemon as a whole.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = StatusReport)))]
+async fn status(State(controller): Shared) -> Answer<StatusReport> {
+    call(controller, |c| Ok(c.status())).await.map(Json)
+}
+
+/// Every port.
+#[utoipa::path(get, path = "/v1/ports", responses((status = 200, body = [PortReport])))]
+async fn ports(State(controller): Shared) -> Answer<Vec<PortReport>> {
+    call(controller, |c| Ok(c.ports())).await.map(Json)
+}
+
+/// Makes a port that outlives the daemon.
+#[utoipa::path(post, path = "/v1/ports", request_body = NewPort, responses(
+    (status = 201, body = PortReport),
+    (status = 403, body = Refusal),
+    (status = 409, description = "It exists already or cannot be opened", body = Refusal),
+    (status = 422, description = "It does not hold together", body = Refusal),
+))]
+async fn add_port(
+    _: MayWrite,
+    State(controller): Shared,
+    body: Result<axum::body::Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<PortReport>), Refused> {
+    let new: NewPort = serde_json::from_slice(&body?)?;
+    let added = call(controller, move |c| c.add_port(&new.name, new.port).and_then(|()| c.port(&new.name))).await?;
+    Ok((StatusCode::CREATED, Json(added)))
+}
+
+/// One port, with what its kind has to tell.
+#[utoipa::path(get, path = "/v1/ports/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = PortReport),
+    (status = 404, body = Refusal),
+))]
+async fn port(State(controller): Shared, Path(name): Path<String>) -> Answer<PortReport> {
+    call(controller, move |c| c.port(&name)).await.map(Json)
+}
+
+/// Removes a port that was made at run time.
+#[utoipa::path(delete, path = "/v1/ports/{name}", params(("name" = String, Path)), responses(
+    (status = 204),
+    (status = 403, body = Refusal),
+    (status = 404, body = Refusal),
+    (status = 409, description = "It is one of the file's", body = Refusal),
+))]
+async fn remove_port(_: MayWrite, State(controller): Shared, Path(name): Path<String>) -> Result<StatusCode, Refused> {
+    call(controller, move |c| c.remove_port(&name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Every network.
+#[utoipa::path(get, path = "/v1/networks", responses((status = 200, body = [NetworkReport])))]
+async fn networks(State(controller): Shared) -> Answer<Vec<NetworkReport>> {
+    call(controller, |c| Ok(c.networks())).await.map(Json)
+}
+
+/// Which FDB entries: those that match everything given.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct FdbQuery {
+    /// Only those of this network.
+    network: Option<String>,
+    /// Only those behind this port.
+    port: Option<String>,
+    /// Only this address.
+    #[param(value_type = Option<String>)]
+    mac: Option<MacAddr>,
+}
+
+impl From<FdbQuery> for FdbFilter {
+    fn from(FdbQuery { network, port, mac }: FdbQuery) -> Self {
+        Self { network, port, mac }
+    }
+}
+
+/// FDB entries.
+#[utoipa::path(get, path = "/v1/fdb", params(FdbQuery), responses(
+    (status = 200, body = [FdbReport]),
+    (status = 404, description = "No such network or port", body = Refusal),
+))]
+async fn fdb(State(controller): Shared, query: Result<Query<FdbQuery>, QueryRejection>) -> Answer<Vec<FdbReport>> {
+    let filter = FdbFilter::from(query?.0);
+    call(controller, move |c| c.fdb(&filter)).await.map(Json)
+}
+
+/// Forgets learned FDB entries.
+#[utoipa::path(delete, path = "/v1/fdb", params(FdbQuery), responses(
+    (status = 200, body = Flushed),
+    (status = 403, body = Refusal),
+    (status = 404, description = "No such network or port", body = Refusal),
+))]
+async fn flush_fdb(
+    _: MayWrite,
+    State(controller): Shared,
+    query: Result<Query<FdbQuery>, QueryRejection>,
+) -> Answer<Flushed> {
+    let filter = FdbFilter::from(query?.0);
+    call(controller, move |c| c.flush_fdb(&filter)).await.map(|flushed| Json(Flushed { flushed }))
+}
+
+/// Every worker thread.
+#[utoipa::path(get, path = "/v1/shards", responses((status = 200, body = [ShardReport])))]
+async fn shards(State(controller): Shared) -> Answer<Vec<ShardReport>> {
+    call(controller, |c| Ok(c.shards())).await.map(Json)
+}
+
+/// Which drops.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct DropQuery {
+    /// Only those of this port.
+    port: Option<String>,
+}
+
+/// Dropped frames by port and reason, most frequent first.
+#[utoipa::path(get, path = "/v1/drops", params(DropQuery), responses(
+    (status = 200, body = [DropReport]),
+    (status = 404, description = "No such port", body = Refusal),
+))]
+async fn drops(State(controller): Shared, query: Result<Query<DropQuery>, QueryRejection>) -> Answer<Vec<DropReport>> {
+    let DropQuery { port } = query?.0;
+    call(controller, move |c| c.drops(port.as_deref())).await.map(Json)
+}
+
+/// What the text in the body is called.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct TextQuery {
+    /// Name for the text in diagnostics.
+    file: Option<String>,
+}
+
+type Text = Result<String, StringRejection>;
+type Called = Result<Query<TextQuery>, QueryRejection>;
+
+/// The configuration in the body with its name; nothing if the body is empty, which means the daemon's own file.
+fn configuration(text: Text, called: Called) -> Result<Option<(String, String)>, Refused> {
+    let name = called?.0.file.unwrap_or_else(|| "configuration".into());
+    Ok(Some((name, text?)).filter(|(_, text)| !text.is_empty()))
+}
+
+fn borrowed(text: &Option<(String, String)>) -> Option<(&str, &str)> {
+    text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()))
+}
+
+/// Checks a configuration: YAML in the body, or the daemon's file if there is none.
+#[utoipa::path(post, path = "/v1/check", params(TextQuery), request_body(content = String, content_type = "application/yaml"), responses(
+    (status = 204, description = "It is good"),
+    (status = 422, body = Refusal),
+))]
+async fn check(State(controller): Shared, called: Called, text: Text) -> Result<StatusCode, Refused> {
+    let text = configuration(text, called)?;
+    call(controller, move |c| c.check(borrowed(&text))).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a configuration would change: YAML in the body, or the daemon's file if there is none.
+#[utoipa::path(post, path = "/v1/plan", params(TextQuery), request_body(content = String, content_type = "application/yaml"), responses(
+    (status = 200, body = PlanReport),
+    (status = 422, body = Refusal),
+))]
+async fn plan(State(controller): Shared, called: Called, text: Text) -> Answer<PlanReport> {
+    let text = configuration(text, called)?;
+    call(controller, move |c| c.plan(borrowed(&text))).await.map(Json)
+}
+
+/// Carries a configuration out: YAML in the body, or the daemon's file if there is none.
+#[utoipa::path(post, path = "/v1/apply", params(TextQuery), request_body(content = String, content_type = "application/yaml"), responses(
+    (status = 200, body = PlanReport),
+    (status = 403, body = Refusal),
+    (status = 422, body = Refusal),
+))]
+async fn apply(_: MayWrite, State(controller): Shared, called: Called, text: Text) -> Answer<PlanReport> {
+    let text = configuration(text, called)?;
+    call(controller, move |c| c.apply(borrowed(&text))).await.map(Json)
+}

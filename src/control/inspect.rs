@@ -1,0 +1,282 @@
+//! Looking: what runs, turned into [`super::report`]s. Changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::controller::State;
+use super::desired::Wish;
+use super::report::{
+    CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, NetworkReport, PortReport, PortState,
+    ShardReport, StatusReport,
+};
+use super::running::Running;
+use super::{ControlError, Controller, FdbFilter};
+use crate::config::{KindPlan, PortPlan};
+use crate::ident::Name;
+use crate::port::LinkState;
+use crate::shard::PortTotals;
+use crate::switch::{Fdb, FdbCounters, Flush};
+use crate::verdict::DropReason;
+
+impl Controller {
+    /// The daemon as a whole.
+    pub fn status(&self) -> StatusReport {
+        let state = self.lock();
+        let mut frames = FrameTotals::default();
+        let (mut up, mut down, mut stopped) = (0, 0, Vec::new());
+        for (name, running) in &state.runtime.ports {
+            match state.link(running).0 {
+                PortState::Up => up += 1,
+                PortState::Down => down += 1,
+                PortState::Stopped => stopped.push(name.to_string()),
+            }
+            let counters = state.counters(running);
+            frames.rx_frames += counters.rx_frames;
+            frames.rx_delivered += counters.rx_delivered;
+            frames.rx_dropped += counters.rx_dropped;
+            frames.tx_frames += counters.tx_frames;
+            frames.tx_dropped += counters.tx_dropped;
+        }
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: self.clock.now().since(Default::default()).as_secs(),
+            config: self.file.display().to_string(),
+            generation: state.generation,
+            refused: state.refused.clone(),
+            restart_needed: self.restart_needed(&state.plan),
+            networks: state.runtime.networks.len(),
+            ports_up: up,
+            ports_down: down,
+            ports_stopped: stopped,
+            shards: state.runtime.shards.report().len(),
+            fdb: fdb_totals(&state.runtime.fdb),
+            frames,
+        }
+    }
+
+    /// Every port, without what its kind has to tell.
+    pub fn ports(&self) -> Vec<PortReport> {
+        let state = self.lock();
+        state.runtime.ports.iter().filter_map(|(name, running)| state.port(name, running)).collect()
+    }
+
+    /// One port, with what its kind has to tell.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn port(&self, name: &str) -> Result<PortReport, ControlError> {
+        let state = self.lock();
+        let found = state.runtime.ports.get_key_value(name);
+        let report = found.and_then(|(name, running)| {
+            let detail = running.port.as_ref().map(|port| port.detail()).ok();
+            Some(PortReport { detail, ..state.port(name, running)? })
+        });
+        report.ok_or_else(|| ControlError::NoSuchPort { name: name.into() })
+    }
+
+    /// Every network.
+    pub fn networks(&self) -> Vec<NetworkReport> {
+        let state = self.lock();
+        let runtime = &state.runtime;
+        let mut entries: BTreeMap<_, usize> = BTreeMap::new();
+        runtime.fdb.entries(self.clock.now().tick()).for_each(|entry| *entries.entry(entry.network).or_default() += 1);
+        let report = |(name, plan): (&Name, &crate::config::NetworkPlan)| NetworkReport {
+            name: name.to_string(),
+            mac_age_seconds: plan.mac_age.as_secs(),
+            mac_limit: plan.mac_limit,
+            fdb_entries: runtime.networks.get(name).and_then(|number| entries.get(number)).copied().unwrap_or(0),
+            ports: runtime
+                .ports
+                .keys()
+                .filter(|port| runtime.plan(port).is_some_and(|plan| plan.network == *name))
+                .map(Name::to_string)
+                .collect(),
+        };
+        runtime.desired.networks.iter().map(report).collect()
+    }
+
+    /// The FDB entries that `filter` picks, by network and address.
+    ///
+    /// # Errors
+    /// The filter names a network or port that there is not.
+    pub fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbReport>, ControlError> {
+        let state = self.lock();
+        let which = state.which(filter)?;
+        let networks: BTreeMap<_, _> = state.runtime.networks.iter().map(|(name, number)| (*number, name)).collect();
+        let ports: BTreeMap<_, _> = state.runtime.ports.iter().map(|(name, port)| (port.number, name)).collect();
+        let entries = state.runtime.fdb.entries(self.clock.now().tick()).filter(|entry| {
+            which.network.is_none_or(|network| network == entry.network)
+                && which.port.is_none_or(|port| port == entry.port)
+                && which.mac.is_none_or(|mac| mac == entry.mac)
+        });
+        let mut list: Vec<_> = entries
+            .filter_map(|entry| {
+                Some(FdbReport {
+                    network: networks.get(&entry.network)?.to_string(),
+                    mac: entry.mac.to_string(),
+                    port: ports.get(&entry.port)?.to_string(),
+                    pinned: entry.pinned,
+                    idle_seconds: entry.age.map(|age| age.as_secs()),
+                })
+            })
+            .collect();
+        list.sort_by(|a, b| (&a.network, &a.mac).cmp(&(&b.network, &b.mac)));
+        Ok(list)
+    }
+
+    /// Forgets the learned FDB entries that `filter` picks; returns how many.
+    ///
+    /// # Errors
+    /// The filter names a network or port that there is not.
+    pub fn flush_fdb(&self, filter: &FdbFilter) -> Result<usize, ControlError> {
+        let state = self.lock();
+        let which = state.which(filter)?;
+        Ok(state.runtime.fdb.flush(which))
+    }
+
+    /// Every shard.
+    pub fn shards(&self) -> Vec<ShardReport> {
+        let state = self.lock();
+        let reports = state.runtime.shards.report();
+        reports.iter().enumerate().map(|(index, now)| self.shard(now, state.samples.oldest(index))).collect()
+    }
+
+    /// What was dropped, at one port or at all of them, most frequent first.
+    ///
+    /// # Errors
+    /// There is no such port.
+    pub fn drops(&self, port: Option<&str>) -> Result<Vec<DropReport>, ControlError> {
+        let state = self.lock();
+        if let Some(name) = port.filter(|name| !state.runtime.ports.contains_key(*name)) {
+            return Err(ControlError::NoSuchPort { name: name.into() });
+        }
+        let wanted = state.runtime.ports.iter().filter(|(name, _)| port.is_none_or(|port| port == name.as_str()));
+        let mut list: Vec<_> = wanted
+            .flat_map(|(name, running)| {
+                let totals = state.runtime.shards.port_totals(running.number);
+                DropReason::ALL.iter().flat_map(move |&reason| {
+                    let rx = drops(name, Direction::Rx, reason, totals.rx_dropped[reason.index()]);
+                    rx.into_iter().chain(drops(name, Direction::Tx, reason, totals.tx_dropped[reason.index()]))
+                })
+            })
+            .collect();
+        list.sort_by(|a, b| (b.count, &a.port, a.direction).cmp(&(a.count, &b.port, b.direction)));
+        Ok(list)
+    }
+
+    fn shard(&self, now: &crate::shard::ShardReport, before: Option<&crate::shard::ShardReport>) -> ShardReport {
+        let since = |of: fn(&crate::shard::ShardReport) -> u64| (of(now) - before.map_or(0, of)) as f64;
+        let (busy, poll, sleep) = (since(|r| r.busy_cycles), since(|r| r.poll_cycles), since(|r| r.sleep_cycles));
+        let percent = |part: f64| ratio(100.0 * part, busy + poll + sleep);
+        ShardReport {
+            cpu: now.cpu,
+            chosen: self.chosen.get(&now.cpu).cloned(),
+            exclusive: now.exclusive,
+            queues: now.queues,
+            resting: now.resting,
+            busy_percent: percent(busy),
+            poll_percent: percent(poll),
+            sleep_percent: percent(sleep),
+            frames: now.frames,
+            batches: now.batches,
+            sleeps: now.sleeps,
+            busy_cycles: now.busy_cycles,
+            poll_cycles: now.poll_cycles,
+            sleep_cycles: now.sleep_cycles,
+            frames_per_batch: ratio(now.frames as f64, now.batches as f64),
+            cycles_per_frame: ratio(now.busy_cycles as f64, now.frames as f64),
+        }
+    }
+}
+
+impl State {
+    fn port(&self, name: &Name, running: &Running) -> Option<PortReport> {
+        let wish: &Wish = self.runtime.desired.ports.get(name)?;
+        let plan: Option<&PortPlan> = wish.plan.as_ref().ok();
+        let (state, reason) = self.link(running);
+        Some(PortReport {
+            name: name.to_string(),
+            kind: plan.map(|plan| plan.kind.key().into()),
+            network: plan.map(|plan| plan.network.to_string()),
+            profile: plan.and_then(|plan| plan.profile.as_ref()).map(Name::to_string),
+            latency_sensitivity: plan.map(|plan| plan.latency).unwrap_or_default(),
+            mtu: plan.and_then(|plan| plan.mtu),
+            mac: plan.and_then(|plan| plan.mac).map(|mac| mac.to_string()),
+            labels: plan.map(|plan| plan.labels.clone()).unwrap_or_default(),
+            origin: wish.origin,
+            state,
+            reason,
+            counters: self.counters(running),
+            config: plan.map(|plan| settings(&plan.kind)).unwrap_or_default(),
+            detail: None,
+        })
+    }
+
+    fn link(&self, running: &Running) -> (PortState, Option<String>) {
+        match &running.port {
+            Err(reason) => (PortState::Stopped, Some(reason.clone())),
+            Ok(port) => match port.link() {
+                LinkState::Up => (PortState::Up, None),
+                LinkState::Down(reason) => (PortState::Down, Some(reason)),
+                LinkState::Stopped(reason) => (PortState::Stopped, Some(reason)),
+            },
+        }
+    }
+
+    pub(super) fn counters(&self, running: &Running) -> CounterReport {
+        let totals: PortTotals = self.runtime.shards.port_totals(running.number);
+        let by_reason = |counts: &[u64; DropReason::COUNT]| {
+            let named = DropReason::ALL.iter().map(|reason| (reason.name().to_string(), counts[reason.index()]));
+            named.filter(|(_, count)| *count > 0).collect()
+        };
+        CounterReport {
+            rx_frames: totals.rx_frames,
+            rx_bytes: totals.rx_bytes,
+            rx_delivered: totals.rx_delivered,
+            rx_dropped: totals.rx_dropped.iter().sum(),
+            tx_frames: totals.tx_frames,
+            tx_bytes: totals.tx_bytes,
+            tx_dropped: totals.tx_dropped.iter().sum(),
+            drops: by_reason(&totals.rx_dropped),
+            tx_drops: by_reason(&totals.tx_dropped),
+        }
+    }
+
+    fn which(&self, filter: &FdbFilter) -> Result<Flush, ControlError> {
+        let network = filter.network.as_deref().map(|name| {
+            let found = self.runtime.networks.get(name).copied();
+            found.ok_or_else(|| ControlError::NoSuchNetwork { name: name.into() })
+        });
+        let port = filter.port.as_deref().map(|name| {
+            let found = self.runtime.ports.get(name).map(|running| running.number);
+            found.ok_or_else(|| ControlError::NoSuchPort { name: name.into() })
+        });
+        Ok(Flush { network: network.transpose()?, port: port.transpose()?, mac: filter.mac })
+    }
+}
+
+fn fdb_totals(fdb: &Fdb) -> FdbTotals {
+    let FdbCounters { learned, aged, moved, damped, refused, full } = fdb.counters();
+    FdbTotals { entries: fdb.len(), learned, aged, moved, damped, refused, full }
+}
+
+/// What the file has below the kind's key.
+fn settings(kind: &KindPlan) -> serde_json::Value {
+    let tree = serde_json::to_value(kind).unwrap_or_default();
+    tree.get(kind.key()).cloned().unwrap_or_else(|| serde_json::json!({}))
+}
+
+fn drops(port: &Name, direction: Direction, reason: DropReason, count: u64) -> Option<DropReport> {
+    (count > 0).then(|| DropReport {
+        port: port.to_string(),
+        direction,
+        reason: reason.name().into(),
+        count,
+        meaning: reason.meaning().into(),
+        advice: reason.advice().into(),
+    })
+}
+
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}

@@ -1,0 +1,74 @@
+//! From a port's plan to a port: the one place that knows every kind.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::config::{FaultyPlan, KindPlan, PortPlan, SocketMode, VhostUserPlan};
+use crate::host::account::{self, AccountError};
+use crate::ident::Name;
+use crate::port::Port;
+use crate::port::faulty::{Faulty, FaultyConfig};
+use crate::port::loopback::Loopback;
+use crate::port::null::Null;
+use crate::port::replay::{Replay, ReplayConfig, ReplayError};
+use crate::port::tap::{Tap, TapConfig, TapError};
+use crate::port::vnic::{Acceptor, Mode, Vnic, VnicConfig, VnicError};
+
+/// Why a port cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(super) enum OpenError {
+    Vnic(#[from] VnicError),
+    Account(#[from] AccountError),
+    Tap(#[from] TapError),
+    Replay(#[from] ReplayError),
+}
+
+/// What the ports of a kind share.
+pub(super) struct Kinds {
+    acceptor: Acceptor,
+}
+
+impl Kinds {
+    /// Starts the thread that waits for VMs.
+    pub(super) fn start() -> io::Result<Self> {
+        Ok(Self { acceptor: Acceptor::start()? })
+    }
+
+    /// Opens the port called `name`.
+    pub(super) fn open(&self, name: &Name, plan: &PortPlan) -> Result<Arc<dyn Port>, OpenError> {
+        Ok(match &plan.kind {
+            KindPlan::VhostUser(vhost_user) => Vnic::new(vnic(name, plan, vhost_user)?, &self.acceptor)?,
+            KindPlan::Tap(tap) => Tap::new(&TapConfig { interface: tap.interface.clone(), mtu: plan.mtu })?,
+            KindPlan::Loopback => Loopback::new(),
+            KindPlan::Null => Null::new(),
+            KindPlan::Replay(replay) => {
+                let (file, interval, repeat) = (replay.file.clone(), replay.interval, replay.repeat);
+                Replay::new(ReplayConfig { file, interval, repeat })?
+            }
+            KindPlan::Faulty(FaultyPlan { drop_every, corrupt_every }) => Faulty::new(FaultyConfig {
+                drop_every: drop_every.unwrap_or(0),
+                flip_every: corrupt_every.unwrap_or(0),
+                ..FaultyConfig::default()
+            }),
+        })
+    }
+}
+
+fn vnic(name: &Name, plan: &PortPlan, vhost_user: &VhostUserPlan) -> Result<VnicConfig, AccountError> {
+    let VhostUserPlan { socket, mode, queues, owner, group, permissions } = vhost_user.clone();
+    Ok(VnicConfig {
+        name: name.clone(),
+        socket,
+        mode: match mode {
+            SocketMode::Server => Mode::Server,
+            SocketMode::Client => Mode::Client,
+        },
+        queue_pairs: queues,
+        mtu: plan.mtu,
+        owner: owner.as_deref().map(account::user).transpose()?,
+        group: group.as_deref().map(account::group).transpose()?,
+        permissions,
+        mac: plan.mac,
+    })
+}

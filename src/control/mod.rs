@@ -1,0 +1,28 @@
+//! From what an operator wrote to what the shards do: desired state → pure diff → ordered actions → published tables.
+//!
+//! [`desired`] puts the file and the ports made at run time together; [`diff`] finds what to do, without doing it;
+//! [`Controller`] does it, one change at a time under one lock, and keeps going when a single port cannot be had:
+//! that port is shown as stopped, with its reason, and tried again with the next change. [`http`] is the way in.
+//!
+//! Shards never wait for anything here. They see a change when new [`crate::shard::Tables`] are published, and the control
+//! side waits for them, never the other way round.
+
+mod controller;
+pub mod desired;
+pub mod diff;
+pub mod http;
+mod inspect;
+mod kinds;
+mod numbers;
+pub mod report;
+mod running;
+pub mod store;
+mod upkeep;
+
+pub use controller::{ControlError, Controller, FdbFilter};
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,280 @@
+//! What is: the ports and networks that run, and how an [`Action`] is carried out on them.
+//!
+//! The order in which shards and ports hear of a change is what makes it safe:
+//!
+//! - A port comes: it is opened, its counters are cleared, tables with it are published, then its queues get a shard.
+//! - A port goes: tables without it are published, and when that returns no shard can deliver to it; its queues are taken
+//!   from their shards, and it is dropped. Only then are its FDB entries forgotten, or a shard could learn it anew, and
+//!   only then is its number free.
+//! - Pins are not patched by each action but settled afterwards against what the ports say, so that two ports may swap
+//!   addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::desired::Desired;
+use super::diff::Action;
+use super::kinds::Kinds;
+use super::numbers::Numbers;
+use crate::config::PortPlan;
+use crate::ident::{LatencySensitivity, MacAddr, Name, NetworkIndex, PortIndex};
+use crate::limits::{NETWORKS, PORTS};
+use crate::port::Port;
+use crate::shard::{self, Shards};
+use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow};
+
+/// One port that should be, and what became of it.
+#[derive(Clone)]
+pub(super) struct Running {
+    /// Its number, for as long as it has the name.
+    pub(super) number: PortIndex,
+    /// The port, or why there is none.
+    pub(super) port: Result<Arc<dyn Port>, String>,
+}
+
+/// Everything that runs. `desired` is always what was carried out, stopped ports included.
+pub(super) struct Runtime {
+    pub(super) desired: Desired,
+    pub(super) ports: BTreeMap<Name, Running>,
+    pub(super) networks: BTreeMap<Name, NetworkIndex>,
+    pub(super) fdb: Arc<Fdb>,
+    pub(super) shards: Shards,
+    kinds: Kinds,
+    pins: BTreeMap<(NetworkIndex, MacAddr), PortIndex>,
+    port_numbers: Numbers,
+    network_numbers: Numbers,
+}
+
+impl Runtime {
+    /// Nothing runs yet but the shards.
+    pub(super) fn new(shards: Shards, kinds: Kinds, fdb: Fdb) -> Self {
+        Self {
+            desired: Desired::default(),
+            ports: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            fdb: Arc::new(fdb),
+            shards,
+            kinds,
+            pins: BTreeMap::new(),
+            port_numbers: Numbers::below(PORTS),
+            network_numbers: Numbers::below(NETWORKS),
+        }
+    }
+
+    /// Names of the ports that could not be had.
+    pub(super) fn stopped(&self) -> BTreeSet<Name> {
+        self.ports.iter().filter(|(_, running)| running.port.is_err()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Carries out what [`super::diff::diff`] found, in its order.
+    pub(super) fn perform(&mut self, actions: &[Action]) {
+        self.close(actions);
+        let before = self.places();
+        for action in actions {
+            self.desired.perform(action);
+            match action {
+                Action::AddNetwork(name, _) => self.add_network(name),
+                Action::AddPort(name, _) => self.add_port(name),
+                Action::RemakePort(name, ..) | Action::RetryPort(name) => self.open(name),
+                Action::RemovePort(_)
+                | Action::ChangeNetwork(..)
+                | Action::ChangePort(..)
+                | Action::RemoveNetwork(_) => {}
+            }
+        }
+        self.publish();
+        self.settle_pins();
+        self.attach(&before);
+        self.leave_networks(&before, actions);
+    }
+
+    /// Publishes a larger FDB if it is time for one.
+    pub(super) fn grow_fdb(&mut self) {
+        if self.fdb.is_crowded()
+            && let Some(grown) = self.fdb.grown()
+        {
+            log::info!("FDB grows from {} to {} places", self.fdb.capacity(), grown.capacity());
+            self.fdb = Arc::new(grown);
+            self.publish();
+        }
+    }
+
+    /// The plan of a port, if it has one.
+    pub(super) fn plan(&self, name: &Name) -> Option<&PortPlan> {
+        self.desired.ports.get(name)?.plan.as_ref().ok()
+    }
+
+    /// Ends the ports that go or are made anew.
+    fn close(&mut self, actions: &[Action]) {
+        let mut ending = Vec::new();
+        let mut removed = Vec::new();
+        for action in actions {
+            let (Action::RemovePort(name) | Action::RemakePort(name, ..) | Action::RetryPort(name)) = action else {
+                continue;
+            };
+            let Some(running) = self.ports.get_mut(name) else { continue };
+            let closed = std::mem::replace(&mut running.port, Err("it is being made anew".into()));
+            ending.extend(closed.ok().map(|port| (running.number, port)));
+            if matches!(action, Action::RemovePort(_)) {
+                removed.push(running.number);
+                self.ports.remove(name);
+                log::info!("port {name}: removed");
+            }
+        }
+        if !ending.is_empty() {
+            self.publish();
+            ending.iter().for_each(|(number, _)| self.shards.detach(*number));
+            drop(ending);
+        }
+        for number in removed {
+            self.fdb.forget_port(number);
+            self.pins.retain(|_, port| *port != number);
+            self.port_numbers.give_back(number.0);
+        }
+    }
+
+    fn add_network(&mut self, name: &Name) {
+        // A plan has at most as many networks as there are numbers; if not, its ports are shown as stopped.
+        if let Some(number) = self.network_numbers.take() {
+            self.networks.insert(name.clone(), NetworkIndex(number));
+        }
+    }
+
+    fn add_port(&mut self, name: &Name) {
+        let Some(number) = self.port_numbers.take().map(PortIndex) else {
+            log::error!("port {name}: not added, there are {PORTS} ports already");
+            self.desired.ports.remove(name);
+            return;
+        };
+        self.shards.clear_port(number);
+        self.ports.insert(name.clone(), Running { number, port: Err("it was not opened yet".into()) });
+        self.open(name);
+    }
+
+    fn open(&mut self, name: &Name) {
+        let opened = match self.desired.ports.get(name).map(|wish| &wish.plan) {
+            Some(Ok(plan)) => self.kinds.open(name, plan).map_err(|error| super::chain(&error)),
+            Some(Err(reason)) => Err(reason.clone()),
+            None => return,
+        };
+        match &opened {
+            Ok(_) => log::info!("port {name}: open"),
+            Err(reason) => log::error!("port {name}: stopped: {reason}"),
+        }
+        if let Some(running) = self.ports.get_mut(name) {
+            running.port = opened;
+        }
+    }
+
+    /// Where each open port is and how it is served.
+    fn places(&self) -> BTreeMap<PortIndex, Place> {
+        self.open_ports()
+            .map(|(number, plan, _)| (number, (self.networks.get(&plan.network).copied(), plan.latency)))
+            .collect()
+    }
+
+    fn open_ports(&self) -> impl Iterator<Item = (PortIndex, &PortPlan, &Arc<dyn Port>)> {
+        self.ports
+            .iter()
+            .filter_map(|(name, running)| Some((running.number, self.plan(name)?, running.port.as_ref().ok()?)))
+    }
+
+    /// Gives new ports a shard, and those whose latency sensitivity changed perhaps another one.
+    fn attach(&mut self, before: &BTreeMap<PortIndex, Place>) {
+        let mut refused = Vec::new();
+        for (number, plan, port) in self.open_ports() {
+            match before.get(&number) {
+                Some((_, latency)) if *latency == plan.latency => continue,
+                Some(_) => self.shards.detach(number),
+                None => {}
+            }
+            if let Err(error) = self.shards.attach(number, port.receive_queues(), plan.latency) {
+                refused.push((number, error.to_string()));
+            }
+        }
+        self.stop(&refused);
+    }
+
+    /// Ends ports that no shard can serve, for the reasons given.
+    fn stop(&mut self, refused: &[(PortIndex, String)]) {
+        let mut ending = Vec::new();
+        for (name, running) in &mut self.ports {
+            let Some((_, reason)) = refused.iter().find(|(number, _)| *number == running.number) else { continue };
+            log::error!("port {name}: stopped: {reason}");
+            ending.push(std::mem::replace(&mut running.port, Err(reason.clone())));
+        }
+        if !ending.is_empty() {
+            self.publish();
+            self.settle_pins();
+        }
+    }
+
+    /// Forgets what was learned in networks that are gone, and about ports in networks that they left.
+    fn leave_networks(&mut self, before: &BTreeMap<PortIndex, Place>, actions: &[Action]) {
+        let now = self.places();
+        let left = |(port, (network, _)): (&PortIndex, &Place)| {
+            let stays = now.get(port).is_none_or(|(now, _)| now == network);
+            network.filter(|_| !stays).map(|network| Flush { network: Some(network), port: Some(*port), mac: None })
+        };
+        let mut flushes: Vec<Flush> = before.iter().filter_map(left).collect();
+        let mut gone = Vec::new();
+        for action in actions {
+            if let Action::RemoveNetwork(name) = action {
+                gone.extend(self.networks.remove(name));
+            }
+        }
+        flushes.extend(gone.iter().map(|network| Flush { network: Some(*network), ..Flush::default() }));
+        if flushes.is_empty() {
+            return;
+        }
+        self.publish();
+        for which in flushes {
+            self.fdb.flush(which);
+        }
+        gone.into_iter().for_each(|network| self.network_numbers.give_back(network.0));
+    }
+
+    /// Makes the FDB's pins those that the ports ask for.
+    fn settle_pins(&mut self) {
+        let wanted: BTreeMap<_, _> = self
+            .open_ports()
+            .filter_map(|(number, plan, _)| Some(((*self.networks.get(&plan.network)?, plan.mac?), number)))
+            .collect();
+        for (&(network, mac), port) in &self.pins {
+            if wanted.get(&(network, mac)) != Some(port) {
+                self.fdb.unpin(network, mac);
+            }
+        }
+        for (&(network, mac), &port) in &wanted {
+            if self.pins.get(&(network, mac)) != Some(&port)
+                && let Err(error) = self.fdb.pin(network, mac, port)
+            {
+                log::warn!("{error}");
+            }
+        }
+        self.pins = wanted;
+    }
+
+    /// Shows the shards what there is now.
+    fn publish(&self) {
+        let mut ports = vec![None; self.ports.values().map(|r| r.number.index() + 1).max().unwrap_or(0)];
+        let mut transmit = vec![None; ports.len()];
+        let mut members: BTreeMap<NetworkIndex, Vec<PortIndex>> = BTreeMap::new();
+        for (number, plan, port) in self.open_ports() {
+            let Some(&network) = self.networks.get(&plan.network) else { continue };
+            ports[number.index()] = Some(PortRow { network, mtu: plan.mtu, macs: plan.macs });
+            transmit[number.index()] = Some(port.transmit_side());
+            members.entry(network).or_default().push(number);
+        }
+        let mut networks = vec![None; self.networks.values().map(|n| n.index() + 1).max().unwrap_or(0)];
+        for (name, number) in &self.networks {
+            let Some(plan) = self.desired.networks.get(name) else { continue };
+            let members = members.remove(number).unwrap_or_default().into_boxed_slice();
+            networks[number.index()] = Some(NetworkRow { members, mac_age: plan.mac_age, mac_limit: plan.mac_limit });
+        }
+        let switch = switch::Tables { ports: ports.into(), networks: networks.into(), fdb: self.fdb.clone() };
+        self.shards.publish(shard::Tables { switch, transmit: transmit.into() });
+    }
+}
+
+type Place = (Option<NetworkIndex>, LatencySensitivity);

@@ -1,0 +1,235 @@
+//! `linecardd`: puts the parts together, in an order in which each failure is told before anything was disturbed, and
+//! ends them in the opposite one.
+//!
+//! Configuration, state directory, shards, sockets, and only then ports: a second daemon on the same sockets ends before
+//! it has touched a port of the first. A port that cannot be had does not keep the daemon from starting.
+//!
+//! Everything here runs on tokio's two threads and those that it lends for blocking; none of them runs on a shard's CPU
+//! as long as there is another.
+
+mod logging;
+mod service;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::clock::Clock;
+use crate::config::{self, CpuChoice, Diagnostics, Idle, Plan, ShardsPlan};
+use crate::control::http::{self, ApiSocket, Routes, SocketError};
+use crate::control::store::{Store, StoreError};
+use crate::control::{ControlError, Controller};
+use crate::host::cpu::{CpuError, Cpus};
+use crate::observe::metrics;
+use crate::shard::{IdlePolicy, ShardError, Shards};
+
+/// Why the daemon did not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration file could not be read.
+    #[error("cannot read {}: give its path with --config", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// The configuration does not hold together. Shown by [`Diagnostics::render`].
+    #[error("the configuration is not good")]
+    Config(#[source] Diagnostics),
+    /// No CPU for a shard.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// A shard did not start.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The API's socket.
+    #[error(transparent)]
+    Api(#[from] SocketError),
+    /// The listener for metrics.
+    #[error("cannot serve metrics on {0} (daemon.metrics)")]
+    Metrics(SocketAddr, #[source] io::Error),
+    /// The first configuration could not be carried out.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// tokio or a signal handler.
+    #[error("cannot start the control threads")]
+    Runtime(#[source] io::Error),
+    /// The API ended by itself.
+    #[error("the API has ended")]
+    Ended(#[source] io::Error),
+}
+
+/// How many threads answer the API; they wait for the controller most of the time.
+const CONTROL_THREADS: usize = 2;
+
+/// Runs the daemon with the configuration in `file` until it is told to stop.
+///
+/// # Errors
+/// It could not start, or the API broke down.
+pub fn run(file: &Path) -> Result<(), DaemonError> {
+    let plan = read(file)?;
+    let file = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error))?;
+    logging::start(plan.daemon.log);
+    let (store, moved) = Store::open(&plan.daemon.state_dir)?;
+    if let Some(corrupt) = moved {
+        log::error!("{}", logging::chain(&corrupt));
+    }
+    let clock = Clock::start();
+    let (shards, chosen) = start_shards(&plan.shards, clock)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .enable_all()
+        .build()
+        .map_err(DaemonError::Runtime)?;
+    let listeners = runtime.block_on(Listeners::bind(&plan))?;
+    let controller =
+        Arc::new(Controller::new(plan, &file, store, shards, clock, chosen).map_err(DaemonError::Runtime)?);
+    controller.begin()?;
+    let ended = serve(&runtime, &controller, listeners);
+    service::stopping();
+    controller.close();
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    // A request that never ended may still hold the controller; then the process's end is the shards' as well.
+    if let Some(controller) = Arc::into_inner(controller) {
+        controller.stop();
+    }
+    log::info!("linecardd has ended");
+    ended
+}
+
+/// Checks the configuration in `file` and does nothing else.
+///
+/// # Errors
+/// It cannot be read or is not good.
+pub fn check(file: &Path) -> Result<(), DaemonError> {
+    read(file).map(drop)
+}
+
+fn read(file: &Path) -> Result<Plan, DaemonError> {
+    let text = fs::read_to_string(file).map_err(|error| DaemonError::Read(file.into(), error))?;
+    config::check(&file.display().to_string(), &text).map_err(DaemonError::Config)
+}
+
+/// Starts the shards and keeps the calling thread, and all that it starts from now on, off their CPUs. Also says why each
+/// CPU was taken that nobody chose.
+fn start_shards(plan: &ShardsPlan, clock: Clock) -> Result<(Shards, BTreeMap<u16, String>), DaemonError> {
+    let host = Cpus::of_this_host()?;
+    host.require("shards.exclusive", &plan.exclusive)?;
+    let mut chosen = BTreeMap::new();
+    let cpus = match &plan.cpus {
+        CpuChoice::List(cpus) => {
+            host.require("shards.cpus", cpus)?;
+            cpus.clone()
+        }
+        CpuChoice::Auto => {
+            let suggestion = host.suggest(&plan.exclusive)?;
+            log::info!("shards.cpus is auto: one shard on CPU {}, {}", suggestion.cpu, suggestion.reason);
+            chosen.insert(suggestion.cpu, suggestion.reason.into());
+            vec![suggestion.cpu]
+        }
+    };
+    let policy = match plan.idle {
+        Idle::Adaptive => IdlePolicy::Adaptive,
+        Idle::Never => IdlePolicy::Never,
+    };
+    let shards = Shards::start(&cpus, &plan.exclusive, policy, clock)?;
+    host.keep_off(cpus.iter().chain(&plan.exclusive).copied());
+    Ok((shards, chosen))
+}
+
+/// What the daemon listens on besides its ports.
+struct Listeners {
+    api: ApiSocket,
+    metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(plan: &Plan) -> Result<Self, DaemonError> {
+        let daemon = &plan.daemon;
+        let api = ApiSocket::bind(&daemon.api, daemon.api_mode, daemon.api_group.as_deref())?;
+        let metrics = match daemon.metrics {
+            None => None,
+            Some(address) => {
+                let failed = |error| DaemonError::Metrics(address, error);
+                let listener = TcpListener::bind(address).await.map_err(failed)?;
+                log::info!("metrics on http://{}/metrics", listener.local_addr().unwrap_or(address));
+                Some(listener)
+            }
+        };
+        log::info!("API on {}", daemon.api.display());
+        Ok(Self { api, metrics })
+    }
+}
+
+/// Answers and keeps things up until a signal says stop.
+fn serve(runtime: &Runtime, controller: &Arc<Controller>, listeners: Listeners) -> Result<(), DaemonError> {
+    let (stop, stopped) = watch::channel(false);
+    let _inside = runtime.enter();
+    let routes = Routes::of(controller.clone()).and(metrics::routes(controller.clone()));
+    let mut api = tokio::spawn(http::serve(listeners.api, routes, stopped));
+    if let Some(listener) = listeners.metrics {
+        let routes = metrics::routes(controller.clone());
+        tokio::spawn(async move { axum::serve(listener, routes.service()).await });
+    }
+    runtime.block_on(async {
+        let ended = until_told(controller, &mut api).await;
+        stop.send_replace(true);
+        match ended {
+            Ok(()) => api.await.unwrap_or(Ok(())).map_err(DaemonError::Ended),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// Returns when SIGTERM or SIGINT says so; SIGHUP applies the file again.
+async fn until_told(controller: &Arc<Controller>, api: &mut JoinHandle<io::Result<()>>) -> Result<(), DaemonError> {
+    let on = |kind| signal(kind).map_err(DaemonError::Runtime);
+    let mut terminate = on(SignalKind::terminate())?;
+    let mut interrupt = on(SignalKind::interrupt())?;
+    let mut hangup = on(SignalKind::hangup())?;
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let watched = service::ready();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => reload(controller).await,
+            _ = second.tick() => {
+                let keeping = controller.clone();
+                if let Ok(status) = tokio::task::spawn_blocking(move || { keeping.upkeep(); keeping.status() }).await {
+                    service::alive(&status, watched);
+                }
+            }
+            ended = &mut *api => {
+                let ended = ended.unwrap_or_else(|error| Err(io::Error::other(error)));
+                return Err(DaemonError::Ended(ended.err().unwrap_or_else(|| io::Error::other("nobody asked it to"))));
+            }
+        }
+    }
+}
+
+/// Applies the file again. What is refused is logged and changes nothing.
+async fn reload(controller: &Arc<Controller>) {
+    service::reloading();
+    let applying = controller.clone();
+    match tokio::task::spawn_blocking(move || applying.apply(None)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(ControlError::Invalid(wrong))) => {
+            log::error!("the configuration was refused, nothing changed:");
+            wrong.to_string().lines().for_each(|line| log::error!("{line}"));
+        }
+        Ok(Err(error)) => log::error!("nothing changed: {}", logging::chain(&error)),
+        Err(error) => log::error!("reload failed: {error}"),
+    }
+    service::reloaded();
+}

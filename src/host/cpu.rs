@@ -1,0 +1,198 @@
+//! The CPUs of this machine, and which of them a shard should have when the configuration says `cpus: auto`.
+//!
+//! `auto` means one shard. One shard moves more frames than most hosts ever see between their VMs, and a second one that
+//! nobody asked for would take a CPU from the guests. Which CPU, in this order:
+//!
+//! 1. one that the kernel keeps free of other work (`isolcpus=`, /sys/devices/system/cpu/isolated): somebody set it aside
+//!    for just this;
+//! 2. otherwise the highest-numbered one that is neither CPU 0 nor a hyper-thread of its core: the kernel's own chores
+//!    and most interrupts land on CPU 0;
+//! 3. otherwise whatever there is.
+//!
+//! Only CPUs that this process may use count: affinity and cgroup cpusets both show in `sched_getaffinity(2)`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What could not be learned about the CPUs, or cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// A file in /sys that could not be read.
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// A file in /sys that is not a list of CPUs.
+    #[error("{} has \"{found}\" where a list of CPUs should be", path.display())]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// Its content, cut short.
+        found: String,
+    },
+    /// The configuration names CPUs that this process may not use.
+    #[error(
+        "{key} names CPU {missing}, but this process may use only {allowed}: change the key, or the service's CPUAffinity= or cpuset"
+    )]
+    NotAllowed {
+        /// Key of the configuration.
+        key: &'static str,
+        /// The CPUs it names that cannot be had.
+        missing: String,
+        /// Those that can.
+        allowed: String,
+    },
+    /// Nothing is left for a shard.
+    #[error("shards.cpus is auto, but shards.exclusive ({0}) takes every CPU that this process may use")]
+    NoneLeft(String),
+}
+
+/// The CPUs of this machine as far as this process is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cpus {
+    /// Those that this process may use, ascending.
+    pub allowed: BTreeSet<u16>,
+    /// Those that the kernel keeps free of other work.
+    pub isolated: BTreeSet<u16>,
+    /// CPU 0 and the hyper-threads of its core.
+    pub boot_core: BTreeSet<u16>,
+}
+
+/// A CPU for the one shard of `cpus: auto`, and why it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suggestion {
+    /// The CPU.
+    pub cpu: u16,
+    /// Why, as the rest of a sentence that begins with "CPU 3 is".
+    pub reason: &'static str,
+}
+
+impl Cpus {
+    /// Reads what this machine has.
+    ///
+    /// # Errors
+    /// /sys is not there or not as the kernel documents it.
+    pub fn of_this_host() -> Result<Self, CpuError> {
+        let sys = Path::new("/sys/devices/system/cpu");
+        let online = read_list(&sys.join("online"))?;
+        // The list is empty, or not there at all, where nothing is isolated.
+        let isolated = read_list(&sys.join("isolated")).unwrap_or_default();
+        let boot_core = read_list(&sys.join("cpu0/topology/thread_siblings_list")).unwrap_or_else(|_| [0].into());
+        // More than 1024 CPUs do not fit the set that the call fills; then the shard's own pinning has the last word.
+        let allowed = match rustix::thread::sched_getaffinity(None) {
+            Ok(set) => online.iter().copied().filter(|&cpu| set.is_set(usize::from(cpu))).collect(),
+            Err(_) => online,
+        };
+        Ok(Self { allowed, isolated, boot_core })
+    }
+
+    /// The CPU that a single shard should have, leaving out those of `exclusive`.
+    ///
+    /// # Errors
+    /// `exclusive` leaves none.
+    pub fn suggest(&self, exclusive: &[u16]) -> Result<Suggestion, CpuError> {
+        let free = || self.allowed.iter().rev().copied().filter(|cpu| !exclusive.contains(cpu));
+        let isolated = free().find(|cpu| self.isolated.contains(cpu));
+        let apart = free().find(|cpu| !self.boot_core.contains(cpu) && *cpu != 0);
+        let any = free().next();
+        let found = isolated
+            .map(|cpu| (cpu, "kept free of other work by the kernel (isolated)"))
+            .or(apart.map(|cpu| (cpu, "the last that is not on the core of CPU 0, where the kernel's chores land")))
+            .or(any.map(|cpu| (cpu, "what there is")));
+        let (cpu, reason) = found.ok_or_else(|| CpuError::NoneLeft(list(exclusive.iter().copied())))?;
+        Ok(Suggestion { cpu, reason })
+    }
+
+    /// Keeps the calling thread, and those that it starts later, off `cpus`; does nothing if no other CPU would be left.
+    pub fn keep_off(&self, cpus: impl Iterator<Item = u16>) {
+        let taken: BTreeSet<u16> = cpus.collect();
+        let mut rest = rustix::thread::CpuSet::new();
+        self.allowed.difference(&taken).for_each(|&cpu| rest.set(usize::from(cpu)));
+        if rest.count() > 0 {
+            // Only a courtesy to the shards: what the kernel refuses is left as it is.
+            let _ = rustix::thread::sched_setaffinity(None, &rest);
+        }
+    }
+
+    /// Makes sure that this process may use each of `cpus`, which the configuration names under `key`.
+    ///
+    /// # Errors
+    /// Says which it may not.
+    pub fn require(&self, key: &'static str, cpus: &[u16]) -> Result<(), CpuError> {
+        let missing: Vec<u16> = cpus.iter().copied().filter(|cpu| !self.allowed.contains(cpu)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let allowed = list(self.allowed.iter().copied());
+        Err(CpuError::NotAllowed { key, missing: list(missing.into_iter()), allowed })
+    }
+}
+
+/// Writes CPU numbers as the kernel does: `0-3,8`. They come in ascending order.
+pub fn list(cpus: impl Iterator<Item = u16>) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for cpu in cpus {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(cpu) => *last = cpu,
+            _ => ranges.push((cpu, cpu)),
+        }
+    }
+    let text = ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
+    text.collect::<Vec<_>>().join(",")
+}
+
+fn read_list(path: &Path) -> Result<BTreeSet<u16>, CpuError> {
+    let text = std::fs::read_to_string(path).map_err(|error| CpuError::Read(path.into(), error))?;
+    parse_list(text.trim())
+        .ok_or_else(|| CpuError::List { path: path.into(), found: text.trim().chars().take(80).collect() })
+}
+
+/// Reads `0-3,8`, the kernel's "List format" (Documentation/admin-guide/cputopology.rst).
+fn parse_list(text: &str) -> Option<BTreeSet<u16>> {
+    let mut cpus = BTreeSet::new();
+    for part in text.split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<u16>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn cpus(allowed: &str, isolated: &str, boot_core: &str) -> Cpus {
+        let read = |text| parse_list(text).unwrap();
+        Cpus { allowed: read(allowed), isolated: read(isolated), boot_core: read(boot_core) }
+    }
+
+    #[test]
+    fn lists_are_read_and_written_as_the_kernel_does() {
+        for text in ["", "0", "0-3", "0-3,8", "1,3,5-7"] {
+            assert_eq!(list(parse_list(text).unwrap().into_iter()), text);
+        }
+        assert!(parse_list("0-x").is_none() && parse_list("ff").is_none());
+    }
+
+    #[test]
+    fn auto_takes_an_isolated_cpu_then_one_away_from_cpu_0_then_any() {
+        assert_eq!(cpus("0-7", "2-3", "0,4").suggest(&[3]).unwrap().cpu, 2);
+        assert_eq!(cpus("0-7", "", "0,7").suggest(&[]).unwrap().cpu, 6);
+        assert_eq!(cpus("0-1", "", "0-1").suggest(&[]).unwrap().cpu, 1);
+        assert_eq!(cpus("0", "", "0").suggest(&[]).unwrap().cpu, 0);
+        // An isolated CPU that a cpuset keeps from us is of no use.
+        assert_eq!(cpus("0-1", "6-7", "0").suggest(&[]).unwrap().cpu, 1);
+        assert!(cpus("0-1", "", "0").suggest(&[0, 1]).is_err());
+    }
+
+    #[test]
+    fn cpus_that_cannot_be_had_are_named() {
+        let error = cpus("0-3", "", "0").require("shards.cpus", &[2, 6, 7]).unwrap_err().to_string();
+        assert!(error.starts_with("shards.cpus names CPU 6-7, but this process may use only 0-3"), "{error}");
+    }
+
+    #[test]
+    fn this_machine_has_a_cpu_for_a_shard() {
+        let here = Cpus::of_this_host().unwrap();
+        assert!(here.allowed.contains(&here.suggest(&[]).unwrap().cpu));
+    }
+}

@@ -1,0 +1,186 @@
+//! Prometheus metrics, read from the shards' own counters when somebody scrapes: between two scrapes they cost nothing.
+//!
+//! Names begin with `linecard_`. "rx" is what the switch received from a port, "tx" what it gave to it. The labels of a
+//! port in the configuration are on `linecard_port_info`, to be joined by `port`, so that renaming a VM does not begin
+//! every other series anew.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use utoipa::OpenApi;
+
+use crate::control::Controller;
+use crate::control::http::Routes;
+use crate::control::report::{CounterReport, Direction, PortReport, PortState, ShardReport, StatusReport};
+
+#[derive(OpenApi)]
+#[openapi(paths(metrics))]
+struct Document;
+
+/// `/metrics`.
+pub fn routes(controller: Arc<Controller>) -> Routes {
+    let router = Router::new().route("/metrics", get(metrics)).with_state(controller);
+    Routes { router, document: Document::openapi() }
+}
+
+/// Metrics in OpenMetrics text.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, content_type = "application/openmetrics-text", body = String),
+))]
+async fn metrics(State(controller): State<Arc<Controller>>) -> Response {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match tokio::task::spawn_blocking(move || text(controller)).await {
+        Ok(Ok(text)) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// What a scrape gets.
+fn text(controller: Arc<Controller>) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("linecard");
+    registry.register_collector(Box::new(Scrape(controller)));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Scrape(Arc<Controller>);
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> std::fmt::Result {
+        let Self(controller) = self;
+        daemon(&mut encoder, &controller.status())?;
+        ports(&mut encoder, &controller.ports())?;
+        drops(&mut encoder, controller)?;
+        shards(&mut encoder, &controller.shards())
+    }
+}
+
+/// Labels of one value. Their names are ours but for the labels of [`info`].
+type Labels = Vec<(String, String)>;
+
+/// One label.
+fn label(name: &str, value: impl ToString) -> (String, String) {
+    (name.into(), value.to_string())
+}
+
+/// The one value of a family without labels.
+fn one<N>(value: N) -> impl Iterator<Item = (Labels, N)> {
+    std::iter::once((Labels::new(), value))
+}
+
+/// One counter with a value for each set of labels.
+fn counters(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (Labels, u64)>,
+) -> std::fmt::Result {
+    let kind = ConstCounter::new(0u64).metric_type();
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in values {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// One gauge with a value for each set of labels.
+fn gauges(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (Labels, i64)>,
+) -> std::fmt::Result {
+    let kind = ConstGauge::new(0i64).metric_type();
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in values {
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn daemon(encoder: &mut DescriptorEncoder, status: &StatusReport) -> std::fmt::Result {
+    let version = vec![label("version", &status.version)];
+    gauges(encoder, "build_info", "The running version", std::iter::once((version, 1)))?;
+    gauges(encoder, "uptime_seconds", "Time since the daemon started", one(status.uptime_seconds as i64))?;
+    counters(encoder, "config_generation", "Configurations applied", one(status.generation))?;
+    let refused = i64::from(status.refused.is_some());
+    gauges(encoder, "config_refused", "1 if the last configuration was refused", one(refused))?;
+    let fdb = &status.fdb;
+    gauges(encoder, "fdb_entries", "Stations in the FDB", one(fdb.entries as i64))?;
+    counters(encoder, "fdb_learned", "Stations learned", one(fdb.learned))?;
+    counters(encoder, "fdb_aged", "Stations forgotten because they were silent", one(fdb.aged))?;
+    counters(encoder, "fdb_moves", "Stations that moved to another port", one(fdb.moved))?;
+    counters(encoder, "fdb_damped", "Moves not followed because there were too many", one(fdb.damped))?;
+    counters(encoder, "fdb_refused", "Stations not learned because of a limit", one(fdb.refused))?;
+    counters(encoder, "fdb_full", "Stations not learned for want of room", one(fdb.full))
+}
+
+fn ports(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Result {
+    let by_port = |port: &PortReport| vec![label("port", &port.name)];
+    gauges(encoder, "port_info", "A port, what it is and its labels", ports.iter().map(|port| (info(port), 1)))?;
+    let up = ports.iter().map(|port| (by_port(port), i64::from(port.state == PortState::Up)));
+    gauges(encoder, "port_up", "1 if the port carries frames", up)?;
+    let each = |of: fn(&CounterReport) -> u64| ports.iter().map(move |port| (by_port(port), of(&port.counters)));
+    counters(encoder, "port_rx_packets", "Frames received from the port", each(|c| c.rx_frames))?;
+    counters(encoder, "port_rx_bytes", "Their bytes, without FCS", each(|c| c.rx_bytes))?;
+    counters(encoder, "port_rx_delivered", "Received frames that reached a port", each(|c| c.rx_delivered))?;
+    counters(encoder, "port_tx_packets", "Frames given to the port", each(|c| c.tx_frames))?;
+    counters(encoder, "port_tx_bytes", "Their bytes, without FCS", each(|c| c.tx_bytes))
+}
+
+/// What a port is. Labels of the configuration get a prefix, so that they cannot take the name of one of ours.
+fn info(port: &PortReport) -> Labels {
+    let plain = |text: &Option<String>| text.clone().unwrap_or_default();
+    let mut labels = vec![
+        label("port", &port.name),
+        label("kind", plain(&port.kind)),
+        label("network", plain(&port.network)),
+        label("profile", plain(&port.profile)),
+    ];
+    for (key, value) in &port.labels {
+        let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        let key = format!("label_{}", key.chars().map(word).collect::<String>());
+        // Two keys may differ only in what a metric label cannot say; the first one stands.
+        if labels.iter().all(|(taken, _): &(String, _)| *taken != key) {
+            labels.push((key, value.clone()));
+        }
+    }
+    labels
+}
+
+fn drops(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::Result {
+    // Without a filter there is nothing to be refused.
+    let drops = controller.drops(None).unwrap_or_default();
+    let labeled = drops.into_iter().map(|drop| {
+        let direction = match drop.direction {
+            Direction::Rx => "rx",
+            Direction::Tx => "tx",
+        };
+        (vec![label("port", drop.port), label("direction", direction), label("reason", drop.reason)], drop.count)
+    });
+    counters(encoder, "port_drops", "Frames dropped, by reason", labeled)
+}
+
+fn shards(encoder: &mut DescriptorEncoder, shards: &[ShardReport]) -> std::fmt::Result {
+    let each = |of: fn(&ShardReport) -> u64| shards.iter().map(move |s| (vec![label("cpu", s.cpu)], of(s)));
+    let queues = shards.iter().map(|shard| (vec![label("cpu", shard.cpu)], shard.queues as i64));
+    gauges(encoder, "shard_queues", "Receive queues of the shard", queues)?;
+    counters(encoder, "shard_frames", "Frames received by the shard", each(|s| s.frames))?;
+    counters(encoder, "shard_batches", "Batches that they came in", each(|s| s.batches))?;
+    counters(encoder, "shard_sleeps", "How often the shard slept", each(|s| s.sleeps))?;
+    counters(encoder, "shard_busy_cycles", "CPU cycles in turns that moved frames", each(|s| s.busy_cycles))?;
+    counters(encoder, "shard_poll_cycles", "CPU cycles in turns that found nothing", each(|s| s.poll_cycles))?;
+    counters(encoder, "shard_sleep_cycles", "CPU cycles asleep", each(|s| s.sleep_cycles))
+}
