@@ -1,6 +1,6 @@
 //! Real guests under QEMU: what Linecard's end-to-end tests and its demo are written with.
 //!
-//! A test reads top-down: a [`scenario`] gives it the machine's one QEMU slot and a directory; in it start a
+//! A test reads top-down: a [`scenario()`] gives it the machine's one QEMU slot and a directory; in it start a
 //! [`Daemon`] and [`Guest`]s, run scripts in the guests through the [`agent`], steer QEMU through [`qmp`], and
 //! let [`traffic`] prove that every byte arrived as it was sent. Whatever was started ends with its value.
 //!
@@ -43,7 +43,7 @@ pub use traffic::Flow;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What can go wrong in a scenario. The text alone says what failed; logs are printed by the [`scenario`].
+/// What can go wrong in a scenario. The text alone says what failed; logs are printed by the [`scenario()`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An operation on a file, socket or process failed.
