@@ -190,7 +190,12 @@ impl Signals {
 }
 
 /// Answers and keeps things up until a signal says stop.
-fn serve(runtime: &Runtime, controller: &Arc<Controller>, listeners: Listeners, signals: Signals) -> Result<(), DaemonError> {
+fn serve(
+    runtime: &Runtime,
+    controller: &Arc<Controller>,
+    listeners: Listeners,
+    signals: Signals,
+) -> Result<(), DaemonError> {
     let (stop, stopped) = watch::channel(false);
     let _inside = runtime.enter();
     let routes = Routes::of(controller.clone()).and(metrics::routes(controller.clone()));
@@ -210,7 +215,11 @@ fn serve(runtime: &Runtime, controller: &Arc<Controller>, listeners: Listeners, 
 }
 
 /// Returns when SIGTERM or SIGINT says so; SIGHUP applies the file again.
-async fn until_told(controller: &Arc<Controller>, api: &mut JoinHandle<io::Result<()>>, mut signals: Signals) -> Result<(), DaemonError> {
+async fn until_told(
+    controller: &Arc<Controller>,
+    api: &mut JoinHandle<io::Result<()>>,
+    mut signals: Signals,
+) -> Result<(), DaemonError> {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let watched = service::ready();
