@@ -19,10 +19,15 @@ use crate::control::report::Refusal;
 pub(super) enum ClientError {
     /// Nobody listens.
     #[error(
-        "linecardd does not answer on {}: is it running? Try `systemctl status linecardd`, or name its socket with --api",
-        .0.display()
+        "linecardd does not answer on {}: is it running? ({why}; try `systemctl status linecardd`, or name its socket with --api)",
+        socket.display()
     )]
-    NotRunning(PathBuf, #[source] std::io::Error),
+    NotRunning {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// What the kernel said.
+        why: std::io::Error,
+    },
     /// The socket's mode does not let us in.
     #[error("user {} may not use {}: use sudo, or join the group of daemon.api-group", rustix::process::geteuid().as_raw(), .0.display())]
     NotAllowed(PathBuf),
@@ -88,7 +93,7 @@ impl Client {
     async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => ClientError::NotAllowed(self.socket.clone()),
-            _ => ClientError::NotRunning(self.socket.clone(), error),
+            _ => ClientError::NotRunning { socket: self.socket.clone(), why: error },
         })?;
         let exchange = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

@@ -1,4 +1,4 @@
-//! The command line: what can be typed ([`DaemonOptions`], [`Options`]), and what `linecard` does with it ([`run`]).
+//! The command line: what can be typed ([`DaemonOptions`], [`Options`]), and what `linecard` does with it ([`run()`]).
 //!
 //! The definitions here make help, completions and man pages; both binaries parse with them and do nothing else
 //! themselves. `linecard` talks to the daemon over its API and shows what it says: it knows nothing that the API does not

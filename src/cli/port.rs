@@ -120,6 +120,9 @@ fn rows(list: &[Value]) -> String {
     if keys.is_empty() {
         return String::new();
     }
+    // What tells rows apart comes first; the rest is in the order of the alphabet.
+    let rank = |key: &str| ["index", "direction", "enabled", "started", "size"].iter().position(|first| *first == key);
+    keys.sort_by_key(|key| rank(key).unwrap_or(usize::MAX));
     let header: Vec<String> = keys.iter().map(|key| key.replace('_', " ").to_uppercase()).collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let cell = |row: &Value, key: &str| row.get(key).map(plain).unwrap_or_default();

@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> ExitCode {
         Err(RunError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
             complain(&error);
-            if matches!(error, RunError::Client(ClientError::NotRunning(..))) { NOT_RUNNING } else { FAILED }
+            if matches!(error, RunError::Client(ClientError::NotRunning { .. })) { NOT_RUNNING } else { FAILED }
         }
     };
     ExitCode::from(code)

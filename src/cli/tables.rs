@@ -100,15 +100,15 @@ pub(super) fn fdb(entries: &[FdbReport]) -> String {
 
 /// `linecard shard list`.
 pub(super) fn shards(shards: &[ShardReport]) -> String {
-    let header = ["CPU", "SERVES", "QUEUES", "BUSY %", "IDLE %", "ASLEEP %", "FRAMES", "FRAMES/BATCH", "CYCLES/FRAME"];
+    let header = ["CPU", "SERVES", "QUEUES", "BUSY %", "IDLE %", "POLLING %", "FRAMES", "FRAMES/BATCH", "CYCLES/FRAME"];
     let row = |shard: &ShardReport| {
         vec![
             shard.cpu.to_string(),
             if shard.exclusive { "high only" } else { "all" }.into(),
             shard.queues.to_string(),
             format!("{:.1}", shard.busy_percent),
-            format!("{:.1}", shard.poll_percent + shard.sleep_percent),
-            format!("{:.1}", shard.sleep_percent),
+            format!("{:.1}", shard.idle_percent),
+            format!("{:.1}", shard.poll_percent),
             count(shard.frames),
             format!("{:.1}", shard.frames_per_batch),
             format!("{:.0}", shard.cycles_per_frame),

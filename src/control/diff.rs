@@ -131,7 +131,7 @@ fn compare(key: String, old: Option<&Value>, new: Option<&Value>, found: &mut Ve
         found.push(Change { key, from: old.map(text), to: new.map(text) });
         return;
     };
-    for inner in a.keys().chain(b.keys().filter(|k| !a.contains_key(*k))) {
+    for inner in a.keys().chain(b.keys()).collect::<BTreeSet<_>>() {
         let path = match key.as_str() {
             // The file has the kind's own key where the plan says "kind".
             "" | "kind" => inner.clone(),
@@ -147,3 +147,6 @@ fn text(value: &Value) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,6 +175,8 @@ impl Controller {
             queues: now.queues,
             resting: now.resting,
             busy_percent: percent(busy),
+            // A shard notes its sleep when it wakes; one that slept all the time has noted nothing.
+            idle_percent: 100.0 - percent(busy),
             poll_percent: percent(poll),
             sleep_percent: percent(sleep),
             frames: now.frames,

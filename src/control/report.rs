@@ -199,6 +199,8 @@ pub struct ShardReport {
     pub resting: usize,
     /// Percent of the time in which it moved frames.
     pub busy_percent: f64,
+    /// Percent of the time in which it did not: it polled in vain or slept.
+    pub idle_percent: f64,
     /// Percent of the time in which it polled in vain.
     pub poll_percent: f64,
     /// Percent of the time in which it slept.

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -90,11 +90,12 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(DaemonError::Runtime)?;
+    let signals = runtime.block_on(async { Signals::catch() })?;
     let listeners = runtime.block_on(Listeners::bind(&plan))?;
     let controller =
         Arc::new(Controller::new(plan, &file, store, shards, clock, chosen).map_err(DaemonError::Runtime)?);
     controller.begin()?;
-    let ended = serve(&runtime, &controller, listeners);
+    let ended = serve(&runtime, &controller, listeners, signals);
     service::stopping();
     controller.close();
     runtime.shutdown_timeout(Duration::from_secs(2));
@@ -170,8 +171,31 @@ impl Listeners {
     }
 }
 
+/// The signals that mean something here. Caught before anybody can know that the daemon is there.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self, DaemonError> {
+        let on = |kind| signal(kind).map_err(DaemonError::Runtime);
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Answers and keeps things up until a signal says stop.
-fn serve(runtime: &Runtime, controller: &Arc<Controller>, listeners: Listeners) -> Result<(), DaemonError> {
+fn serve(
+    runtime: &Runtime,
+    controller: &Arc<Controller>,
+    listeners: Listeners,
+    signals: Signals,
+) -> Result<(), DaemonError> {
     let (stop, stopped) = watch::channel(false);
     let _inside = runtime.enter();
     let routes = Routes::of(controller.clone()).and(metrics::routes(controller.clone()));
@@ -181,7 +205,7 @@ fn serve(runtime: &Runtime, controller: &Arc<Controller>, listeners: Listeners) 
         tokio::spawn(async move { axum::serve(listener, routes.service()).await });
     }
     runtime.block_on(async {
-        let ended = until_told(controller, &mut api).await;
+        let ended = until_told(controller, &mut api, signals).await;
         stop.send_replace(true);
         match ended {
             Ok(()) => api.await.unwrap_or(Ok(())).map_err(DaemonError::Ended),
@@ -191,19 +215,19 @@ fn serve(runtime: &Runtime, controller: &Arc<Controller>, listeners: Listeners) 
 }
 
 /// Returns when SIGTERM or SIGINT says so; SIGHUP applies the file again.
-async fn until_told(controller: &Arc<Controller>, api: &mut JoinHandle<io::Result<()>>) -> Result<(), DaemonError> {
-    let on = |kind| signal(kind).map_err(DaemonError::Runtime);
-    let mut terminate = on(SignalKind::terminate())?;
-    let mut interrupt = on(SignalKind::interrupt())?;
-    let mut hangup = on(SignalKind::hangup())?;
+async fn until_told(
+    controller: &Arc<Controller>,
+    api: &mut JoinHandle<io::Result<()>>,
+    mut signals: Signals,
+) -> Result<(), DaemonError> {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let watched = service::ready();
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(controller).await,
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => reload(controller).await,
             _ = second.tick() => {
                 let keeping = controller.clone();
                 if let Ok(status) = tokio::task::spawn_blocking(move || { keeping.upkeep(); keeping.status() }).await {

@@ -140,3 +140,20 @@ fn may_write(uid: Option<u32>, gid: Option<u32>, file: Option<(u32, u32)>) -> bo
     let let_in = file.is_some_and(|(mode, group)| mode & OTHERS_WRITE == 0 || Some(group) == gid);
     own || let_in
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_mode_and_group_decide_who_changes_something() {
+        let own = rustix::process::geteuid().as_raw();
+        let (stranger, group) = (own + 4711, 4712);
+        let (closed, open) = (Some((0o140_660, group)), Some((0o140_666, group)));
+        assert!(may_write(Some(0), Some(0), open) && may_write(Some(own), Some(1), open));
+        assert!(may_write(Some(stranger), Some(1), closed), "the file's mode let it in, so it is of the group");
+        assert!(may_write(Some(stranger), Some(group), open));
+        assert!(!may_write(Some(stranger), Some(1), open), "everybody may look only");
+        assert!(!may_write(None, None, closed) && !may_write(Some(stranger), Some(1), None));
+    }
+}

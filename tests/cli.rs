@@ -1,0 +1,108 @@
+//! What `linecard` and `linecardd` print and how they end.
+
+#![allow(clippy::unwrap_used)]
+
+mod daemon;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use daemon::{Daemon, text};
+
+fn linecard(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_linecard")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn without_a_daemon_it_says_so_and_how_to_get_one() {
+    let output = linecard(&["--api", "/nonexistent/api.sock", "status"]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        error.starts_with("linecard: linecardd does not answer on /nonexistent/api.sock: is it running?"),
+        "{error}"
+    );
+    assert_eq!(error.lines().count(), 1);
+}
+
+#[test]
+fn files_are_checked_without_a_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("x.yaml");
+    let path = file.to_str().unwrap();
+    fs::write(&file, "version: 1\nnetworks: { lan: {} }\nports:\n  a: { \"null\": {}, network: lan }\n").unwrap();
+    let output = linecard(&["check", path]);
+    assert_eq!(text(&output.stdout), format!("{path} is good: 1 network, 1 port\n"));
+    let daemon =
+        |file| Command::new(env!("CARGO_BIN_EXE_linecardd")).args(["--check", "--config", file]).output().unwrap();
+    assert!(daemon(path).status.success());
+
+    fs::write(&file, "version: 1\nnetworks: { lan: {} }\nports:\n  a: { \"null\": {}, netwerk: lan }\n").unwrap();
+    for output in [linecard(&["check", path]), daemon(path)] {
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(error.contains(":4:") && error.contains("did you mean `network`?"), "{error}");
+        assert!(error.contains("netwerk: lan }"), "the line is shown: {error}");
+    }
+    let output = linecard(&["-o", "json", "check", path]);
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((list[0]["line"].as_u64(), output.status.code()), (Some(4), Some(1)));
+
+    let output = linecard(&["check", "/nonexistent.yaml"]);
+    assert!(text(&output.stderr).starts_with("linecard: cannot read /nonexistent.yaml: No such file"));
+}
+
+#[test]
+fn every_shell_gets_completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = linecard(&["completion", shell]);
+        assert!(output.status.success());
+        let script = text(&output.stdout);
+        assert!(script.contains("latency-sensitivity") && script.contains("drops"), "{shell}");
+    }
+}
+
+#[test]
+fn what_is_not_understood_is_told_with_the_usage() {
+    let output = linecard(&["port", "lst"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("'list'"), "{}", text(&output.stderr));
+    assert_eq!(linecard(&["port", "add", "x", "--latency-sensitivity", "highest"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_vm_is_told_what_the_port_expects() {
+    let sockets = tempfile::tempdir().unwrap();
+    let here = sockets.path().display();
+    let daemon = Daemon::start(&format!(
+        "networks: {{ lan: {{}} }}\nports:\n  vm: {{ vhost-user: {{ socket: {here}/vm.sock, queues: 2 }}, network: lan, mtu: 9000, mac: \"52:54:00:12:34:56\" }}\n  n: {{ \"null\": {{}}, network: lan }}\n  c: {{ vhost-user: {{ socket: {here}/c.sock, mode: client }}, network: lan }}\n"
+    ));
+    assert_eq!(
+        daemon.prints("qemu args vm --memory 2G"),
+        format!(
+            "-m 2G \\\n-object memory-backend-memfd,id=mem0,size=2G,share=on \\\n-machine memory-backend=mem0 \\\n\
+             -chardev socket,id=char-vm,path={here}/vm.sock,reconnect-ms=1000 \\\n\
+             -netdev vhost-user,id=net-vm,chardev=char-vm,queues=2 \\\n\
+             -device virtio-net-pci,netdev=net-vm,mac=52:54:00:12:34:56,mq=on,vectors=6,host_mtu=9000\n"
+        )
+    );
+    assert!(daemon.prints("qemu args c").contains(",server=on"));
+    let xml = daemon.prints("libvirt xml vm");
+    assert!(xml.contains(&format!("<source type='unix' path='{here}/vm.sock' mode='client'>")), "{xml}");
+    let output = daemon.cli("qemu args n");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()));
+}
+
+#[test]
+fn lists_are_tables_for_people_and_data_for_programs() {
+    let daemon = Daemon::start("networks: { lan: {} }\nports:\n  a: { \"null\": {}, network: lan }\n");
+    let table = daemon.prints("port list");
+    let [header, row] = table.lines().collect::<Vec<_>>()[..] else { panic!("{table}") };
+    assert!(header.starts_with("NAME  KIND  NETWORK  STATE") && row.starts_with("a     null  lan      up"), "{table}");
+    assert!(table.is_ascii());
+    assert!(daemon.prints("-o yaml port list").starts_with("- config: {}\n"));
+    assert_eq!(daemon.json("port list")[0]["latency-sensitivity"], "normal");
+    assert_eq!(daemon.prints("drops"), "nothing was dropped\n");
+    assert!(daemon.prints("shard list").starts_with("CPU  SERVES  QUEUES"));
+    assert!(daemon.prints("status").contains("1 up, 0 down, 0 stopped"));
+}

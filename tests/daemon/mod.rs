@@ -1,0 +1,203 @@
+//! A real `linecardd` in a directory of its own, and `linecard` to talk to it. Needs no privileges.
+
+#![allow(clippy::unwrap_used)]
+#![allow(dead_code)] // Every test binary uses a part of it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// How long anything may take before a test gives up. Far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running daemon; ended and cleaned up when dropped.
+pub struct Daemon {
+    pub directory: tempfile::TempDir,
+    child: Child,
+}
+
+/// What an HTTP request got.
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+}
+
+impl Daemon {
+    /// Starts a daemon with `sections` (networks, profiles, ports) as its configuration and waits until it answers.
+    pub fn start(sections: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut daemon = Self { child: Self::spawn(&directory, sections), directory };
+        daemon.wait();
+        daemon
+    }
+
+    /// Ends the daemon as the service manager does and starts it again on the same directory.
+    pub fn restart(&mut self, sections: &str) {
+        assert!(self.end().success());
+        self.begin(sections);
+    }
+
+    /// Starts the daemon again after it has ended.
+    pub fn begin(&mut self, sections: &str) {
+        self.child = Self::spawn(&self.directory, sections);
+        self.wait();
+    }
+
+    /// Ends the daemon without a warning.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn end(&mut self) -> std::process::ExitStatus {
+        self.signal(Signal::TERM);
+        self.child.wait().unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Writes the configuration file with `sections`.
+    pub fn write(&self, sections: &str) {
+        fs::write(self.path("linecard.yaml"), configuration(&self.directory, sections)).unwrap();
+    }
+
+    /// Runs `linecard` with the words of `line`.
+    pub fn cli(&self, line: &str) -> Output {
+        self.cli_with(line, "")
+    }
+
+    /// The same with `input` as standard input.
+    pub fn cli_with(&self, line: &str, input: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_linecard"));
+        command.arg("--api").arg(self.path("api.sock")).args(line.split_whitespace());
+        let streams = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = streams.spawn().unwrap();
+        // It may end without having read.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    /// What `linecard` prints with the words of `line`, which must succeed.
+    pub fn prints(&self, line: &str) -> String {
+        let output = self.cli(line);
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// The same as JSON.
+    pub fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.prints(&format!("-o json {line}"))).unwrap()
+    }
+
+    /// A plain HTTP request to the API.
+    pub fn http(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut stream = UnixStream::connect(self.path("api.sock")).unwrap();
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer { status, body: body.into() }
+    }
+
+    /// Polls until `done` says so; fails with what the daemon has to show.
+    pub fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !done() {
+            assert!(begin.elapsed() < PATIENCE, "{what}: {}\n{}", self.prints("port list"), self.prints("drops"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn spawn(directory: &tempfile::TempDir, sections: &str) -> Child {
+        let file = directory.path().join("linecard.yaml");
+        fs::write(&file, configuration(directory, sections)).unwrap();
+        let log = fs::File::create(directory.path().join("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_linecardd"));
+        command.arg("--config").arg(file).stdin(Stdio::null()).stderr(log);
+        command.spawn().unwrap()
+    }
+
+    /// Returns when the API answers and the configuration has been applied.
+    fn wait(&mut self) {
+        let begin = Instant::now();
+        loop {
+            let connected = UnixStream::connect(self.path("api.sock")).is_ok();
+            if connected && self.http("GET", "/v1/status", "").json()["generation"] != 0 {
+                return;
+            }
+            let ended = self.child.try_wait().unwrap();
+            let log = fs::read_to_string(self.path("log")).unwrap_or_default();
+            assert!(ended.is_none(), "linecardd has ended: {log}");
+            assert!(begin.elapsed() < PATIENCE, "linecardd does not answer: {log}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.path("log")).unwrap_or_default());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn configuration(directory: &tempfile::TempDir, sections: &str) -> String {
+    let here = directory.path().display();
+    format!("version: 1\ndaemon: {{ api: {here}/api.sock, state-dir: {here}/state }}\n{sections}")
+}
+
+/// A capture with these frames (pcap, microseconds, Ethernet).
+pub fn capture(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut file = Vec::new();
+    for word in [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1] {
+        file.extend(word.to_le_bytes());
+    }
+    for frame in frames {
+        let len = u32::try_from(frame.len()).unwrap();
+        for word in [0, 0, len, len] {
+            file.extend(word.to_le_bytes());
+        }
+        file.extend(frame);
+    }
+    file
+}
+
+/// A frame of 64 bytes from the station that ends in `source` to everybody.
+pub fn broadcast(source: [u8; 6]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(source);
+    frame.extend([0x88, 0xb5]);
+    frame.resize(64, 0);
+    frame
+}

@@ -1,0 +1,140 @@
+//! Changes of a running daemon touch what they concern and nothing else.
+
+#![allow(clippy::unwrap_used)]
+
+mod daemon;
+
+use std::fs;
+
+use daemon::{Daemon, broadcast, capture, text};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// A port that sends for ever, and two that take.
+fn sections(directory: &std::path::Path, rest: &str) -> String {
+    let file = directory.join("frames.pcap");
+    fs::write(&file, capture(&[broadcast([2, 0, 0, 0, 0, 1])])).unwrap();
+    format!(
+        "networks: {{ lan: {{}}, dmz: {{}} }}\nports:\n  r: {{ replay: {{ file: {}, interval: 1ms, loop: true }}, network: lan }}\n{rest}",
+        file.display()
+    )
+}
+
+fn rx(port: &Value) -> u64 {
+    port["counters"]["rx_frames"].as_u64().unwrap()
+}
+
+#[test]
+fn a_change_touches_only_its_port_and_the_counters_of_others_go_on() {
+    let files = tempfile::tempdir().unwrap();
+    let a = "  a: { \"null\": {}, network: lan }\n";
+    let daemon = Daemon::start(&sections(files.path(), &format!("{a}  b: {{ \"null\": {{}}, network: lan }}\n")));
+    daemon.until("frames", || rx(&daemon.json("port show r")) > 50);
+
+    daemon.write(&sections(files.path(), &format!("{a}  b: {{ loopback: {{}}, network: lan }}\n")));
+    let before = daemon.json("port show r");
+    assert_eq!(
+        daemon.prints("plan"),
+        "~ port b (made anew, its link goes down for a moment)\n    kind: null -> loopback\n"
+    );
+    assert_eq!(daemon.json("port show b")["kind"], "null", "planning changes nothing");
+    let done = daemon.json("apply");
+    assert_eq!(done["steps"].as_array().unwrap().len(), 1, "{done}");
+    let after = daemon.json("port show r");
+    assert!(rx(&after) >= rx(&before), "the counters went on");
+    daemon.until("more frames", || rx(&daemon.json("port show r")) > rx(&after) + 50);
+    assert_eq!(daemon.prints("plan"), "nothing changes\n");
+}
+
+#[test]
+fn a_port_moves_to_another_network_without_being_made_anew() {
+    let files = tempfile::tempdir().unwrap();
+    let daemon =
+        Daemon::start(&sections(files.path(), "  a: { \"null\": {}, network: lan, mac: \"02:00:00:00:00:0a\" }\n"));
+    daemon.until("frames at a", || daemon.json("port show a")["counters"]["tx_frames"].as_u64().unwrap() > 10);
+    daemon.write(&sections(
+        files.path(),
+        "  a: { \"null\": {}, network: dmz, mac: \"02:00:00:00:00:0b\", labels: { x: y } }\n",
+    ));
+    let text = daemon.prints("apply");
+    assert_eq!(
+        text,
+        "~ port a\n    labels: not set -> {\"x\":\"y\"}\n    mac: 02:00:00:00:00:0a -> 02:00:00:00:00:0b\n    network: lan -> dmz\n"
+    );
+    let at_rest = daemon.json("port show a")["counters"]["tx_frames"].clone();
+    assert!(at_rest.as_u64().unwrap() > 10, "its counters stayed");
+    let pins = daemon.json("fdb list --port a");
+    assert_eq!(pins[0]["mac"], "02:00:00:00:00:0b");
+    assert_eq!((pins.as_array().unwrap().len(), &pins[0]["network"]), (1, &json!("dmz")));
+    let sent = rx(&daemon.json("port show r"));
+    daemon.until("more frames", || rx(&daemon.json("port show r")) > sent + 20);
+    assert_eq!(daemon.json("port show a")["counters"]["tx_frames"], at_rest, "nothing of lan reaches it any more");
+    assert!(daemon.json("port show r")["counters"]["drops"]["no-destination"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn ports_may_swap_sockets_and_addresses() {
+    let sockets = tempfile::tempdir().unwrap();
+    let port = |name: &str, socket: &str, mac: &str| {
+        let socket = sockets.path().join(socket);
+        format!(
+            "  {name}: {{ vhost-user: {{ socket: {} }}, network: lan, mac: \"02:00:00:00:00:{mac}\" }}\n",
+            socket.display()
+        )
+    };
+    let lan = "networks: { lan: {} }\nports:\n";
+    let daemon = Daemon::start(&format!("{lan}{}{}", port("a", "1", "01"), port("b", "2", "02")));
+    daemon.write(&format!("{lan}{}{}", port("a", "2", "02"), port("b", "1", "01")));
+    assert_eq!(daemon.json("apply")["stopped"], json!({}));
+    for (name, mac) in [("a", "02:00:00:00:00:02"), ("b", "02:00:00:00:00:01")] {
+        let pins = daemon.json(&format!("fdb list --port {name}"));
+        assert_eq!((pins.as_array().unwrap().len(), pins[0]["mac"].as_str().unwrap()), (1, mac));
+    }
+}
+
+#[test]
+fn networks_come_and_go() {
+    let daemon = Daemon::start("networks: { one: {} }\nports:\n  a: { \"null\": {}, network: one }\n");
+    daemon.write("networks: { two: { mac-age: 10m } }\nports:\n  a: { \"null\": {}, network: two }\n");
+    assert_eq!(daemon.prints("apply"), "+ network two\n~ port a\n    network: one -> two\n- network one\n");
+    let networks = daemon.json("network list");
+    assert_eq!(networks.as_array().unwrap().len(), 1);
+    assert_eq!((&networks[0]["name"], &networks[0]["ports"]), (&json!("two"), &json!(["a"])));
+    assert_eq!(networks[0]["mac-age-seconds"], 600);
+}
+
+#[test]
+fn hangup_applies_the_file_and_a_bad_file_changes_nothing() {
+    let daemon = Daemon::start("networks: { lan: {} }\n");
+    daemon.write("networks: { lan: {} }\nports:\n  a: { \"null\": {}, network: lan }\n");
+    daemon.signal(Signal::HUP);
+    daemon.until("port a", || daemon.json("port list").as_array().unwrap().len() == 1);
+
+    daemon.write("networks: { lan: {} }\nports:\n  a: { \"null\": {}, network: lam }\n");
+    daemon.signal(Signal::HUP);
+    daemon.until("the refusal", || daemon.json("status")["refused"].is_string());
+    assert_eq!(daemon.json("port show a")["network"], "lan");
+    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    assert!(log.contains("linecard.yaml:5:"), "{log}");
+    assert_eq!(daemon.cli("apply").status.code(), Some(1));
+    assert!(daemon.prints("status").contains("the last configuration was refused"));
+}
+
+#[test]
+fn another_file_lasts_until_the_next_start_and_says_so() {
+    let daemon = Daemon::start("networks: { lan: {} }\n");
+    let same = fs::read_to_string(daemon.path("linecard.yaml")).unwrap();
+    fs::write(daemon.path("other.yaml"), format!("{same}ports:\n  a: {{ \"null\": {{}}, network: lan }}\n")).unwrap();
+    let output = daemon.cli(&format!("apply {}", daemon.path("other.yaml").display()));
+    assert_eq!(text(&output.stdout), "+ port a\n");
+    assert!(text(&output.stderr).contains("its own file is"), "{}", text(&output.stderr));
+    assert_eq!(daemon.prints("plan"), "- port a\n");
+}
+
+#[test]
+fn settings_of_the_daemon_itself_wait_for_a_restart() {
+    let daemon = Daemon::start("networks: { lan: {} }\n");
+    daemon.write("networks: { lan: {} }\nshards: { idle: never }\n");
+    let text = daemon.prints("plan");
+    assert_eq!(text, "nothing changes\n! shards.idle: adaptive -> never: only after a restart of linecardd\n");
+}
