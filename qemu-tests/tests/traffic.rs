@@ -11,7 +11,6 @@ const MRG_RXBUF: usize = 15;
 const INDIRECT_DESC: usize = 28;
 const EVENT_IDX: usize = 29;
 const VERSION_1: usize = 32;
-const PACKED: usize = 34;
 
 /// Boots guests with these device options, checks that each negotiated what its options ask for, and exchanges payload.
 fn exchange(a: (&str, &[(usize, bool)]), b: (&str, &[(usize, bool)])) -> Result<()> {
@@ -51,11 +50,6 @@ fn legacy_device_with_its_10_byte_header_and_modern_one_without_mergeable_buffer
 fn in_order_offered_and_no_event_index() -> Result<()> {
     // Linux drivers before 6.18 leave the offer alone; DPDK's virtio-user takes it.
     exchange(("in_order=on", &[]), ("event_idx=off", &[(EVENT_IDX, false)]))
-}
-
-#[test]
-fn packed_ring_against_split_ring() -> Result<()> {
-    exchange(("packed=on", &[(PACKED, true)]), ("", &[(PACKED, false)]))
 }
 
 #[test]

@@ -1,10 +1,12 @@
-//! Guest memory: what a front end shared ([`SharedMemory`]), the map that rings use ([`GuestMemory`]), and bounded pieces
-//! of it ([`Span`]).
+//! Guest memory: what a front end shared ([`SharedMemory`]), the map that rings use ([`GuestMemory`]), bounded pieces
+//! of it ([`Span`]), and writing those to a descriptor ([`write_frame`]).
 
+mod gather;
 mod guest;
 mod mapping;
 mod span;
 
+pub use gather::write_frame;
 pub use guest::{GuestMemory, Region};
 pub use mapping::{MappingError, RegionRequest, SharedMemory};
 pub use span::Span;

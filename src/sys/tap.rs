@@ -10,10 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
-use arrayvec::ArrayVec;
 
-use crate::limits::BATCH_SEGMENTS;
-use crate::mem::Span;
 
 /// The name of a network interface of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,29 +120,6 @@ pub fn set_offloads(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<(
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) };
     done(result as isize).map(drop)
 }
-
-/// Writes one frame to `tun`: `head`, which begins with the virtio-net header, then the pieces of `tail`.
-///
-/// # Errors
-/// `EAGAIN` when the kernel has no room, `EIO` when the interface is down, `EBADFD` when it was deleted.
-pub fn write_frame<'m>(tun: BorrowedFd<'_>, head: &[u8], tail: impl Iterator<Item = Span<'m>>) -> io::Result<()> {
-    let mut pieces = ArrayVec::<libc::iovec, WRITE_PIECES>::new_const();
-    pieces.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
-    for span in tail {
-        if pieces.try_push(span.as_iovec()).is_err() {
-            return Err(io::Error::from_raw_os_error(libc::E2BIG));
-        }
-    }
-    // SAFETY: `pieces` has `pieces.len()` initialised entries. Its first is `head`, borrowed for this call; each other is
-    // a span, mapped for 'm, which outlives this call. writev only reads; bytes that a guest changes meanwhile arrive as
-    // a mixture, and a page that went away makes the call fail with EFAULT.
-    let result = unsafe { libc::writev(tun.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
-    done(result).map(drop)
-}
-
-/// A frame's head, the first piece of its tail, and whatever more pieces a batch can describe.
-const WRITE_PIECES: usize = 2 + BATCH_SEGMENTS;
-const _: () = assert!(WRITE_PIECES <= 1024, "UIO_MAXIOV of linux/uio.h");
 
 /// A socket through which the interfaces of the network namespace it was made in can be asked and changed.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use super::watch::Watch;
 use super::{LinkState, Outcome, Port, Receive, Received, Transmit, Wake};
 use crate::frame::{Batch, Heads};
 use crate::limits::{BATCH_BYTES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
-use crate::mem::Span;
+use crate::mem::{self, Span};
 use crate::sys::tap::{self, InterfaceControl, InterfaceName, InterfaceNameError};
 use crate::verdict::DropReason;
 
@@ -272,7 +272,7 @@ impl Transmit for Interface {
             let index = usize::from(pick);
             let head_len = batch.frames().get(index).map_or(0, |frame| usize::from(frame.head_len));
             let head = &batch.head(index).bytes[..VNET_HEADER_BYTES + head_len];
-            match tap::write_frame(tun.as_fd(), head, batch.tail(index)) {
+            match mem::write_frame(tun.as_fd(), head, batch.tail(index)) {
                 Ok(()) => {
                     outcome.deliver(pick);
                     transmitted += 1;
