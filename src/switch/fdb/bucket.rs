@@ -112,7 +112,7 @@ impl Slot {
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 /// Every interleaving and every allowed memory order of a few steps:
-/// `RUSTFLAGS="--cfg loom" cargo test --lib --release fdb::bucket`.
+/// `cargo test --release --manifest-path tests/loom/Cargo.toml`.
 #[cfg(all(test, loom))]
 mod loom_tests {
     #![allow(clippy::unwrap_used)]
