@@ -110,3 +110,103 @@ impl Slot {
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Bucket>() == 64);
+
+/// Every interleaving and every allowed memory order of a few steps:
+/// `cargo test --release --manifest-path tests/loom/Cargo.toml`.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    #![allow(clippy::unwrap_used)]
+
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+    use crate::clock::Tick;
+    use crate::ident::{MacAddr, NetworkIndex, PortIndex};
+
+    fn key(last: u8) -> Key {
+        Key::new(NetworkIndex(0), MacAddr([2, 0, 0, 0, 0, last]))
+    }
+
+    fn value(port: u16) -> Value {
+        Value::learned(PortIndex(port), Tick(0))
+    }
+
+    /// A slot that has station 1 at port 1.
+    fn slot() -> Arc<Slot> {
+        let slot = Slot::default();
+        assert!(slot.claim(key(1), value(1)));
+        Arc::new(slot)
+    }
+
+    #[test]
+    fn a_reader_never_pairs_a_key_with_the_next_tenants_value() {
+        loom::model(|| {
+            let slot = slot();
+            let other = slot.clone();
+            let writer = thread::spawn(move || {
+                assert_eq!(other.remove(value(1)), Some(key(1)));
+                assert!(other.claim(key(2), value(2)));
+            });
+            assert!(slot.read(key(1)).is_none_or(|found| found == value(1)));
+            assert!(slot.read(key(2)).is_none_or(|found| found == value(2)));
+            writer.join().unwrap();
+            assert_eq!((slot.read(key(1)), slot.read(key(2))), (None, Some(value(2))));
+        });
+    }
+
+    #[test]
+    fn of_two_claims_one_wins_and_its_value_stands() {
+        loom::model(|| {
+            let slot = Arc::new(Slot::default());
+            let other = slot.clone();
+            let rival = thread::spawn(move || other.claim(key(2), value(2)));
+            let mine = slot.claim(key(1), value(1));
+            let theirs = rival.join().unwrap();
+            assert!(mine != theirs);
+            assert_eq!(slot.entry(), Some(if mine { (key(1), value(1)) } else { (key(2), value(2)) }));
+        });
+    }
+
+    #[test]
+    fn a_late_refresh_does_not_revive_what_left() {
+        loom::model(|| {
+            let slot = slot();
+            let other = slot.clone();
+            let remover = thread::spawn(move || {
+                let removed = other.remove(value(1)).is_some();
+                removed && other.claim(key(2), value(2))
+            });
+            let refreshed = slot.replace(value(1), value(3));
+            let reused = remover.join().unwrap();
+            assert!(refreshed != reused);
+            assert_eq!(slot.entry(), Some(if refreshed { (key(1), value(3)) } else { (key(2), value(2)) }));
+        });
+    }
+
+    #[test]
+    fn of_two_removers_one_frees_the_slot_and_the_next_tenant_stays() {
+        loom::model(|| {
+            let slot = slot();
+            let (second, third) = (slot.clone(), slot.clone());
+            let remover = thread::spawn(move || second.remove(value(1)).is_some());
+            let tenant = thread::spawn(move || third.claim(key(2), value(2)));
+            let removed = slot.remove(value(1)).is_some();
+            assert!(removed != remover.join().unwrap());
+            let claimed = tenant.join().unwrap();
+            assert_eq!(slot.entry(), claimed.then(|| (key(2), value(2))));
+        });
+    }
+
+    #[test]
+    fn two_stations_find_room_in_one_bucket() {
+        loom::model(|| {
+            let bucket = Arc::new(Bucket::default());
+            let other = bucket.clone();
+            let rival = thread::spawn(move || other.claim(key(2), value(2)));
+            assert!(bucket.claim(key(1), value(1)) && rival.join().unwrap());
+            let port = |last| bucket.find(key(last)).map(|(_, found)| found);
+            assert_eq!((port(1), port(2)), (Some(value(1)), Some(value(2))));
+        });
+    }
+}
