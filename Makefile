@@ -44,9 +44,9 @@ bench:
 fuzz:
 	for target in ethernet ring; do fuzz/run.sh $$target $(or $(SECONDS),30) || exit 1; done
 
-# The wake-up protocol of the shards, in every interleaving.
+# What shards share without locks, in every interleaving that the memory model allows.
 loom:
-	RUSTFLAGS="--cfg loom" $(CARGO) test --lib --release --target-dir target/loom loom_
+	$(CARGO) test --release --manifest-path tests/loom/Cargo.toml --target-dir target/loom
 
 clean:
 	$(CARGO) clean

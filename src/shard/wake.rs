@@ -6,15 +6,15 @@
 //!
 //! Falling asleep: the shard says so (`asleep`), then looks at the flag (`rung`) once more. Ringing: set the flag, then
 //! look whether the shard is asleep. Both stores are followed by a load of the other's variable with sequential
-//! consistency, so at least one side sees the other (Dekker); no ring is lost. `tests::no_ring_is_lost` models it in loom.
+//! consistency, so at least one side sees the other (Dekker); no ring is lost. `flags` has them, and a loom model of it.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::flags::Flags;
 use crate::ident::{LatencySensitivity, PortIndex};
 use crate::port::{Receive, Wake};
 
@@ -40,37 +40,6 @@ pub(super) struct Bell {
     flags: Flags,
     ready: Mutex<Vec<u32>>,
     orders: Mutex<Vec<Order>>,
-}
-
-/// The two flags that ringing and falling asleep agree by.
-#[derive(Debug, Default)]
-struct Flags {
-    rung: AtomicBool,
-    asleep: AtomicBool,
-}
-
-impl Flags {
-    /// Notes a ring; returns whether the shard must be woken.
-    fn ring(&self) -> bool {
-        self.rung.store(true, Ordering::SeqCst);
-        self.asleep.load(Ordering::SeqCst)
-    }
-
-    /// Announces sleep; returns whether it may begin. If not, the announcement is taken back.
-    fn fall_asleep(&self) -> bool {
-        self.asleep.store(true, Ordering::SeqCst);
-        if self.rung.load(Ordering::SeqCst) {
-            self.asleep.store(false, Ordering::Relaxed);
-            return false;
-        }
-        true
-    }
-
-    /// Takes the ring, if there was one.
-    #[inline]
-    fn take(&self) -> bool {
-        self.rung.load(Ordering::Relaxed) && self.rung.swap(false, Ordering::SeqCst)
-    }
 }
 
 impl Bell {
@@ -129,7 +98,7 @@ impl Bell {
     pub fn sleep(&self, ready: &mut Vec<u32>) {
         if self.flags.fall_asleep() {
             self.wait(-1, ready);
-            self.flags.asleep.store(false, Ordering::Relaxed);
+            self.flags.wake_up();
         }
     }
 

@@ -10,8 +10,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
-
-
 /// The name of a network interface of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InterfaceName([u8; libc::IFNAMSIZ]);

@@ -23,3 +23,10 @@ pub mod switch {
         mod entry;
     }
 }
+
+/// The shards' bell: see `flags`.
+#[path = "."]
+pub mod shard {
+    #[path = "../../../src/shard/flags.rs"]
+    mod flags;
+}
