@@ -73,8 +73,8 @@ YAML
   kill "$pid"; wait "$pid" || true
   PIDS=()
   local cycles busy
-  cycles=$(grep -o '"cycles-per-frame": *[0-9.]*' "$DIR/shards.json" | grep -o '[0-9.]*$' || echo -)
-  busy=$(grep -o '"busy": *[0-9.]*' "$DIR/shards.json" | grep -o '[0-9.]*$' || echo -)
+  cycles=$(grep -o '"cycles-per-frame": *[0-9.]*' "$DIR/shards.json" | grep -o '[0-9.]*$' | xargs printf "%.0f" || echo -)
+  busy=$(grep -o '"busy-percent": *[0-9.]*' "$DIR/shards.json" | grep -o '[0-9.]*$' | xargs printf "%.0f%%" || echo -)
   echo "$mpps $cycles $busy"
 }
 

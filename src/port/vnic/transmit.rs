@@ -75,11 +75,11 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
             continue;
         };
         if *header == VNET_HEADER_BYTES
-            && let Some(buffer) = buffers.chains.single(&chain)
+            && let Some(buffer) = buffers.chains.single(chain)
             && buffer.len() >= bytes
         {
-            write(batch, index, frame, buffer);
             ring.complete(chain.head, bytes as u32);
+            write(batch, index, frame, buffer);
             buffers.next += 1;
             outcome.deliver(index);
             continue;
@@ -117,8 +117,8 @@ impl<'m> Buffers<'m> {
 
     /// The first chain left.
     #[inline]
-    fn first(&self) -> Option<Chain> {
-        self.chains.list().get(self.next).copied()
+    fn first(&self) -> Option<&Chain> {
+        self.chains.list().get(self.next)
     }
 
     /// Puts back what is left and takes up to `limit` chains anew.
