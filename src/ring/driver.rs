@@ -8,9 +8,7 @@
 
 use std::sync::Arc;
 
-use vm_memory::mmap::MmapRegion;
-
-use super::exercise::place;
+use super::exercise::{mapping, place};
 use super::{Chain, Chains, Direction, RingConfig, RingFault, SplitRing};
 use crate::mem::{GuestMemory, Region};
 
@@ -74,7 +72,7 @@ impl Descriptor {
 /// The memory of a guest whose ring has `size` descriptors.
 pub(super) fn memory(size: u16) -> Arc<GuestMemory> {
     let rings = (32 * usize::from(size) + 64).next_multiple_of(4096);
-    let region = |guest, len| Arc::new(Region::new(guest, guest + (1 << 40), MmapRegion::new(len).unwrap()));
+    let region = |guest, len| Arc::new(Region::new(guest, guest + (1 << 40), mapping(len)));
     Arc::new(GuestMemory::new(vec![region(RINGS, rings), region(DATA, DATA_BYTES), region(MORE, DATA_BYTES)]))
 }
 

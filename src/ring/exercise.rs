@@ -25,6 +25,14 @@ const FIRST_BYTES: usize = 2 << 20;
 /// Bytes of the second one.
 const SECOND_BYTES: usize = 0x8000;
 
+/// Anonymous memory for a region, aligned as a ring needs it. A mapping always is; under miri it is one of the allocator,
+/// aligned to 8 bytes, so that every second one does.
+pub(super) fn mapping(len: usize) -> MmapRegion {
+    std::iter::repeat_with(|| MmapRegion::new(len).unwrap())
+        .find(|mapping| mapping.as_ptr().addr().is_multiple_of(16))
+        .expect("this ends with the first that is aligned")
+}
+
 /// Guest-physical address of a span of `memory`. Panics if it does not lie in one region: no span may do that.
 pub(super) fn place(memory: &GuestMemory, span: &Span<'_>) -> u64 {
     let host = span.as_iovec().iov_base as usize;
@@ -67,7 +75,7 @@ pub fn exercise(bytes: &[u8]) -> Option<RingFault> {
         event_idx: flags & 1 != 0,
         indirect: flags & 2 != 0,
     };
-    let region = |guest, len| Arc::new(Region::new(guest, guest, MmapRegion::new(len).unwrap()));
+    let region = |guest, len| Arc::new(Region::new(guest, guest, mapping(len)));
     let first = region(0, FIRST_BYTES);
     let others = [region(FIRST_BYTES as u64, SECOND_BYTES), region(u64::MAX - 4095, 4096)];
     let memory = Arc::new(GuestMemory::new([vec![first], others.to_vec()].concat()));

@@ -515,7 +515,7 @@ fn areas(config: &RingConfig, memory: &GuestMemory) -> Result<(*mut u8, *mut u8,
     let area = |area, address, len, align| -> Result<*mut u8, RingError> {
         let span = memory.span(address, len, &mut 0).ok_or(RingError::Unmapped { area, address, len })?;
         let host = span.as_iovec().iov_base.cast::<u8>();
-        if host.align_offset(align) == 0 { Ok(host) } else { Err(RingError::Misaligned { area, address, align }) }
+        if host.addr().is_multiple_of(align) { Ok(host) } else { Err(RingError::Misaligned { area, address, align }) }
     };
     Ok((
         area("descriptor", config.descriptors, 16 * size, 16)?,

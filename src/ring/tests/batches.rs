@@ -90,6 +90,7 @@ fn rule_10_a_limit_is_kept_and_batches_add_up() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "32768 descriptors take minutes there")]
 fn rule_12_one_turn_walks_one_chain_of_a_whole_ring_of_empty_descriptors() {
     let mut driver = Driver::new(RING_SIZE, 0);
     for index in 0..RING_SIZE - 1 {

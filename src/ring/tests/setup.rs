@@ -4,10 +4,9 @@
 
 use std::sync::Arc;
 
-use vm_memory::mmap::MmapRegion;
-
 use crate::mem::{GuestMemory, Region};
 use crate::ring::driver::{DATA, Driver, HOLE, MORE, buffer, memory};
+use crate::ring::exercise::mapping;
 use crate::ring::{Readable, RingError, RingFault, SplitRing};
 
 #[test]
@@ -66,7 +65,7 @@ fn a_map_without_the_ring_stops_it_and_one_with_it_goes_on() {
     let regions = driver.memory.regions();
     let without = Arc::new(GuestMemory::new(regions[1..].to_vec()));
     assert_eq!(ring.set_memory(&without), Err(RingFault::MemoryGone));
-    let moved = Region::new(0, 0, MmapRegion::new(4096).unwrap());
+    let moved = Region::new(0, 0, mapping(4096));
     let more = Arc::new(GuestMemory::new(regions.iter().cloned().chain([Arc::new(moved)]).collect()));
     ring.set_memory(&more).unwrap();
     let chains = driver.gather::<Readable>(&mut ring).unwrap();
