@@ -42,7 +42,7 @@ bench:
 
 # Each fuzz target for SECONDS (default 30).
 fuzz:
-	for target in ethernet ring; do fuzz/run.sh $$target $(or $(SECONDS),30) || exit 1; done
+	for target in ethernet ring control yaml; do fuzz/run.sh $$target $(or $(SECONDS),30) || exit 1; done
 
 # What shards share without locks, in every interleaving that the memory model allows.
 loom:

@@ -10,6 +10,8 @@
 
 mod cpus;
 mod diagnostic;
+#[cfg(any(test, fuzzing))]
+pub mod exercise;
 mod inherit;
 mod key_path;
 mod nearest;

@@ -12,6 +12,8 @@ mod acceptor;
 mod attachment;
 mod device;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+pub mod exercise;
 mod features;
 mod handler;
 mod message;

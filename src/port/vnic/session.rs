@@ -65,23 +65,26 @@ impl fmt::Display for End {
 
 /// Serves the connection until it ends. `stopping` is set, and the stream shut down, to end it from this side.
 pub(super) fn serve(stream: &UnixStream, nic: &Nic, handler: &Arc<Handler>, stopping: &AtomicBool) -> End {
-    let backend = match stream.try_clone() {
-        Ok(stream) => BackendReqHandler::from_stream(stream, Arc::clone(handler)),
-        Err(error) => return End::Socket(error),
-    };
-    let mut session = Session { stream, nic, handler, backend };
-    session.run(stopping).unwrap_or_else(End::Socket)
+    Session::new(stream, nic, handler).and_then(|mut session| session.run(stopping)).unwrap_or_else(End::Socket)
 }
 
-struct Session<'a> {
+/// A connection that is being served.
+pub(super) struct Session<'a> {
     stream: &'a UnixStream,
     nic: &'a Nic,
     handler: &'a Arc<Handler>,
     backend: BackendReqHandler<Handler>,
 }
 
-impl Session<'_> {
-    fn run(&mut self, stopping: &AtomicBool) -> io::Result<End> {
+impl<'a> Session<'a> {
+    /// A connection from which nothing was read yet.
+    pub(super) fn new(stream: &'a UnixStream, nic: &'a Nic, handler: &'a Arc<Handler>) -> io::Result<Self> {
+        let backend = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(handler));
+        Ok(Self { stream, nic, handler, backend })
+    }
+
+    /// Serves until the connection ends.
+    pub(super) fn run(&mut self, stopping: &AtomicBool) -> io::Result<End> {
         // Only who connects to us can keep others out by saying nothing; whom we connect to may take its time.
         let silence = (self.nic.config.mode == Mode::Server).then(|| Instant::now() + FIRST_MESSAGE);
         let mut deadline = silence.map(|at| (at, End::Silent));
@@ -138,8 +141,8 @@ impl Session<'_> {
         Ok(part && gone && matches!(message::arrival(self.stream)?, Arrival::Part))
     }
 
-    /// Handles one message; `Some` ends the connection.
-    fn message(&mut self, header: &Header) -> io::Result<Option<End>> {
+    /// Handles one message, which has arrived as a whole; `Some` ends the connection.
+    pub(super) fn message(&mut self, header: &Header) -> io::Result<Option<End>> {
         let request = header.request;
         if !header.is_sound() {
             return Ok(Some(End::Broken(request, "its header is not one of a request of protocol version 1".into())));
