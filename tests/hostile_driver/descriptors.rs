@@ -12,6 +12,10 @@ fn point_02_available_index_that_jumps() {
     let mut scene = Scene::new();
     for index in [TX, RX] {
         for jump in [257, 0x8000, u16::MAX - 256] {
+            if index == RX {
+                // With buffers at hand the switch does not look at the index.
+                scene.empty_rx();
+            }
             let ring = scene.ring(index);
             ring.set_avail_idx(ring.used_idx().wrapping_add(jump));
             scene.stir(index);

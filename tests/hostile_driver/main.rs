@@ -25,8 +25,9 @@ const TX: usize = 1;
 
 /// A daemon, the healthy pair, the guest that goes bad, and one on its network.
 struct Scene {
-    daemon: Daemon,
+    // Dropped first: the pair has to stop before its daemon does.
     witness: Witness,
+    daemon: Daemon,
     bad: Nic,
     peer: Nic,
     features: u64,

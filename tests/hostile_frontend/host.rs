@@ -126,10 +126,10 @@ fn point_11_a_flood_of_mistakes_is_not_a_flood_of_log() {
         }
         let _ = session.get_features();
     }
-    for _ in 0..1000 {
+    for _ in 0..100 {
         let _ = UnixStream::connect(scene.daemon.socket("bad"));
     }
     let grown = scene.daemon.log().len() - before;
-    assert!(grown < 256 * 1024, "40000 mistakes and 1000 connections made {grown} bytes of log");
+    assert!(grown < 256 * 1024, "40000 mistakes and 100 connections made {grown} bytes of log");
     scene.finish();
 }

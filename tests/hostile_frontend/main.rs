@@ -25,8 +25,9 @@ const MIB: u64 = 1 << 20;
 
 /// A daemon, the healthy pair, port `bad` to be abused, and a NIC on its network.
 struct Scene {
-    daemon: Daemon,
+    // Dropped first: the pair has to stop before its daemon does.
     witness: Witness,
+    daemon: Daemon,
     peer: Nic,
     /// What the daemon holds while port `bad` has no front end.
     at_rest: Footprint,

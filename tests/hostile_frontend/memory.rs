@@ -87,6 +87,7 @@ fn point_05_regions_that_overlap() {
     let session = scene.session();
     session.add_mem_reg(&good, true).unwrap();
     session.add_mem_reg(&good, true).expect("the very same region again, as QEMU 7.2 sends it");
+    drop(session);
     for (gpa, uva) in [(MIB, 0x6000_0000_0000), (2 * MIB - 4096, 0x6000_0000_0000), (8 * MIB, good.uva + 4096)] {
         let other = Region { file: memfd(MIB), gpa, uva, ..good.clone() };
         let session = scene.session();
@@ -131,9 +132,12 @@ fn loaded(scene: &mut Scene) -> (Nic, Arc<GuestRam>) {
 #[test]
 fn point_05_files_that_shrink_under_running_rings() {
     let mut scene = Scene::new();
-    // All of it; the buffers but not the rings; from the receiving side.
-    for (left, from_peer) in [(0, false), (2 * MIB, false), (0, true), (2 * MIB, true)] {
+    // All of it; the buffers but not the ring that has them, which lies before them; both from either side.
+    for (rings_stay, from_peer) in [(false, false), (true, false), (false, true), (true, true)] {
         let (mut nic, ram) = loaded(&mut scene);
+        let pair = &nic.pairs[0];
+        let first = if from_peer { pair.rx.buffer_of(0) } else { pair.tx.buffer_of(0) };
+        let left = if rings_stay { first.next_multiple_of(4096) } else { 0 };
         for at in 0..50 {
             assert!(nic.pairs[0].tx.queue_frame(&frame(BROADCAST, nic.mac, 1500, at)));
         }

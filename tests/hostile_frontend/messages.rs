@@ -7,7 +7,9 @@ use super::frontend::message::{self, NEED_REPLY, REPLY, VERSION};
 use super::frontend::nic::exchange;
 use super::frontend::ram::{GuestRam, Region, memfd};
 use super::frontend::random::Random;
-use super::frontend::session::{Session, feature, mem_table, request, single_region, vring_addr, vring_state};
+use super::frontend::session::{
+    Session, feature, is_closed, mem_table, request, single_region, vring_addr, vring_state,
+};
 use super::{MIB, Scene, answered, event, fds, refused};
 
 #[test]
@@ -37,7 +39,8 @@ fn point_01_descriptors_that_nobody_asked_for() {
         for number in [request::SET_VRING_KICK, request::SET_VRING_CALL, request::SET_VRING_ERR] {
             if count > 1 {
                 let session = scene.session();
-                answered(session.tell(number, &one, &fds(&bell, count), true), "an event with too many descriptors");
+                let what = format!("request {number} with {count} descriptors");
+                answered(session.tell(number, &one, &fds(&bell, count), true), &what);
             }
         }
     }
@@ -207,13 +210,13 @@ fn half_messages_and_headers_that_lie() {
         let session = scene.session();
         session.raw(&table[..cut], &files).unwrap();
         drop(session);
-        // The same, and the other half later.
+        // The same, and the other half later. No VMM does that to a message with descriptors; it has to have an answer.
         let session = scene.session();
         session.raw(&table[..cut], &files).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(5));
         if session.raw(&table[cut..], &[]).is_ok() {
-            let answer = session.read().and_then(|reply| reply.u64());
-            assert!(answer.is_ok_and(|code| code == 0), "a table in two halves, cut at {cut}");
+            let answer = session.read().map(|_| ());
+            assert!(answer.as_ref().err().is_none_or(is_closed), "a table in two halves, cut at {cut}: {answer:?}");
         }
     }
     scene.expect_usable("half messages");
