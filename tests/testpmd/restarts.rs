@@ -1,0 +1,45 @@
+//! Either side dies without a word in the middle of traffic, whichever of them listens, and the next one takes its place.
+
+use super::console::Nics;
+use super::{PORTS, Scene};
+
+#[test]
+fn testpmd_killed_in_the_middle_of_traffic_is_followed_by_another() {
+    for server in [false, true] {
+        let modes = [(true, 2, 256), (false, 1, 1024), (true, 8, 256), (false, 2, 256)];
+        let nics = |(in_order, queues, queue_size)| Nics { in_order, queues, queue_size, server, ..Nics::default() };
+        let mut scene = Scene::new(nics(modes[0]));
+        let mut footprint = None;
+        for next in modes.into_iter().cycle().take(6) {
+            scene.bounce("512");
+            scene.testpmd.kill();
+            for name in PORTS {
+                scene.daemon.port_when(name, "down without a front end", |port| port.state() == "down");
+            }
+            let now = scene.daemon.footprint_at_rest();
+            let first = *footprint.get_or_insert(now);
+            assert_eq!((now.fds, now.threads), (first.fds, first.threads), "{first:?}, then {now:?}");
+            let ports = scene.ports();
+            assert!(ports.iter().all(super::PortView::is_conserved), "{:?}", ports.map(|port| port.0));
+            scene.replace_testpmd(nics(next));
+        }
+        scene.bounce("64");
+        scene.rest();
+    }
+}
+
+#[test]
+fn linecardd_killed_in_the_middle_of_traffic_is_found_again() {
+    for (in_order, queues) in [(true, 1), (false, 2)] {
+        let mut scene = Scene::new(Nics { in_order, queues, server: true, ..Nics::default() });
+        for _ in 0..3 {
+            scene.bounce("64");
+            scene.daemon.kill();
+            scene.daemon.restart();
+            scene.expect_up();
+            scene.rest();
+        }
+        scene.bounce("1514");
+        scene.rest();
+    }
+}

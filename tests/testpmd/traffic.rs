@@ -1,0 +1,129 @@
+//! What NICs negotiate and send: every mode, number of queues, length of rings and of frames; and ports that their
+//! driver stops, starts and changes while the other side keeps sending.
+
+use super::console::Nics;
+use super::{PORTS, Scene};
+
+const SIZES: [&str; 3] = ["64", "512", "1514"];
+
+/// 9000 bytes as testpmd builds them: no segment longer than its buffers.
+const JUMBO: &str = "2000,2000,2000,2000,1000";
+
+/// All sizes through every number of queues and length of rings, with the features of `mode`.
+#[track_caller]
+fn every_shape(mode: Nics) {
+    let shapes = [(1, 256), (1, 1024), (2, 1024), (8, 256)];
+    let all = shapes.map(|(queues, queue_size)| Nics { queues, queue_size, ..mode });
+    for nics in all {
+        let mut scene = Scene::new(nics);
+        let vectorized = scene.testpmd.log().contains("using vectorized Rx path");
+        assert_eq!(vectorized, mode.vectorized, "the receive path that DPDK chose for {nics:?}");
+        for size in SIZES {
+            scene.bounce(size);
+            scene.rest_and_compare();
+        }
+    }
+}
+
+#[test]
+fn plain() {
+    every_shape(Nics { mrg_rxbuf: [false; 2], in_order: false, ..Nics::default() });
+}
+
+#[test]
+fn vectorized() {
+    every_shape(Nics { mrg_rxbuf: [false; 2], in_order: false, vectorized: true, ..Nics::default() });
+}
+
+#[test]
+fn in_order() {
+    every_shape(Nics { mrg_rxbuf: [false; 2], in_order: true, ..Nics::default() });
+}
+
+#[test]
+fn mergeable() {
+    every_shape(Nics { in_order: false, ..Nics::default() });
+}
+
+#[test]
+fn mergeable_and_in_order() {
+    every_shape(Nics::default());
+}
+
+#[test]
+fn frames_of_9000_bytes_fill_several_buffers() {
+    for (in_order, queues, queue_size) in [(true, 1, 256), (false, 2, 256), (true, 8, 256), (false, 1, 1024)] {
+        let mut scene = Scene::new(Nics { in_order, queues, queue_size, ..Nics::default() });
+        for size in [JUMBO, "64", "2000,2000"] {
+            scene.bounce(size);
+            scene.rest_and_compare();
+        }
+    }
+}
+
+#[test]
+fn a_receiver_without_mergeable_buffers_gets_what_fits() {
+    let mut scene = Scene::new(Nics { mrg_rxbuf: [true, false], ..Nics::default() });
+    scene.bounce("64");
+    let [before, _] = scene.rest_and_compare();
+    scene.testpmd.say(&format!("set txpkts {JUMBO}"));
+    scene.testpmd.say("start tx_first 4");
+    let dropped = |port: &super::PortView| port.drops("buffer-too-small");
+    // 128 of its own and the 128 that the other one sent and got back from it.
+    scene.daemon.port_when("a", "what does not fit is dropped", |port| dropped(port) >= dropped(&before) + 256);
+    let [_, b] = scene.rest_and_compare();
+    assert_eq!(b.all_drops(), 0, "a can take all that b sends: {}", b.0);
+    scene.bounce("1514");
+    scene.rest_and_compare();
+}
+
+#[test]
+fn a_port_that_stops_and_starts_while_it_is_sent_to() {
+    for in_order in [true, false] {
+        let mut scene = Scene::new(Nics { in_order, queues: 2, ..Nics::default() });
+        scene.bounce("64");
+        scene.rest();
+        for line in ["set portlist 1", "set fwd txonly", "start"] {
+            scene.testpmd.say(line);
+        }
+        for round in 0..15 {
+            scene.testpmd.say("port stop 0");
+            let stopped = scene.daemon.port_when("a", "its rings are stopped", |port| super::running_rings(port) == 0);
+            scene.testpmd.say("port start 0");
+            scene.expect_up();
+            // Nobody reads them, so the fresh buffers of this start are all that it can get.
+            let before = stopped.counter("tx_frames");
+            let what = format!("frames into the new rings of round {round}");
+            scene.daemon.port_when("a", &what, |port| port.counter("tx_frames") >= before + 200);
+        }
+        scene.rest();
+        for line in ["set fwd mac", "set portlist 0,1"] {
+            scene.testpmd.say(line);
+        }
+        scene.bounce("512");
+        scene.rest();
+    }
+}
+
+#[test]
+fn ports_that_change_their_queues_on_one_connection() {
+    let mut scene = Scene::new(Nics { queues: 8, ..Nics::default() });
+    for queues in [8, 1, 4, 2, 8] {
+        scene.testpmd.say("port stop all");
+        for line in ["rxq", "txq"] {
+            scene.testpmd.say(&format!("port config all {line} {queues}"));
+        }
+        for port in 0..PORTS.len() {
+            scene
+                .testpmd
+                .say(&format!("port config {port} rx_offload vlan_strip {}", if queues > 2 { "on" } else { "off" }));
+        }
+        scene.testpmd.say("port start all");
+        scene.nics.queues = queues;
+        scene.expect_up();
+        scene.bounce("64");
+        scene.rest();
+    }
+    let connections = scene.ports().map(|port| super::connections(&port));
+    assert_eq!(connections, [1, 1], "all of it on the first connection");
+}
