@@ -220,7 +220,7 @@ fn second_entries_are_swept_and_the_first_one_holds() {
 /// the counts are exact in the end.
 #[test]
 fn shards_and_the_control_side_at_once() {
-    let (shards, stations, rounds) = if cfg!(miri) { (2, 60, 4) } else { (4, 400, 300) };
+    let (shards, stations, rounds) = if cfg!(miri) { (2, 24, 3) } else { (4, 400, 300) };
     let fdb = Fdb::with_capacity(0, SEED);
     let age = |_| Some(Duration::from_secs(2));
     std::thread::scope(|scope| {
