@@ -204,6 +204,7 @@ impl Exercise<'_> {
                     Ok(Some(end)) => break Some(end),
                     Err(error) => break Some(End::Socket(error)),
                 },
+                Arrival::Crowded(header) => break Some(End::crowded(&header)),
                 Arrival::End => break Some(End::Closed),
                 Arrival::Nothing | Arrival::Part => break None,
             }

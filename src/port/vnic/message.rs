@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::limits::VHOST_USER_BODY_BYTES;
@@ -91,27 +91,49 @@ pub(super) enum Arrival {
     Part,
     /// At least one whole message, or a header that is not [sound](Header::is_sound).
     Message(Header),
+    /// A whole message with more descriptors than the `vhost` crate takes. It would read the message, fail over the
+    /// descriptors and wait for the next one as if nothing had come.
+    Crowded(Header),
     /// The end of the connection.
     End,
 }
 
+/// Descriptors that the `vhost` crate takes with a message (its MAX_ATTACHED_FD_ENTRIES): those of a memory table.
+const DESCRIPTORS: usize = 32;
+
 /// Looks at what has arrived, without taking anything.
 pub(super) fn arrival(stream: &UnixStream) -> io::Result<Arrival> {
     let mut bytes = [0; HEADER_BYTES];
-    let peeked = rustix::io::retry_on_intr(|| {
-        rustix::net::recv(stream, &mut bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(_, count)| count)
-    });
-    match peeked {
-        Ok(0) => return Ok(Arrival::End),
-        Ok(HEADER_BYTES) => {}
+    let crowded = match peek(stream, &mut bytes, &mut RecvAncillaryBuffer::default()) {
+        Ok((0, _)) => return Ok(Arrival::End),
+        Ok((HEADER_BYTES, truncated)) => truncated,
         Ok(_) => return Ok(Arrival::Part),
         Err(Errno::AGAIN) => return Ok(Arrival::Nothing),
         Err(errno) => return Err(errno.into()),
-    }
+    };
     let header = Header::parse(&bytes);
     let here = rustix::io::ioctl_fionread(stream)?;
-    let whole = !header.is_sound() || here >= HEADER_BYTES as u64 + u64::from(header.size);
-    Ok(if whole { Arrival::Message(header) } else { Arrival::Part })
+    if header.is_sound() && here < HEADER_BYTES as u64 + u64::from(header.size) {
+        return Ok(Arrival::Part);
+    }
+    // Descriptors were cut off, as there was no room for any: see whether the crate's room would do. Those that are
+    // received by peeking are copies, which the buffer closes.
+    let mut room = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let crowded = crowded && peek(stream, &mut bytes, &mut RecvAncillaryBuffer::new(&mut room))?.1;
+    Ok(if crowded { Arrival::Crowded(header) } else { Arrival::Message(header) })
+}
+
+/// Looks at the next bytes without taking them; returns how many there were, and whether descriptors had no room.
+fn peek(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    descriptors: &mut RecvAncillaryBuffer<'_>,
+) -> rustix::io::Result<(usize, bool)> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let peeked = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(stream, &mut [std::io::IoSliceMut::new(bytes)], descriptors, flags)
+    })?;
+    Ok((peeked.bytes, peeked.flags.contains(ReturnFlags::CTRUNC)))
 }
 
 /// Takes a message that has arrived as a whole and returns its body. Descriptors that came with it are closed: the kernel

@@ -49,6 +49,13 @@ pub(super) enum End {
     Panicked,
 }
 
+impl End {
+    /// A message that came with more descriptors than any may have.
+    pub(super) fn crowded(header: &Header) -> Self {
+        Self::Broken(header.request, "more than 32 descriptors came with it".into())
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -102,6 +109,7 @@ impl<'a> Session<'a> {
                     }
                     continue;
                 }
+                Arrival::Crowded(header) => return Ok(End::crowded(&header)),
                 Arrival::Nothing => false,
                 Arrival::Part => true,
             };
