@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::limits::VHOST_USER_BODY_BYTES;
@@ -116,11 +116,19 @@ pub(super) fn arrival(stream: &UnixStream) -> io::Result<Arrival> {
     if header.is_sound() && here < HEADER_BYTES as u64 + u64::from(header.size) {
         return Ok(Arrival::Part);
     }
-    // Descriptors were cut off, as there was no room for any: see whether the crate's room would do. Those that are
-    // received by peeking are copies, which the buffer closes.
-    let mut room = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-    let crowded = crowded && peek(stream, &mut bytes, &mut RecvAncillaryBuffer::new(&mut room))?.1;
+    // Descriptors were cut off, as there was no room for any: see whether there are too many.
+    let crowded = crowded && descriptors_to_come(stream)? > DESCRIPTORS;
     Ok(if crowded { Arrival::Crowded(header) } else { Arrival::Message(header) })
+}
+
+/// How many descriptors come with the next message; somewhat more than [`DESCRIPTORS`] stands for any number above that.
+/// Peeking receives copies of them, which are closed here.
+fn descriptors_to_come(stream: &UnixStream) -> rustix::io::Result<usize> {
+    let mut room = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut received = RecvAncillaryBuffer::new(&mut room);
+    let (_, truncated) = peek(stream, &mut [0; HEADER_BYTES], &mut received)?;
+    let count = |message| if let RecvAncillaryMessage::ScmRights(rights) = message { rights.count() } else { 0 };
+    Ok(received.drain().map(count).sum::<usize>() + usize::from(truncated))
 }
 
 /// Looks at the next bytes without taking them; returns how many there were, and whether descriptors had no room.
@@ -183,6 +191,24 @@ mod tests {
         assert_eq!(take(&ours, &next).unwrap(), [0; 0]);
         drop(theirs);
         assert!(matches!(arrival(&ours).unwrap(), Arrival::End));
+    }
+
+    #[test]
+    fn a_message_may_have_as_many_descriptors_as_the_crate_takes() {
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+        use std::os::fd::AsFd;
+        for (count, crowded) in [(0, false), (1, false), (32, false), (33, true), (253, true)] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let descriptors = vec![theirs.as_fd(); count];
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(count == 0 || control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+            let bytes = header(12, 0x9, 0);
+            sendmsg(&theirs, &[std::io::IoSlice::new(&bytes)], &mut control, SendFlags::empty()).unwrap();
+            let arrival = arrival(&ours).unwrap();
+            assert_eq!(matches!(arrival, Arrival::Crowded(_)), crowded, "{count}: {arrival:?}");
+            assert_eq!(matches!(arrival, Arrival::Message(_)), !crowded, "{count}: {arrival:?}");
+        }
     }
 
     #[test]
