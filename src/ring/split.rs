@@ -207,6 +207,11 @@ impl SplitRing {
     #[inline]
     pub fn give_back(&mut self, count: usize) {
         self.next_available = self.next_available.wrapping_sub(count as u16);
+        // A driver may have made a ringful available beyond chains that were taken then and are back now. What was seen
+        // is never more than a ringful; forgetting it has the next look find the fault.
+        if self.seen_available.wrapping_sub(self.next_available) > self.size {
+            self.seen_available = self.next_available;
+        }
     }
 
     /// Completes a chain: the driver gets its buffers back, `written` bytes of them filled, once [`SplitRing::publish`]

@@ -75,6 +75,23 @@ fn rule_10_what_was_given_back_is_gathered_again_and_nothing_was_published() {
 }
 
 #[test]
+fn rule_10_a_ringful_on_top_of_what_is_given_back_is_a_fault() {
+    for base in BASES {
+        let mut driver = Driver::new(8, base);
+        (0..8).for_each(|index| driver.set_descriptor(index, buffer(DATA, 1)));
+        let mut ring = driver.start();
+        driver.offer(&[0, 1, 2, 3]);
+        assert_eq!(driver.gather::<Readable>(&mut ring).unwrap().list().len(), 4);
+        driver.offer(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(ring.pending(), Ok(8), "no more than a ringful beyond what was taken");
+        ring.give_back(4);
+        let jump = RingFault::AvailableJump { from: base, to: base.wrapping_add(12), size: 8 };
+        assert_eq!(ring.pending(), Err(jump));
+        assert_eq!(driver.gather::<Readable>(&mut ring).unwrap_err(), jump);
+    }
+}
+
+#[test]
 fn rule_10_a_limit_is_kept_and_batches_add_up() {
     let mut driver = Driver::new(256, 65500);
     (0..256).for_each(|index| driver.set_descriptor(index, buffer(DATA, 1)));
