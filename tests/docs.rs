@@ -88,7 +88,8 @@ fn defines(text: &str, name: &str) -> bool {
     let (owner, function) = name.rsplit_once("::").map_or((None, name), |(owner, function)| (Some(owner), function));
     let function = [format!("fn {function}("), format!("fn {function}<")].iter().any(|head| text.contains(head));
     let owner = owner.is_none_or(|owner| {
-        text.lines().any(|line| line.starts_with("impl") && line.split(|c: char| !c.is_alphanumeric()).any(|w| w == owner))
+        text.lines()
+            .any(|line| line.starts_with("impl") && line.split(|c: char| !c.is_alphanumeric()).any(|w| w == owner))
     });
     function && owner
 }
@@ -143,7 +144,8 @@ fn commands_of_the_documents_can_be_typed() {
             typed += 1;
             // Asking for help ends the parsing, but is no mistake.
             if let Err(error) = parsed.map_err(|error| error.to_string())
-                && !error.starts_with("Usage") && !words.contains(&"--help")
+                && !error.starts_with("Usage")
+                && !words.contains(&"--help")
             {
                 wrong.push(format!("{document}: `{line}`: {}", error.lines().next().unwrap_or("")));
             }
@@ -179,8 +181,7 @@ fn documents() -> Vec<String> {
     let files = folders.iter().flat_map(|folder| fs::read_dir(at(folder)).into_iter().flatten());
     let paths = files.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|end| end == "md"));
     let root = at("");
-    let mut names: Vec<String> =
-        paths.map(|path| path.strip_prefix(&root).unwrap().to_str().unwrap().into()).collect();
+    let mut names: Vec<String> = paths.map(|path| path.strip_prefix(&root).unwrap().to_str().unwrap().into()).collect();
     names.sort();
     assert!(names.len() >= 8, "the documents were not found");
     names
