@@ -1,4 +1,5 @@
-//! What the documents say of the code is so: drop reasons, places in the source, commands, paths and links.
+//! What the documents say of the code is so: drop reasons, places in the source, commands, paths and links; and what the
+//! packages are made of is there.
 //!
 //! `LINECARD_REWRITE=1 cargo test --test docs` writes docs/drop-reasons.md anew.
 
@@ -66,19 +67,19 @@ fn code_spans(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(|span| span.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
 
-/// Whether `path` (as `shard/wake.rs` or `switch/fdb`, or as a file's name alone) is in `src/`; if so, the text below it.
+/// The text of `path` in `src/`: a file or folder (`shard/wake.rs`, `switch/fdb`), or a file by its name alone.
 fn source(path: &str) -> Option<String> {
-    fn texts(path: &Path, name: &str, into: &mut String) {
-        if path.is_dir() {
-            fs::read_dir(path).unwrap().for_each(|entry| texts(&entry.unwrap().path(), name, into));
-        } else if path.ends_with(name) {
-            into.push_str(&fs::read_to_string(path).unwrap());
+    fn gather(below: &Path, name: Option<&str>, text: &mut String) {
+        if below.is_dir() {
+            fs::read_dir(below).unwrap().for_each(|entry| gather(&entry.unwrap().path(), name, text));
+        } else if below.exists() && name.is_none_or(|name| below.ends_with(name)) {
+            text.push_str(&fs::read_to_string(below).unwrap());
         }
     }
     let mut text = String::new();
     match path.contains('/') {
-        true => texts(&at("src").join(path), "", &mut text),
-        false => texts(&at("src"), path, &mut text),
+        true => gather(&at("src").join(path), None, &mut text),
+        false => gather(&at("src"), Some(path), &mut text),
     }
     (!text.is_empty()).then_some(text)
 }
@@ -213,4 +214,34 @@ fn paths_of_the_readme_exist() {
     let wrong: Vec<String> = named.iter().filter(|path| !at(path).exists()).map(|path| path.to_string()).collect();
     expect_none(&wrong, "paths in README.md that lead nowhere");
     assert!(named.len() >= 4, "the paths were not found");
+}
+
+/// Sources of assets, scripts and units. What packaging/build.sh makes is in target/ and not looked for.
+#[test]
+fn packages_are_made_of_files_that_there_are() {
+    let manifest = read("Cargo.toml");
+    let metadata = manifest.split("[package.metadata.").skip(1).map(|table| table.split("\n[").next().unwrap());
+    let quoted: Vec<&str> = metadata.flat_map(|table| table.split('"').skip(1).step_by(2)).collect();
+    let places = ["packaging/", "configs/", "docs/", "README", "CHANGELOG", "LICENSE"];
+    let sources: Vec<&&str> = quoted.iter().filter(|text| places.iter().any(|place| text.starts_with(place))).collect();
+    let wrong = sources.iter().filter(|source| match source.split_once('*') {
+        None => !at(source).exists(),
+        Some((before, after)) => {
+            let folder = at(before.rsplit_once('/').map_or("", |(folder, _)| folder));
+            let mut names =
+                fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let begin = before.rsplit('/').next().unwrap();
+            !names.any(|name| name.starts_with(begin) && name.ends_with(after))
+        }
+    });
+    let wrong: Vec<String> = wrong.map(|source| source.to_string()).collect();
+    expect_none(&wrong, "Cargo.toml packages what is not there");
+    assert!(sources.len() >= 16, "the metadata was not found");
+
+    let unit = read("packaging/systemd/linecardd.service");
+    let starts = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let words: Vec<&str> = starts.split(' ').collect();
+    let options = DaemonOptions::try_parse_from(&words).unwrap();
+    assert!(quoted.contains(&words[0]), "no package installs {}", words[0]);
+    assert!(quoted.iter().any(|text| options.config == Path::new(text)), "no package installs {starts}");
 }

@@ -17,6 +17,7 @@
 mod client;
 mod configuration;
 mod format;
+mod man;
 mod port;
 mod run;
 mod tables;
@@ -129,6 +130,13 @@ pub enum Verb {
     Completion {
         /// For this shell
         shell: Shell,
+    },
+    /// Writes man pages; for packages
+    #[command(hide = true)]
+    Man {
+        /// Into this folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
     },
 }
 

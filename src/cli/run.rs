@@ -13,7 +13,7 @@ use super::configuration::{self, FileError};
 use super::vm::VmSide;
 use super::{
     FdbSelection, FdbVerb, LibvirtVerb, NetworkVerb, Options, Output, PortSettings, PortVerb, QemuVerb, ShardVerb,
-    Verb, port, tables,
+    Verb, man, port, tables,
 };
 use crate::control::report::{Flushed, NewPort, PlanReport, PortReport, StatusReport};
 
@@ -39,6 +39,8 @@ enum RunError {
     Answer(#[source] serde_json::Error),
     #[error("port {0} has no VM behind it: only vhost-user ports have")]
     NoVm(String),
+    #[error("cannot write the man pages")]
+    Man(#[source] io::Error),
     #[error("cannot print")]
     Print(#[source] io::Error),
 }
@@ -171,6 +173,7 @@ impl Verb {
                 clap_complete::generate(*shell, &mut Options::command(), "linecard", &mut script);
                 session.write(&String::from_utf8_lossy(&script)).map(|()| 0)
             }
+            Self::Man { folder } => man::write(folder).map_err(RunError::Man).map(|()| 0),
         }
     }
 }
