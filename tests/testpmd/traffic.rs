@@ -2,7 +2,8 @@
 //! driver stops, starts and changes while the other side keeps sending.
 
 use super::console::Nics;
-use super::{PORTS, Scene};
+use super::frontend::daemon::PortView;
+use super::{PORTS, Scene, connections, running_rings};
 
 const SIZES: [&str; 3] = ["64", "512", "1514"];
 
@@ -68,9 +69,9 @@ fn a_receiver_without_mergeable_buffers_gets_what_fits() {
     let [before, _] = scene.rest_and_compare();
     scene.testpmd.say(&format!("set txpkts {JUMBO}"));
     scene.testpmd.say("start tx_first 4");
-    let dropped = |port: &super::PortView| port.drops("buffer-too-small");
-    // 128 of its own and the 128 that the other one sent and got back from it.
-    scene.daemon.port_when("a", "what does not fit is dropped", |port| dropped(port) >= dropped(&before) + 256);
+    let dropped = |port: &PortView| port.drops("buffer-too-small");
+    // What bounces goes round one way, out of b and into a, and leaves by b; a's own first frames end at the switch.
+    scene.daemon.port_when("a", "what does not fit is dropped", |port| dropped(port) >= dropped(&before) + 32);
     let [_, b] = scene.rest_and_compare();
     assert_eq!(b.all_drops(), 0, "a can take all that b sends: {}", b.0);
     scene.bounce("1514");
@@ -78,7 +79,7 @@ fn a_receiver_without_mergeable_buffers_gets_what_fits() {
 }
 
 #[test]
-fn a_port_that_stops_and_starts_while_it_is_sent_to() {
+fn a_port_that_goes_and_comes_while_it_is_sent_to() {
     for in_order in [true, false] {
         let mut scene = Scene::new(Nics { in_order, queues: 2, ..Nics::default() });
         scene.bounce("64");
@@ -86,10 +87,16 @@ fn a_port_that_stops_and_starts_while_it_is_sent_to() {
         for line in ["set portlist 1", "set fwd txonly", "start"] {
             scene.testpmd.say(line);
         }
-        for round in 0..15 {
+        let attach = format!("port attach {}", scene.nics.vdev(0, &scene.daemon.socket("a")));
+        for round in 0..10 {
+            // A mere `port stop` of virtio-user says nothing to its device; a NIC that goes and comes does.
             scene.testpmd.say("port stop 0");
-            let stopped = scene.daemon.port_when("a", "its rings are stopped", |port| super::running_rings(port) == 0);
-            scene.testpmd.say("port start 0");
+            scene.testpmd.say("port detach 0");
+            let stopped = scene.daemon.port_when("a", "its rings are stopped", |port| running_rings(port) == 0);
+            // testpmd counts a new port among those that forward, and would not let it go again.
+            for line in [attach.as_str(), "set portlist 1", "port start 0"] {
+                scene.testpmd.say(line);
+            }
             scene.expect_up();
             // Nobody reads them, so the fresh buffers of this start are all that it can get.
             let before = stopped.counter("tx_frames");
@@ -124,6 +131,6 @@ fn ports_that_change_their_queues_on_one_connection() {
         scene.bounce("64");
         scene.rest();
     }
-    let connections = scene.ports().map(|port| super::connections(&port));
-    assert_eq!(connections, [1, 1], "all of it on the first connection");
+    let seen = scene.ports().map(|port| connections(&port));
+    assert_eq!(seen, [1, 1], "all of it on the first connection");
 }
