@@ -132,6 +132,20 @@ impl SplitRing {
         self.next_available
     }
 
+    /// Goes on at the used index instead of the base, if the driver's available index bears that out.
+    ///
+    /// A front end that comes back after we have died does not know how far we got. QEMU takes the base from the used
+    /// index, but DPDK's virtio-user (`server=1`) sends base 0, and cloud-hypervisor the available index, which would
+    /// lose every buffer that the driver has posted. We complete chains in order and leave none behind at a stop, so the
+    /// used index is right wherever the two differ; DPDK's vhost library prefers it too.
+    pub fn resume(&mut self) {
+        let available = u16::from_le(self.available_word(1).load(Ordering::Acquire));
+        if available.wrapping_sub(self.next_used) <= self.size {
+            self.next_available = self.next_used;
+            self.seen_available = self.next_used;
+        }
+    }
+
     /// Moves the ring to a new map of the same guest's memory.
     ///
     /// # Errors

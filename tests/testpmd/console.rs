@@ -33,7 +33,8 @@ impl Default for Nics {
 }
 
 impl Nics {
-    fn vdev(&self, index: usize, socket: &Path) -> String {
+    /// DPDK's name of NIC `index` and its arguments.
+    pub fn vdev(&self, index: usize, socket: &Path) -> String {
         let mut vdev = format!("net_virtio_user{index},mac=02:00:00:00:00:0{},path={}", index + 1, socket.display());
         let [mrg_rxbuf, in_order] = [self.mrg_rxbuf[index], self.in_order].map(u8::from);
         vdev += &format!(",queues={},queue_size={}", self.queues, self.queue_size);
@@ -47,9 +48,9 @@ impl Nics {
         vdev
     }
 
-    /// Every receive buffer and every frame in flight has its mbuf, and testpmd's caches some.
+    /// Enough for two NICs whose receive rings are full and whose transmit rings hold frames of five mbufs.
     fn mbufs(&self) -> usize {
-        4096 + 4 * usize::from(self.queues) * usize::from(self.queue_size)
+        4096 + 12 * usize::from(self.queues) * usize::from(self.queue_size)
     }
 }
 

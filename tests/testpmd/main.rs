@@ -14,8 +14,10 @@ mod traffic;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use console::{Nics, Testpmd};
+use console::{NicStats, Nics, Testpmd};
+use frontend::DEADLINE;
 use frontend::daemon::{Daemon, PortView, port_with, preamble};
 use serde_json::Value;
 
@@ -98,34 +100,38 @@ impl Scene {
     #[track_caller]
     fn rest(&mut self) -> [PortView; 2] {
         self.testpmd.say("stop");
-        let mut last = self.ports();
-        let what = "every frame has had its end";
-        frontend::eventually(what, || {
-            let before = std::mem::replace(&mut last, self.ports());
-            let still = [0, 1].map(|at| before[at].counter("rx_frames") == last[at].counter("rx_frames"));
-            (still == [true; 2]).then_some(())
-        });
-        let ports = PORTS.map(|name| self.daemon.port_when(name, what, PortView::is_conserved));
-        for (from, to) in [(0, 1), (1, 0)] {
-            let (delivered, arrived) = (ports[from].counter("rx_delivered"), ports[to].counter("tx_frames"));
-            assert_eq!(delivered, arrived, "from {} to {}", PORTS[from], PORTS[to]);
-        }
-        self.expect_up();
-        ports
+        self.settle(|_| true)
     }
 
     /// [`Scene::rest`], and testpmd has counted what the daemon has. Only while both have run since the same moment.
     #[track_caller]
     fn rest_and_compare(&mut self) -> [PortView; 2] {
-        let ports = self.rest();
+        self.testpmd.say("stop");
+        let nics = self.testpmd.stats();
         let in_rings = u64::from(self.nics.queues) * u64::from(self.nics.queue_size);
-        for (port, nic) in ports.iter().zip(self.testpmd.stats()) {
-            let (received, sent) = (port.counter("rx_frames"), port.counter("tx_frames"));
-            assert_eq!(received, nic.sent, "sent by {nic:?}, seen by {}", port.0);
-            let unread = sent.checked_sub(nic.received).unwrap_or_else(|| panic!("{nic:?} has more than {}", port.0));
-            assert!(unread <= in_rings, "{unread} frames on their way to {nic:?} are lost: {}", port.0);
+        let agree = |port: &PortView, nic: &NicStats| {
+            // What was given to a NIC and not read by it lies in its rings still.
+            let unread = port.counter("tx_frames").checked_sub(nic.received);
+            port.counter("rx_frames") == nic.sent && unread.is_some_and(|frames| frames <= in_rings)
+        };
+        self.settle(|ports| ports.iter().zip(&nics).all(|(port, nic)| agree(port, nic)))
+    }
+
+    /// The ports once each frame has had its end, what one delivered is what the other got, and `wish` is fulfilled.
+    #[track_caller]
+    fn settle(&self, wish: impl Fn(&[PortView; 2]) -> bool) -> [PortView; 2] {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let ports = self.ports();
+            let arrived =
+                |from: usize, to: usize| ports[from].counter("rx_delivered") == ports[to].counter("tx_frames");
+            if ports.iter().all(PortView::is_conserved) && arrived(0, 1) && arrived(1, 0) && wish(&ports) {
+                self.expect_up();
+                return ports;
+            }
+            let [a, b] = ports.map(|port| port.0["counters"].clone());
+            assert!(Instant::now() < end, "the books do not agree with {:?}: a {a}, b {b}", self.nics);
         }
-        ports
     }
 }
 

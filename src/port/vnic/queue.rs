@@ -122,6 +122,7 @@ impl Queue {
             indirect: negotiated(VIRTIO_RING_F_INDIRECT_DESC),
         };
         let mut ring = SplitRing::start(config, Arc::clone(&setup.memory))?;
+        ring.resume();
         ring.disarm();
         let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
         let long = mergeable || negotiated(VIRTIO_F_VERSION_1);

@@ -21,6 +21,27 @@ fn rule_11_nothing_is_visible_before_it_is_published() {
 }
 
 #[test]
+fn rule_11_a_ring_goes_on_at_its_used_index_whatever_the_base() {
+    for base in BASES {
+        let mut driver = Driver::new(8, base);
+        driver.set_descriptor(0, buffer(DATA, 1));
+        driver.offer(&[0, 0, 0]);
+        for stale in [base.wrapping_sub(6400), base.wrapping_sub(1), base, base.wrapping_add(3)] {
+            driver.config.base = stale;
+            let mut ring = driver.start();
+            ring.resume();
+            assert_eq!((ring.next_available(), ring.pending()), (base, Ok(3)), "told to start at {stale}");
+        }
+        // A used index that the driver cannot have seen proves nothing, so the base stands.
+        driver.config.base = base.wrapping_add(1);
+        driver.write(driver.config.used + 2, &base.wrapping_sub(6).to_le_bytes());
+        let mut ring = driver.start();
+        ring.resume();
+        assert_eq!((ring.next_available(), ring.pending()), (base.wrapping_add(1), Ok(2)));
+    }
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "65536 rounds take minutes there")]
 fn rule_11_the_index_wraps_round_at_16_bits_for_every_size() {
     for size in [1, 2, 16, 1024] {
