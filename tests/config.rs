@@ -38,7 +38,7 @@ ports:
   l: { loopback: {}, network: lan, latency-sensitivity: low }
   n: { null: , network: lan }
   r: { replay: { file: /f.pcap, interval: 2ms, loop: true }, network: lan }
-  f: { faulty: { drop-every: 3, corrupt-every: 5 }, network: lan }
+  f: { faulty: { drop-every: 3, flip-every: 5, seed: 7 }, network: lan }
 "#;
 
 fn plan(text: &str) -> Plan {
@@ -119,7 +119,8 @@ fn every_key_arrives() {
     let KindPlan::Replay(replay) = &plan.ports["r"].kind else { panic!("{:?}", plan.ports["r"]) };
     assert!(replay.repeat && replay.interval == Duration::from_millis(2));
     let KindPlan::Faulty(faulty) = &plan.ports["f"].kind else { panic!("{:?}", plan.ports["f"]) };
-    assert_eq!((faulty.drop_every, faulty.corrupt_every), (Some(3), Some(5)));
+    assert_eq!((faulty.drop_every, faulty.flip_every, faulty.seed), (Some(3), Some(5), 7));
+    assert_eq!((faulty.truncate_every, faulty.duplicate_every), (None, None));
 }
 
 #[test]

@@ -251,9 +251,17 @@ pub struct FaultyPlan {
     /// Each frame whose number is a multiple of this is dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_every: Option<u32>,
+    /// Each frame whose number is a multiple of this loses bytes at its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncate_every: Option<u32>,
+    /// Each frame whose number is a multiple of this comes twice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duplicate_every: Option<u32>,
     /// Each frame whose number is a multiple of this comes with a bit flipped.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub corrupt_every: Option<u32>,
+    pub flip_every: Option<u32>,
+    /// Start of the generator that picks lengths and bits.
+    pub seed: u32,
 }
 
 /// Writes permission bits as they are written in a file: `"0660"`.

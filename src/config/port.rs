@@ -146,8 +146,14 @@ fn kind(name: &Name, written: written::Port, report: &mut Report) -> Option<Kind
         written.null.map(|_| KindPlan::Null),
         written.replay.map(|written| KindPlan::Replay(replay(name, written, report))),
         written.faulty.map(|written| {
-            let [drop_every, corrupt_every] = [written.drop_every, written.corrupt_every].map(|n| n.map(|n| n.u32()));
-            KindPlan::Faulty(FaultyPlan { drop_every, corrupt_every })
+            let every = |written: Option<written::Every>| written.map(|n| n.u32());
+            KindPlan::Faulty(FaultyPlan {
+                drop_every: every(written.drop_every),
+                truncate_every: every(written.truncate_every),
+                duplicate_every: every(written.duplicate_every),
+                flip_every: every(written.flip_every),
+                seed: written.seed.map_or(0, |n| n.u32()),
+            })
         }),
     ];
     let mut kinds = kinds.into_iter().flatten();

@@ -199,7 +199,10 @@ pub(super) struct Replay {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Faulty {
     pub(super) drop_every: Option<Every>,
-    pub(super) corrupt_every: Option<Every>,
+    pub(super) truncate_every: Option<Every>,
+    pub(super) duplicate_every: Option<Every>,
+    pub(super) flip_every: Option<Every>,
+    pub(super) seed: Option<Whole<0, { u32::MAX as u64 }>>,
 }
 
 /// Reads a whole document. What could not be read is in `report`; what could is returned for further checks.

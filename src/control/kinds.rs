@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::config::{FaultyPlan, KindPlan, PortPlan, SocketMode, VhostUserPlan};
+use crate::config::{KindPlan, PortPlan, SocketMode, VhostUserPlan};
 use crate::host::account::{self, AccountError};
 use crate::ident::Name;
 use crate::port::Port;
@@ -46,10 +46,12 @@ impl Kinds {
                 let (file, interval, repeat) = (replay.file.clone(), replay.interval, replay.repeat);
                 Replay::new(ReplayConfig { file, interval, repeat })?
             }
-            KindPlan::Faulty(FaultyPlan { drop_every, corrupt_every }) => Faulty::new(FaultyConfig {
-                drop_every: drop_every.unwrap_or(0),
-                flip_every: corrupt_every.unwrap_or(0),
-                ..FaultyConfig::default()
+            KindPlan::Faulty(faulty) => Faulty::new(FaultyConfig {
+                drop_every: faulty.drop_every.unwrap_or(0),
+                truncate_every: faulty.truncate_every.unwrap_or(0),
+                duplicate_every: faulty.duplicate_every.unwrap_or(0),
+                flip_every: faulty.flip_every.unwrap_or(0),
+                seed: u64::from(faulty.seed),
             }),
         })
     }

@@ -76,16 +76,21 @@ impl Runtime {
                 Action::AddNetwork(name, _) => self.add_network(name),
                 Action::AddPort(name, _) => self.add_port(name),
                 Action::RemakePort(name, ..) | Action::RetryPort(name) => self.open(name),
-                Action::RemovePort(_)
-                | Action::ChangeNetwork(..)
-                | Action::ChangePort(..)
-                | Action::RemoveNetwork(_) => {}
+                Action::ChangePort(name, ..) => self.retune(name),
+                Action::RemovePort(_) | Action::ChangeNetwork(..) | Action::RemoveNetwork(_) => {}
             }
         }
         self.publish();
         self.settle_pins();
         self.attach(&before);
         self.leave_networks(&before, actions);
+    }
+
+    /// Tells a running port what changed that it knows about; the rest is in the tables.
+    fn retune(&self, name: &Name) {
+        if let (Some(Running { port: Ok(port), .. }), Some(plan)) = (self.ports.get(name), self.plan(name)) {
+            port.set_mtu(plan.mtu);
+        }
     }
 
     /// Publishes a larger FDB if it is time for one.

@@ -147,6 +147,10 @@ pub trait Port: Send + Sync {
     /// Whether it carries frames.
     fn link(&self) -> LinkState;
 
+    /// Takes over a new largest MTU, in bytes, that its far end may announce; `None` if any will do. The switch enforces
+    /// the MTU by itself; this is for kinds whose far end announces one while the port runs.
+    fn set_mtu(&self, _mtu: Option<u16>) {}
+
     /// What this kind of port has to tell beyond that: peers, negotiated features, queues with their counters.
     fn detail(&self) -> serde_json::Value;
 }

@@ -186,7 +186,7 @@ impl Device {
     /// NET_SET_MTU.
     pub(super) fn set_mtu(&mut self, mtu: u64) -> Result<(), Refusal> {
         let good = u16::try_from(mtu).ok().filter(|mtu| MTU_RANGE.contains(mtu)).ok_or(Refusal::Mtu(mtu))?;
-        if let Some(limit) = self.nic.config.mtu.filter(|limit| good > *limit) {
+        if let Some(limit) = self.nic.mtu().filter(|limit| good > *limit) {
             return Err(Refusal::MtuAbovePort(mtu, limit));
         }
         self.mtu = Some(good);

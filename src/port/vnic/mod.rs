@@ -114,6 +114,10 @@ impl Port for Vnic {
         self.attachment.link()
     }
 
+    fn set_mtu(&self, mtu: Option<u16>) {
+        self.attachment.nic().set_mtu(mtu);
+    }
+
     fn detail(&self) -> Value {
         let nic = self.attachment.nic();
         let (mut detail, mut vrings) = self.attachment.report();
@@ -122,7 +126,7 @@ impl Port for Vnic {
         detail["socket"] = json!(nic.config.socket.display().to_string());
         detail["mode"] = json!(nic.config.mode);
         detail["mac"] = json!(nic.config.mac);
-        detail["mtu"] = json!(nic.config.mtu);
+        detail["mtu"] = json!(nic.mtu());
         detail["queues"] = Value::Array(queues);
         detail
     }

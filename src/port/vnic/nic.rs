@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::queue::Queue;
@@ -53,6 +54,8 @@ pub struct VnicConfig {
 /// The lasting half of a vNIC.
 pub(super) struct Nic {
     pub(super) config: VnicConfig,
+    /// The MTU in force, which may have changed since `config`; 0 for any.
+    mtu: AtomicU16,
     /// By ring index: 2i is guest RX (the switch transmits to it), 2i+1 guest TX (the switch receives from it).
     pub(super) queues: Vec<Arc<Queue>>,
     /// Signalled when a shard stops a ring, and when guest memory fails.
@@ -69,10 +72,21 @@ impl Nic {
         let queue = |_| Arc::new(Queue::new(Arc::clone(&attention)));
         Ok(Self {
             queues: (0..2 * config.queue_pairs).map(queue).collect(),
+            mtu: AtomicU16::new(config.mtu.unwrap_or(0)),
             config,
             attention,
             log: RateLimit::new(LOG_LINES, LOG_PERIOD),
             announcements: RateLimit::new(ANNOUNCEMENTS, Duration::from_secs(1)),
         })
+    }
+
+    /// The largest MTU that the VM may announce, in bytes; `None` for any.
+    pub(super) fn mtu(&self) -> Option<u16> {
+        Some(self.mtu.load(Ordering::Relaxed)).filter(|&mtu| mtu != 0)
+    }
+
+    /// Changes it for the announcements to come.
+    pub(super) fn set_mtu(&self, mtu: Option<u16>) {
+        self.mtu.store(mtu.unwrap_or(0), Ordering::Relaxed);
     }
 }
