@@ -111,11 +111,13 @@ impl Daemon {
         found.unwrap_or_else(|_| panic!("port {name} never got there ({what}): {last:?}"))
     }
 
+    /// Whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child to wait for").is_none()
     }
 
-    fn pid(&self) -> Pid {
+    /// Its process.
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32).expect("a pid above zero")
     }
 

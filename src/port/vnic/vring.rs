@@ -219,7 +219,6 @@ impl Vring {
             "started": self.queue.is_running(),
             "enabled": state.is_enabled(),
             "size": if self.sized { state.get_queue().size() } else { 0 },
-            "next_avail": state.get_queue().next_avail(),
             "fault": self.fault(),
         })
     }
