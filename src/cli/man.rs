@@ -1,4 +1,4 @@
-//! Man pages, from the definitions that parse the command line: [`write`], for whoever makes a package.
+//! Man pages, from the definitions that parse the command line: [`write()`], for whoever makes a package.
 
 use std::fs::{self, File};
 use std::io;
