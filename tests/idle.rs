@@ -38,9 +38,8 @@ fn thirty_two_idle_vnics_use_under_one_percent_of_a_core() {
     let config = NicConfig { size: 64, ..NicConfig::default() };
     let mut nics: Vec<_> = names.iter().map(|name| Nic::up(&daemon.socket(name), &config)).collect();
     // Each has spoken, so that every queue has been awake.
-    for at in 0..VNICS {
-        let (mac, nic) = (nics[at].mac, &mut nics[at]);
-        nic.send(&frame(BROADCAST, mac, 60, at as u64));
+    for (seed, nic) in (0..).zip(&mut nics) {
+        nic.send(&frame(BROADCAST, nic.mac, 60, seed));
         nic.drain();
     }
     eventually("all queues at rest", || {
