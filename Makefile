@@ -24,7 +24,8 @@ build:
 test:
 	$(SETUP) all
 	$(CARGO) build --release --workspace --bins
-	$(CARGO) test --workspace
+	LINECARD_BIN_DIR=$(CURDIR)/target/release $(CARGO) test --workspace
+	$(CARGO) test --test frontend_selftest -- --ignored
 
 # Formatting, lints, documentation; advisories and licences where cargo-deny is installed.
 check:
