@@ -105,7 +105,7 @@ fn point_11_a_used_ring_that_the_guest_scribbles_over() {
 
 #[test]
 fn point_12_a_ring_that_never_rests() {
-    let mut scene = Scene::with(NicConfig { size: 32768, tx_buffer: 128, rx_buffer: 2048, ..NicConfig::default() });
+    let mut scene = Scene::with(NicConfig { size: 32768, ..NicConfig::default() });
     let ram = scene.bad.vmm.ram.clone();
     let at = ram.alloc(70_000, 64);
     ram.write(at, &[0; 12]);

@@ -93,6 +93,7 @@ fn point_05_regions_that_overlap() {
         let session = scene.session();
         session.add_mem_reg(&good, true).unwrap();
         refused(session.add_mem_reg(&other, true), "a region over another");
+        drop(session);
         refused(scene.session().set_mem_table(&[good.clone(), other], true), "a table with an overlap");
     }
     scene.finish();
