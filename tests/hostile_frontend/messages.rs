@@ -17,8 +17,8 @@ fn point_01_descriptors_that_nobody_asked_for() {
     let mut scene = Scene::new();
     let (bell, region) = (event(), Region::new(0, 0x1_0000_0000, MIB));
     let one = 0u64.to_le_bytes();
-    for count in [1, 2, 8, 33, 253] {
-        let cases: [(u32, Vec<u8>); 10] = [
+    for count in [1, 2, 8, 32, 33, 253] {
+        let cases: [(u32, Vec<u8>); 13] = [
             (request::GET_FEATURES, vec![]),
             (request::SET_OWNER, vec![]),
             (request::SET_FEATURES, one.to_vec()),
@@ -28,19 +28,22 @@ fn point_01_descriptors_that_nobody_asked_for() {
             (request::NET_SET_MTU, 1500u64.to_le_bytes().to_vec()),
             (request::REM_MEM_REG, single_region(&region)),
             (request::SET_INFLIGHT_FD, vec![0; 20]),
+            (request::SET_VRING_KICK, one.to_vec()),
+            (request::SET_VRING_CALL, one.to_vec()),
+            (request::SET_VRING_ERR, one.to_vec()),
             (4711, vec![1, 2, 3]),
         ];
         for (number, payload) in cases {
             let session = scene.session();
-            // A reply, a NACK or the end: whichever, the descriptors go.
-            let _ = session.raw(&message::encode(number, VERSION | NEED_REPLY, &payload), &fds(&bell, count));
-            let _ = session.read();
-        }
-        for number in [request::SET_VRING_KICK, request::SET_VRING_CALL, request::SET_VRING_ERR] {
-            if count > 1 {
-                let session = scene.session();
-                let what = format!("request {number} with {count} descriptors");
-                answered(session.tell(number, &one, &fds(&bell, count), true), &what);
+            session.raw(&message::encode(number, VERSION | NEED_REPLY, &payload), &fds(&bell, count)).unwrap();
+            // The vhost crate takes 32 and then waits for more of the message; what counts is that all are closed when
+            // the front end leaves.
+            if count <= 32 {
+                let answer = session.read().map(|_| ());
+                assert!(
+                    answer.as_ref().err().is_none_or(is_closed),
+                    "request {number}, {count} descriptors: {answer:?}"
+                );
             }
         }
     }
