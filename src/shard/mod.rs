@@ -241,7 +241,7 @@ impl Drop for Shards {
         }
         for shard in &mut self.shards {
             if let Some(thread) = shard.thread.take() {
-                // A shard that panicked has said so on stderr; there is nothing to add and the others still have to end.
+                // A shard that panics ends the process, so there is nothing to learn here.
                 let _ = thread.join();
             }
         }
@@ -268,7 +268,7 @@ impl Shard {
             // The receiver waits until this arrives.
             let _ = started.send(pinned);
             if good {
-                worker.run();
+                serve(worker);
             }
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed("a thread"))?;
@@ -290,6 +290,14 @@ impl Shard {
             sleep_cycles: counters.sleep_cycles.get(),
             sleeps: counters.sleeps.get(),
         }
+    }
+}
+
+/// Runs a worker to its end. A panic on a shard is a bug of ours that leaves its ports dead and the control side waiting
+/// for it: end the process, which has said why, and let whoever supervises it start it anew. Guests reconnect.
+fn serve(worker: Worker) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run())).is_err() {
+        std::process::abort();
     }
 }
 

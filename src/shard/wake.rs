@@ -61,7 +61,7 @@ impl Bell {
     pub fn detach(&self, port: PortIndex) -> usize {
         let (done, answer) = channel();
         self.order(Order::Detach { port, done });
-        // A shard that has ended drops its orders, and with them the sender.
+        // Shards end after the last order only, or with the process.
         answer.recv().unwrap_or(0)
     }
 

@@ -84,6 +84,8 @@ pub(super) struct State {
     pub announcements: Vec<MacAddr>,
     /// The shard that receives from this queue.
     pub wake: Option<Arc<dyn Wake>>,
+    /// The kernel would not wait for the ring's kicks, so the queue must not rest.
+    pub deaf: bool,
     counters: QueueReport,
 }
 
@@ -291,12 +293,11 @@ impl State {
         }
     }
 
-    /// Has the shard woken by the driver's kicks. A kick that cannot be waited for was refused when it was handed over.
-    fn watch(&self) {
-        if let (Some(wake), Some(running)) = (&self.wake, &self.running)
-            && let Err(error) = wake.watch(running.kick.as_fd())
-        {
-            log::warn!("cannot wait for the kicks of a queue: {error}");
+    /// Has the shard woken by the driver's kicks. Where the kernel has no room for one more wait (ENOSPC, ENOMEM) the queue
+    /// is polled instead.
+    fn watch(&mut self) {
+        if let (Some(wake), Some(running)) = (&self.wake, &self.running) {
+            self.deaf = wake.watch(running.kick.as_fd()).is_err();
         }
         self.wake();
     }

@@ -37,16 +37,17 @@ impl ReceiveQueue {
         let enabled = state.enabled;
         let Some(Running { ring, memory, header, .. }) = &mut state.running else { return Ok(0) };
         let mut chains = Chains::new();
-        let frames = ring.gather::<Readable>(memory, BATCH_FRAMES, &mut chains)?;
+        let fault = ring.gather::<Readable>(memory, BATCH_FRAMES, &mut chains).err();
+        let frames = chains.list().len();
         if frames == 0 {
-            return Ok(0);
+            return fault.map_or(Ok(0), Err);
         }
         let mut batch = Batch::new(heads, self.pair);
         for chain in chains.list() {
             if enabled {
                 push(&mut batch, &chains, chain, *header);
             } else {
-                batch.push_dropped((chain.bytes as usize).saturating_sub(*header), DropReason::QueueDisabled);
+                push_dropped(&mut batch, (chain.bytes as usize).saturating_sub(*header), DropReason::QueueDisabled);
             }
         }
         process(&mut batch);
@@ -56,7 +57,7 @@ impl ReceiveQueue {
         }
         drop(chains);
         state.publish();
-        Ok(frames)
+        fault.map_or(Ok(frames), Err)
     }
 
     /// Sends out the announcements that are waiting, as one batch.
@@ -92,7 +93,7 @@ impl Receive for ReceiveQueue {
         let armed = state.running.as_mut().map(|running| running.ring.arm());
         match armed {
             None => state.announcements.is_empty(),
-            Some(Ok(rest)) => rest && state.announcements.is_empty(),
+            Some(Ok(rest)) => rest && !state.deaf && state.announcements.is_empty(),
             Some(Err(fault)) => {
                 self.ring.fail(&mut state, fault);
                 true
@@ -113,18 +114,24 @@ impl Receive for ReceiveQueue {
     }
 }
 
+/// Adds a frame that is dropped. Its length is the guest's claim, which no frame can have: count what one can.
+#[cold]
+fn push_dropped(batch: &mut Batch<'_>, len: usize, reason: DropReason) {
+    batch.push_dropped(len.min(FRAME_MAX_BYTES), reason);
+}
+
 /// Adds the frame that `chain` carries behind its virtio-net header of `header` bytes.
 #[inline]
 fn push<'m>(batch: &mut Batch<'m>, chains: &Chains<'m>, chain: &Chain, header: usize) {
     let len = (chain.bytes as usize).saturating_sub(header);
     if chain.overlong {
-        return batch.push_dropped(len, DropReason::TooManySegments);
+        return push_dropped(batch, len, DropReason::TooManySegments);
     }
     if len == 0 {
         return batch.push_dropped(0, DropReason::HeaderTruncated);
     }
     if len > FRAME_MAX_BYTES {
-        return batch.push_dropped(len, DropReason::FrameTooLong);
+        return push_dropped(batch, len, DropReason::FrameTooLong);
     }
     let mut vnet = [0; VNET_HEADER_BYTES];
     if let Some(piece) = chains.single(chain) {

@@ -63,12 +63,14 @@ impl Transmit for TransmitSide {
 fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> Result<(), RingFault> {
     let Running { ring, memory, header, mergeable, .. } = running;
     let mut buffers = Buffers { chains: Chains::new(), next: 0 };
+    let mut dry = false;
     buffers.refill(ring, memory, picks.len())?;
     for &index in picks {
         let frame = &batch.frames()[usize::from(index)];
         let bytes = *header + frame.len as usize;
         if buffers.left() == 0 {
             buffers.refill(ring, memory, picks.len())?;
+            dry = false;
         }
         let Some(chain) = buffers.first() else {
             outcome.refuse(index, DropReason::RingFull);
@@ -85,8 +87,11 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
             continue;
         }
         let most = if *mergeable { BATCH_FRAMES } else { 1 };
-        if buffers.run(bytes, most).is_none() && *mergeable {
+        if *mergeable && !dry && buffers.left() < most && buffers.run(bytes, most).is_none() {
             buffers.refill(ring, memory, BATCH_FRAMES)?;
+            // All that there is has been walked: once per batch, however many frames do not fit, because a guest may post
+            // chains that take long to walk and hold nothing.
+            dry = true;
         }
         match buffers.run(bytes, most) {
             Some(count) => {
