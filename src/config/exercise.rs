@@ -60,6 +60,8 @@ fn readable(wrong: &Diagnostics) {
 
 /// An editor can go to that place: its line exists, and its column is in the line or just behind it.
 fn within(text: &str, place: &Place) {
+    // A lone carriage return ends a line too (YAML 1.2, 5.4).
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let line = place.line.checked_sub(1).and_then(|above| text.split('\n').nth(above));
     let line = line.unwrap_or_else(|| panic!("{place:?} is no line of {text:?}"));
     let (columns, end) = (line.chars().count(), place.column.saturating_sub(1) + place.length);

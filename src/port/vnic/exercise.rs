@@ -17,6 +17,7 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use vhost::vhost_user::message::FrontendReq;
 
 use super::handler::Handler;
 use super::message::{Arrival, HEADER_BYTES, arrival};
@@ -166,7 +167,9 @@ impl Exercise<'_> {
         if self.whole && end.is_none() {
             assert!(replies.iter().all(|(request, _)| *request == header[0]), "{replies:?} to {header:?}");
             assert!(replies.len() <= 1, "{replies:?} to {header:?}");
-            assert!(!(need_reply && acks) || replies.len() == 1, "no ack of {header:?}");
+            // The crate stops acknowledging with the very SET_FEATURES that takes PROTOCOL_FEATURES back.
+            let exempt = header[0] == u32::from(FrontendReq::SET_FEATURES);
+            assert!(exempt || !(need_reply && acks) || replies.len() == 1, "no ack of {header:?}");
         }
         end
     }
