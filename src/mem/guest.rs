@@ -123,6 +123,14 @@ impl GuestMemory {
         Some(entry.span(offset, u32::try_from(here).map_or(len, |here| here.min(len))))
     }
 
+    /// Guest-physical address of `span`, if it lies in this memory. For the dirty log: a walk over the regions, of which
+    /// most guests have two.
+    pub fn guest_of(&self, span: &Span<'_>) -> Option<u64> {
+        let address = span.as_iovec().iov_base as usize;
+        let offset = |entry: &Entry| address.checked_sub(entry.host as usize).map(|offset| offset as u64);
+        self.table.iter().find_map(|entry| offset(entry).filter(|&at| at < entry.len).map(|at| entry.guest + at))
+    }
+
     /// Guest-physical address of the front end's own address `user`, if it shares that.
     pub fn guest_address(&self, user: u64) -> Option<u64> {
         let holds = |r: &&Arc<Region>| user.checked_sub(r.user).is_some_and(|offset| offset < r.len);

@@ -244,24 +244,43 @@ fn check(request: &RegionRequest, file: &File) -> Result<(FileIdentity, u64), Ma
     if request.len == 0 || !fits {
         return Err(MappingError::Bounds(*request));
     }
-    let system = rustix::fs::fstatfs(file).map_err(|e| MappingError::File(*request, e.into()))?;
+    let backing = Backing::of(file).map_err(|e| MappingError::File(*request, e))?;
+    let page = backing.page.map_err(|other| MappingError::FileSystem(*request, other))?;
     let small = page_bytes();
-    let page = match system.f_type {
-        TMPFS_MAGIC => small,
-        HUGETLBFS_MAGIC => u64::try_from(system.f_bsize).unwrap_or(small).max(small),
-        other => return Err(MappingError::FileSystem(*request, other)),
-    };
     let multiple = |value: u64, of: u64| value.is_multiple_of(of);
     // Guest addresses need not be aligned to huge pages, only what the kernel maps does.
     let aligned = multiple(request.guest, small) && multiple(request.user, small);
     if !aligned || !multiple(request.len, page) || !multiple(request.offset, page) {
         return Err(MappingError::Unaligned(*request, page));
     }
-    let stat = file.metadata().map_err(|e| MappingError::File(*request, e))?;
-    if request.offset + request.len > stat.st_size() {
-        return Err(MappingError::FileTooShort { region: *request, size: stat.st_size() });
+    if request.offset + request.len > backing.size {
+        return Err(MappingError::FileTooShort { region: *request, size: backing.size });
     }
-    Ok(((stat.st_dev(), stat.st_ino()), page))
+    Ok((backing.identity, page))
+}
+
+/// What a file is to somebody who wants to map it.
+pub(super) struct Backing {
+    /// Bytes of its pages; of any file system that could stall a shard in a page fault, the `f_type` instead.
+    pub page: Result<u64, FsWord>,
+    /// Its size in bytes.
+    pub size: u64,
+    identity: FileIdentity,
+}
+
+impl Backing {
+    /// Asks the kernel about `file`.
+    pub fn of(file: &File) -> std::io::Result<Self> {
+        let system = rustix::fs::fstatfs(file)?;
+        let small = page_bytes();
+        let page = match system.f_type {
+            TMPFS_MAGIC => Ok(small),
+            HUGETLBFS_MAGIC => Ok(u64::try_from(system.f_bsize).unwrap_or(small).max(small)),
+            other => Err(other),
+        };
+        let stat = file.metadata()?;
+        Ok(Self { page, size: stat.st_size(), identity: (stat.st_dev(), stat.st_ino()) })
+    }
 }
 
 /// Size of this machine's ordinary pages.

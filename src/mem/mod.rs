@@ -1,11 +1,13 @@
 //! Guest memory: what a front end shared ([`SharedMemory`]), the map that rings use ([`GuestMemory`]), bounded pieces
-//! of it ([`Span`]), and writing those to a descriptor ([`write_frame`]).
+//! of it ([`Span`]), writing those to a descriptor ([`write_frame`]), and which pages were written ([`DirtyLog`]).
 
+mod dirty;
 mod gather;
 mod guest;
 mod mapping;
 mod span;
 
+pub use dirty::{DirtyLog, DirtyLogError};
 pub use gather::write_frame;
 pub use guest::{GuestMemory, Region};
 pub use mapping::{MappingError, RegionRequest, SharedMemory};

@@ -6,6 +6,7 @@
 //! ([`is_nack`]). [`Session::raw`] sends whatever the caller makes up.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -63,6 +64,7 @@ pub mod feature {
     pub const CTRL_VQ: u64 = 1 << 17;
     pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const MQ: u64 = 1 << 22;
+    pub const LOG_ALL: u64 = 1 << 26;
     pub const ANY_LAYOUT: u64 = 1 << 27;
     pub const INDIRECT_DESC: u64 = 1 << 28;
     pub const EVENT_IDX: u64 = 1 << 29;
@@ -76,6 +78,7 @@ pub mod feature {
 #[rustfmt::skip]
 pub mod protocol {
     pub const MQ: u64 = 1 << 0;
+    pub const LOG_SHMFD: u64 = 1 << 1;
     pub const RARP: u64 = 1 << 2;
     pub const REPLY_ACK: u64 = 1 << 3;
     pub const NET_MTU: u64 = 1 << 4;
@@ -272,6 +275,13 @@ impl Session {
         let mut payload = [0; 8];
         payload[..6].copy_from_slice(&mac);
         self.tell(request::SEND_RARP, &payload, &[], ack)
+    }
+
+    /// Shares a dirty log: `len` bytes from `offset` of `file`. Its reply says nothing but that it was taken.
+    pub fn set_log_base(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        let payload = [len.to_le_bytes(), offset.to_le_bytes()].concat();
+        self.raw(&message::encode(request::SET_LOG_BASE, VERSION, &payload), &[file.as_fd()])?;
+        self.reply_to(request::SET_LOG_BASE).map(drop)
     }
 
     pub fn net_set_mtu(&self, mtu: u64, ack: bool) -> io::Result<()> {

@@ -27,7 +27,7 @@ impl Kind {
     fn protocol_features(self) -> u64 {
         use protocol::*;
         match self {
-            Kind::Qemu72 | Kind::Qemu10 => MQ | RARP | REPLY_ACK | NET_MTU | CONFIGURE_MEM_SLOTS,
+            Kind::Qemu72 | Kind::Qemu10 => MQ | LOG_SHMFD | RARP | REPLY_ACK | NET_MTU | CONFIGURE_MEM_SLOTS,
             Kind::Dpdk => MQ | REPLY_ACK,
             Kind::CloudHypervisor => MQ | REPLY_ACK | CONFIGURE_MEM_SLOTS,
         }

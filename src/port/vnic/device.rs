@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::features::{self, F_PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK};
+use super::features::{self, F_LOG_ALL, F_PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK};
 use super::nic::Nic;
 use super::refusal::Refusal;
 use super::vring::{Areas, Vring};
 use crate::ident::MacAddr;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
-use crate::mem::{RegionRequest, SharedMemory};
+use crate::mem::{DirtyLog, RegionRequest, SharedMemory};
 use crate::port::LinkState;
 use crate::port::rate_limit::{Admission, log_limited};
 
@@ -27,6 +27,8 @@ pub(super) struct Device {
     protocol: u64,
     mtu: Option<u16>,
     memory: SharedMemory,
+    /// Where to note what is written to the guest's memory; in force while LOG_ALL is acknowledged as well.
+    log: Option<Arc<DirtyLog>>,
     vrings: Vec<Vring>,
     /// The memory failed and everything was stopped.
     stopped: bool,
@@ -39,7 +41,7 @@ impl Device {
     pub(super) fn new(nic: Arc<Nic>) -> Self {
         let vrings = nic.queues.iter().enumerate().map(|(i, queue)| Vring::new(i, Arc::clone(queue))).collect();
         let memory = SharedMemory::new(Arc::clone(&nic.attention));
-        Self { nic, features: None, protocol: 0, mtu: None, memory, vrings, stopped: false, obstacle: None }
+        Self { nic, features: None, protocol: 0, mtu: None, memory, log: None, vrings, stopped: false, obstacle: None }
     }
 
     /// Remembers a refusal that explains why the port does not work.
@@ -49,22 +51,47 @@ impl Device {
         }
     }
 
-    /// SET_FEATURES: once per queue pair with the same value, and with other ones only while nothing runs.
+    /// SET_FEATURES: once per queue pair with the same value, and with other ones only while nothing runs. LOG_ALL alone
+    /// comes and goes at any time: with it a migration begins, and without it one was cancelled.
     pub(super) fn set_features(&mut self, acked: u64) -> Result<(), Refusal> {
         let extra = acked & !features::bits(features::VIRTIO);
         if extra != 0 {
             return Err(Refusal::NotOffered(extra));
         }
         let from = self.features.unwrap_or(0);
-        if from != acked && self.vrings.iter().any(Vring::is_running) {
+        if (from ^ acked) & !F_LOG_ALL != 0 && self.vrings.iter().any(Vring::is_running) {
             return Err(Refusal::FeaturesInUse { from, to: acked });
         }
         self.features = Some(acked);
+        self.apply_log();
         if acked & F_PROTOCOL_FEATURES == 0 {
             // vhost-user, "Ring states": without the feature, rings are born enabled.
             self.vrings.iter().for_each(|vring| vring.enable(true));
         }
         Ok(())
+    }
+
+    /// SET_LOG_BASE: the log that counts from now on. A front end makes it anew when memory is added.
+    pub(super) fn set_log(&mut self, file: File, offset: u64, len: u64) -> Result<(), Refusal> {
+        let log = DirtyLog::new(file, offset, len, Arc::clone(&self.nic.attention))?;
+        log.covers(self.memory.memory())?;
+        // The old one is unmapped here, after no ring uses it any more.
+        let old = self.log.replace(Arc::new(log));
+        self.apply_log();
+        drop(old);
+        Ok(())
+    }
+
+    /// The log that rings have to keep, if any.
+    fn log_in_force(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref().filter(|_| self.features.is_some_and(|acked| acked & F_LOG_ALL != 0))
+    }
+
+    /// Brings all rings to the log that is in force. No message says that a log is not needed any more: without LOG_ALL it
+    /// stays mapped, unused, until the next one or the end of the connection.
+    fn apply_log(&mut self) {
+        let log = self.log_in_force();
+        self.vrings.iter().for_each(|vring| vring.set_log(log));
     }
 
     /// Whether rings are enabled by SET_VRING_ENABLE, not by their start.
@@ -136,13 +163,27 @@ impl Device {
     }
 
     fn start(&mut self, index: usize) -> Result<(), Refusal> {
+        let log = self.log_in_force().cloned();
         let Some(vring) = self.vrings.get_mut(index) else { return Ok(()) };
         let ran = vring.is_running();
-        vring.try_start(&self.memory, self.features.unwrap_or(0))?;
+        vring.try_start(&self.memory, self.features.unwrap_or(0), log.as_ref())?;
         if vring.is_running() && !ran {
             self.obstacle = None;
+            self.announce_start(index);
         }
         Ok(())
+    }
+
+    /// Tells the network where the guest is now that its first pair sends, if its address is known: after a migration other
+    /// hosts learn it at once, whether or not the guest or its VM announces it too.
+    fn announce_start(&self, index: usize) {
+        let first = index == FIRST_TRANSMIT_RING;
+        if let (true, Some(mac), Some(queue)) = (first, self.nic.config.mac, self.nic.queues.get(index)) {
+            // One that comes too often is no loss: the network has heard of it.
+            if !matches!(self.nic.announcements.admit(), Admission::Refused(_)) {
+                queue.announce(mac);
+            }
+        }
     }
 
     /// SET_MEM_TABLE.
@@ -167,6 +208,10 @@ impl Device {
     /// is acknowledged: after the ack a front end frees what it took away.
     fn swap_memory(&mut self, next: Option<SharedMemory>) -> Result<(), Refusal> {
         let Some(next) = next else { return Ok(()) };
+        if let Some(log) = self.log_in_force() {
+            // QEMU sends a longer log before it adds memory (vhost_commit); without one the migration would lose writes.
+            log.covers(next.memory())?;
+        }
         for queue in &self.nic.queues {
             // A ring that lost its memory keeps that as its fault, which `attend` passes on.
             let _ = queue.set_memory(next.memory());
@@ -201,8 +246,7 @@ impl Device {
         if let Admission::Refused(_) = self.nic.announcements.admit() {
             return Err(Refusal::TooManyAnnouncements);
         }
-        // Guest TX of the first pair: what the switch receives from.
-        if let Some(queue) = self.nic.queues.get(1) {
+        if let Some(queue) = self.nic.queues.get(FIRST_TRANSMIT_RING) {
             queue.announce(mac);
         }
         Ok(())
@@ -267,6 +311,7 @@ impl Device {
             "protocol_features": features::names(features::PROTOCOL, self.protocol),
             "header_bytes": features::header_bytes(self.features.unwrap_or(0)),
             "guest_mtu": self.mtu,
+            "migrating": self.log_in_force().is_some(),
             "memory": { "regions": self.memory.region_count(), "bytes": self.memory.bytes() },
             "last_refusal": self.obstacle,
         })
@@ -277,6 +322,9 @@ impl Device {
         self.vrings.iter().map(Vring::report).collect()
     }
 }
+
+/// Guest TX of the first pair: what the switch receives from, and so where announcements come in.
+const FIRST_TRANSMIT_RING: usize = 1;
 
 const MEMORY_FAILED: &str =
     "the VM's memory file shrank while it was shared; the VM has to share its memory anew, a restart of it does that";

@@ -22,6 +22,9 @@ const fn feature(bit: u32, name: &'static str, why: &'static str) -> Feature {
 /// vhost-user, "Feature bits": the front end knows protocol features, and rings start disabled.
 pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// vhost, VHOST_F_LOG_ALL: note every write in the dirty log. Not a virtio feature, so it may change while rings run.
+pub(super) const F_LOG_ALL: u64 = 1 << 26;
+
 /// Virtio bits that are offered (virtio 1.3, 5.1.3 and 6).
 pub(super) const VIRTIO: &[Feature] = &[
     feature(3, "MTU", "the guest takes over the MTU that its VM was configured with"),
@@ -29,6 +32,7 @@ pub(super) const VIRTIO: &[Feature] = &[
     feature(17, "CTRL_VQ", "cloud-hypervisor gives its guest a control queue only if we offer it; QEMU ignores it"),
     feature(21, "GUEST_ANNOUNCE", "after a migration the guest announces itself; without it QEMU sends SEND_RARP"),
     feature(22, "MQ", "several queue pairs"),
+    feature(26, "LOG_ALL", "the VM can be migrated: set while it is, it never reaches the guest"),
     feature(27, "ANY_LAYOUT", "legacy drivers may lay out header and frame as they like; we handle any layout anyway"),
     feature(28, "INDIRECT_DESC", "a chain takes one ring entry"),
     feature(29, "EVENT_IDX", "notifications by index, which is what makes few of them enough"),
@@ -44,6 +48,7 @@ pub(super) const VIRTIO: &[Feature] = &[
 /// Protocol features that are offered (vhost-user, "Protocol features").
 pub(super) const PROTOCOL: &[Feature] = &[
     feature(0, "MQ", "several queue pairs"),
+    feature(1, "LOG_SHMFD", "the bitmap of pages that we have written, without which QEMU refuses to migrate"),
     feature(2, "RARP", "QEMU asks us to announce a migrated guest that cannot do it itself"),
     feature(3, "REPLY_ACK", "a refusal reaches the front end"),
     feature(4, "NET_MTU", "the front end tells the guest's MTU"),
@@ -84,7 +89,7 @@ mod tests {
             assert_eq!(bits(table).count_ones() as usize, table.len());
             assert!(table.iter().all(|feature| !feature.why.is_empty()));
         }
-        assert_eq!((bits(VIRTIO), bits(PROTOCOL)), (0x9_7862_8008, 0x801d));
+        assert_eq!((bits(VIRTIO), bits(PROTOCOL)), (0x9_7c62_8008, 0x801f));
         // NOTIFY_ON_EMPTY, NOTIFICATION_DATA, RING_RESET, HASH_REPORT, RSS, RSC_EXT.
         for never in [24, 38, 40, 57, 60, 61] {
             assert_eq!(bits(VIRTIO) & 1 << never, 0, "bit {never}");

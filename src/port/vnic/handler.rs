@@ -249,8 +249,8 @@ impl VhostUserBackendReqHandler for Handler {
         Err(Error::InvalidOperation("not offered"))
     }
 
-    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        NOT_OFFERED
+    fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
+        self.answer(of(Req::SET_LOG_BASE), |device| device.set_log(file, log.mmap_offset, log.mmap_size))
     }
 }
 

@@ -33,7 +33,7 @@ impl Request {
 
     /// Whether a refusal leaves the front end waiting for a reply that never comes.
     pub(super) fn wants_answer(self) -> bool {
-        matches!(self.known(), Some(FrontendReq::GET_VRING_BASE))
+        matches!(self.known(), Some(FrontendReq::GET_VRING_BASE | FrontendReq::SET_LOG_BASE))
     }
 
     /// The request as the crate knows it.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::ident::MacAddr;
 use crate::limits::VNET_HEADER_BYTES;
-use crate::mem::GuestMemory;
+use crate::mem::{DirtyLog, GuestMemory};
 use crate::port::Wake;
 use crate::ring::{RingConfig, RingError, RingFault, SplitRing};
 use crate::sys::eventfd::EventFd;
@@ -45,6 +45,8 @@ pub(super) struct RingSetup {
     pub kick: OwnedFd,
     /// To be signalled when something was used.
     pub call: Option<OwnedFd>,
+    /// Where to note what is written, while the guest is being migrated.
+    pub log: Option<Arc<DirtyLog>>,
 }
 
 /// What a queue did, for `port show`.
@@ -97,6 +99,10 @@ pub(super) struct Running {
     pub header: usize,
     /// A frame may span several chains.
     pub mergeable: bool,
+    /// Where to note what is written, while the guest is being migrated.
+    pub log: Option<Arc<DirtyLog>>,
+    /// The area of the ring that the device writes: guest-physical address and length.
+    written: (u64, u64),
     kick: OwnedFd,
     call: Option<OwnedFd>,
 }
@@ -129,7 +135,11 @@ impl Queue {
         let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
         let long = mergeable || negotiated(VIRTIO_F_VERSION_1);
         let header = if long { VNET_HEADER_BYTES } else { LEGACY_HEADER_BYTES };
-        let running = Running { ring, memory: setup.memory, header, mergeable, kick: setup.kick, call: setup.call };
+        let RingSetup { memory, kick, call, log, .. } = setup;
+        // The used ring: flags, index, elements, avail_event (virtio 1.3, 2.7.8).
+        let written = (setup.used, 6 + 8 * u64::from(setup.size));
+        let running = Running { ring, memory, header, mergeable, log, written, kick, call };
+        running.log_ring();
         state.fault = None;
         state.running = Some(running);
         state.watch();
@@ -188,6 +198,14 @@ impl Queue {
         }
         self.settle(&state);
         moved
+    }
+
+    /// Begins or ends the logging of what is written. When this returns, no shard uses the log that was there before.
+    pub fn set_log(&self, log: Option<Arc<DirtyLog>>) {
+        if let Some(running) = &mut self.lock().running {
+            running.log = log;
+            running.log_ring();
+        }
     }
 
     /// Why the ring was taken out of service, if it was.
@@ -267,7 +285,11 @@ impl State {
     #[inline]
     pub fn publish(&mut self) {
         let Some(running) = &mut self.running else { return };
-        match running.ring.publish() {
+        let published = running.ring.publish();
+        if published.is_some() {
+            running.log_ring();
+        }
+        match published {
             Some(true) => {
                 self.counters.calls += 1;
                 running.signal();
@@ -310,6 +332,28 @@ impl State {
 }
 
 impl Running {
+    /// Notes that the device's area of the ring was written. All of it: three pages for a ring of 1024, most of them
+    /// marked already, while a migration lasts.
+    #[inline]
+    pub fn log_ring(&self) {
+        if let Some(log) = &self.log {
+            log.mark(self.written.0, self.written.1);
+        }
+    }
+
+    /// Asks the driver to notify from now on; returns whether the ring may rest.
+    pub fn arm(&mut self) -> Result<bool, RingFault> {
+        let armed = self.ring.arm();
+        self.log_ring();
+        armed
+    }
+
+    /// Tells the driver that notifications are not needed.
+    pub fn disarm(&mut self) {
+        self.ring.disarm();
+        self.log_ring();
+    }
+
     /// Interrupts the guest. Eventfds are non-blocking; one whose counter is full has a signal pending anyway.
     #[inline]
     fn signal(&self) {

@@ -90,7 +90,7 @@ impl Receive for ReceiveQueue {
 
     fn arm(&self) -> bool {
         let mut state = self.ring.lock();
-        let armed = state.running.as_mut().map(|running| running.ring.arm());
+        let armed = state.running.as_mut().map(|running| running.arm());
         match armed {
             None => state.announcements.is_empty(),
             Some(Ok(rest)) => rest && !state.deaf && state.announcements.is_empty(),
@@ -105,7 +105,7 @@ impl Receive for ReceiveQueue {
         let mut state = self.ring.lock();
         state.woken();
         if let Some(running) = &mut state.running {
-            running.ring.disarm();
+            running.disarm();
         }
     }
 

@@ -8,7 +8,7 @@ use std::io;
 
 use super::message::Request;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
-use crate::mem::MappingError;
+use crate::mem::{DirtyLogError, MappingError};
 use crate::ring::RingError;
 
 /// Why a message is refused.
@@ -36,6 +36,8 @@ pub(super) enum Refusal {
     Ring(usize, #[source] RingError),
     #[error("shared memory is unusable")]
     Memory(#[from] MappingError),
+    #[error("the dirty log is unusable")]
+    Log(#[from] DirtyLogError),
     #[error("{0} regions came with {1} descriptors")]
     RegionFiles(usize, usize),
     #[error("the memory file shrank while it was in use; it has to be shared anew")]
@@ -62,6 +64,7 @@ impl Refusal {
         !matches!(
             self,
             Self::Mtu(_)
+                | Self::Log(_)
                 | Self::NotAStation(_)
                 | Self::TooManyAnnouncements
                 | Self::Unserved(_)

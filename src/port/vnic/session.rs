@@ -199,6 +199,7 @@ fn crate_takes(request: Request) -> bool {
                 | Req::GET_MAX_MEM_SLOTS
                 | Req::ADD_MEM_REG
                 | Req::REM_MEM_REG
+                | Req::SET_LOG_BASE
         )
     )
 }

@@ -122,7 +122,7 @@ impl Raw {
     fn negotiate(&mut self) {
         assert_eq!(self.get(Req::GET_FEATURES), features::bits(features::VIRTIO));
         let protocol = self.get(Req::GET_PROTOCOL_FEATURES);
-        assert_eq!(protocol, 0x801d);
+        assert_eq!(protocol, 0x801f);
         self.send(Req::SET_PROTOCOL_FEATURES as u32, 0, &protocol.to_ne_bytes(), &[]);
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::queue::{Queue, Running};
 use crate::frame::{Batch, Frame, HEAD_COPY_BYTES, Head};
 use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
-use crate::mem::{GuestMemory, Span};
+use crate::mem::{DirtyLog, GuestMemory, Span};
 use crate::port::{Outcome, Transmit};
 use crate::ring::{Chain, Chains, RingFault, SplitRing, Writable};
 use crate::verdict::DropReason;
@@ -61,15 +61,15 @@ impl Transmit for TransmitSide {
 
 /// Writes the picked frames into the ring and completes their chains; the caller publishes.
 fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> Result<(), RingFault> {
-    let Running { ring, memory, header, mergeable, .. } = running;
-    let mut buffers = Buffers { chains: Chains::new(), next: 0 };
+    let Running { ring, memory, header, mergeable, log, .. } = running;
+    let mut buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref() };
     let mut dry = false;
-    buffers.refill(ring, memory, picks.len())?;
+    buffers.refill(ring, picks.len())?;
     for &index in picks {
         let frame = &batch.frames()[usize::from(index)];
         let bytes = *header + frame.len as usize;
         if buffers.left() == 0 {
-            buffers.refill(ring, memory, picks.len())?;
+            buffers.refill(ring, picks.len())?;
             dry = false;
         }
         let Some(chain) = buffers.first() else {
@@ -88,7 +88,7 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
         }
         let most = if *mergeable { BATCH_FRAMES } else { 1 };
         if *mergeable && !dry && buffers.left() < most && buffers.run(bytes, most).is_none() {
-            buffers.refill(ring, memory, BATCH_FRAMES)?;
+            buffers.refill(ring, BATCH_FRAMES)?;
             // All that there is has been walked: once per batch, however many frames do not fit, because a guest may post
             // chains that take long to walk and hold nothing.
             dry = true;
@@ -103,6 +103,7 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
             None => outcome.refuse(index, DropReason::BufferTooSmall),
         }
     }
+    buffers.log_written();
     ring.give_back(buffers.left());
     Ok(())
 }
@@ -111,6 +112,8 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
 struct Buffers<'m> {
     chains: Chains<'m>,
     next: usize,
+    memory: &'m GuestMemory,
+    log: Option<&'m DirtyLog>,
 }
 
 impl<'m> Buffers<'m> {
@@ -127,11 +130,24 @@ impl<'m> Buffers<'m> {
     }
 
     /// Puts back what is left and takes up to `limit` chains anew.
-    fn refill(&mut self, ring: &mut SplitRing, memory: &'m GuestMemory, limit: usize) -> Result<(), RingFault> {
+    fn refill(&mut self, ring: &mut SplitRing, limit: usize) -> Result<(), RingFault> {
+        self.log_written();
         ring.give_back(self.left());
         self.chains.clear();
         self.next = 0;
-        ring.gather::<Writable>(memory, limit, &mut self.chains).map(|_| ())
+        ring.gather::<Writable>(self.memory, limit, &mut self.chains).map(|_| ())
+    }
+
+    /// Notes that the chains used so far were written, if the guest is being migrated: once per batch, so that nobody else
+    /// pays for it per frame. A chain of one piece is noted whole; longer ones note what was written themselves.
+    #[inline]
+    fn log_written(&self) {
+        let Some(log) = self.log else { return };
+        for chain in &self.chains.list()[..self.next] {
+            if self.chains.single(chain).is_some() {
+                log.mark_pieces(self.memory, self.chains.pieces(chain), chain.bytes as usize);
+            }
+        }
     }
 
     /// How many of the next `most` chains hold `bytes` together.
@@ -157,6 +173,9 @@ impl<'m> Buffers<'m> {
             let written = if chain.overlong { 0 } else { left.min(chain.bytes as usize) };
             left -= written;
             ring.complete(chain.head, written as u32);
+            if let Some(log) = self.log.filter(|_| chains.single(chain).is_none()) {
+                log.mark_pieces(self.memory, chains.pieces(chain), written);
+            }
         }
         self.next += count;
     }

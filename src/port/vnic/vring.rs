@@ -21,7 +21,7 @@ use vm_memory::GuestMemoryMmap;
 use super::queue::{Queue, RingSetup};
 use super::refusal::Refusal;
 use crate::limits::RING_SIZE;
-use crate::mem::SharedMemory;
+use crate::mem::{DirtyLog, SharedMemory};
 use crate::sys::eventfd::EventFd;
 
 /// virtio 1.3, 2.7.10: notifications by index.
@@ -128,13 +128,24 @@ impl Vring {
         self.control.get_ref().is_enabled()
     }
 
+    /// Has the running ring note what it writes in `log`, or in none any more.
+    pub(super) fn set_log(&self, log: Option<&Arc<DirtyLog>>) {
+        self.queue.set_log(log.cloned());
+    }
+
     /// Whether the ring is started and has not faulted.
     pub(super) fn is_running(&self) -> bool {
         self.queue.is_running()
     }
 
-    /// Starts the ring if all that it takes is there. `features` are the acknowledged virtio bits.
-    pub(super) fn try_start(&mut self, memory: &SharedMemory, features: u64) -> Result<(), Refusal> {
+    /// Starts the ring if all that it takes is there. `features` are the acknowledged virtio bits, `log` is where to note
+    /// what is written, if the guest is being migrated.
+    pub(super) fn try_start(
+        &mut self,
+        memory: &SharedMemory,
+        features: u64,
+        log: Option<&Arc<DirtyLog>>,
+    ) -> Result<(), Refusal> {
         let waits = self.control.get_ref().get_kick().is_some();
         let Some(areas) = self.areas.filter(|_| waits && self.sized && memory.region_count() > 0) else {
             return Ok(());
@@ -155,7 +166,7 @@ impl Vring {
         let aligned = self.control.set_queue_info(descriptors, available, used);
         aligned.map_err(|_| Refusal::RingUnaligned(self.index))?;
         self.control.set_queue_event_idx(features & F_EVENT_IDX != 0);
-        let setup = self.setup(memory, features)?;
+        let setup = self.setup(memory, features, log)?;
         self.queue.start(setup).map_err(|source| Refusal::Ring(self.index, source))?;
         self.control.set_queue_ready(true);
         self.control.set_kick(None);
@@ -166,7 +177,7 @@ impl Vring {
     }
 
     /// What the queue needs to know, from the control state.
-    fn setup(&self, memory: &SharedMemory, features: u64) -> Result<RingSetup, Refusal> {
+    fn setup(&self, memory: &SharedMemory, features: u64, log: Option<&Arc<DirtyLog>>) -> Result<RingSetup, Refusal> {
         let state = self.control.get_ref();
         let failed = |which| move |source| Refusal::Event(self.index, which, source);
         let kick = state.get_kick().as_ref().ok_or(Refusal::NoKick(self.index))?;
@@ -183,6 +194,7 @@ impl Vring {
             memory: Arc::clone(memory.memory()),
             kick: kick.into(),
             call: call.map(OwnedFd::from),
+            log: log.cloned(),
         })
     }
 
