@@ -242,7 +242,8 @@ fn a_log_whose_file_shrinks_harms_nobody_else() {
     meet(&mut a, &mut c);
     // What was flooded to the third has come before this is over.
     meet(&mut a, &mut b);
-    (b.poll(), c.poll());
+    b.poll();
+    c.poll();
     let log = Log::of(&b);
     log.start(&b);
     log.file.set_len(0).unwrap();

@@ -4,4 +4,5 @@
 //! what does not fit is an error of the constructor. Field offsets are named, each with its place in the standard.
 
 pub mod ethernet;
+pub mod flow;
 pub mod rarp;

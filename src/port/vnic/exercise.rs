@@ -24,6 +24,7 @@ use super::message::{Arrival, HEADER_BYTES, arrival};
 use super::nic::{Mode, Nic, VnicConfig};
 use super::receive::ReceiveQueue;
 use super::session::{End, Session};
+use super::steering::Steering;
 use super::transmit::TransmitSide;
 use crate::frame::{Batch, Heads, heads};
 use crate::limits::BATCH_FRAMES;
@@ -50,6 +51,7 @@ pub fn exercise(bytes: &[u8]) -> (String, LinkState) {
     memory.set_len(MEMORY).unwrap();
     let (transmit, receive): (Vec<_>, Vec<_>) = nic.queues.iter().cloned().enumerate().partition(|(i, _)| i % 2 == 0);
     let numbered = (0..).zip(receive);
+    let steering = Arc::new(Steering::new(config().queue_pairs));
     let mut exercise = Exercise {
         nic: &nic,
         theirs,
@@ -58,8 +60,8 @@ pub fn exercise(bytes: &[u8]) -> (String, LinkState) {
         handler: &handler,
         memory,
         events: [EventFd::new().unwrap(), EventFd::new().unwrap()],
-        receive: numbered.map(|(pair, (_, queue))| ReceiveQueue::new(queue, pair)).collect(),
-        transmit: TransmitSide::new(transmit.into_iter().map(|(_, queue)| queue).collect()),
+        receive: numbered.map(|(pair, (_, queue))| ReceiveQueue::new(queue, pair, Arc::clone(&steering))).collect(),
+        transmit: TransmitSide::new(transmit.into_iter().map(|(_, queue)| queue).collect(), steering),
         heads: heads(),
         whole: true,
     };

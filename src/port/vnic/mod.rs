@@ -22,6 +22,7 @@ mod queue;
 mod receive;
 mod refusal;
 mod session;
+mod steering;
 mod transmit;
 mod vring;
 
@@ -39,6 +40,7 @@ use attachment::Attachment;
 use endpoint::SocketFile;
 use nic::Nic;
 use receive::ReceiveQueue;
+use steering::Steering;
 use transmit::TransmitSide;
 
 use crate::limits::QUEUE_PAIRS;
@@ -78,9 +80,12 @@ impl Vnic {
         }
         let waiting = format!("waiting for the VM at {}", config.socket.display());
         let nic = Arc::new(Nic::new(config)?);
+        let steering = Arc::new(Steering::new(nic.config.queue_pairs));
         let numbered = (0..nic.config.queue_pairs).zip(nic.queues.iter().skip(1).step_by(2));
-        let receive = numbered.map(|(number, queue)| Arc::new(ReceiveQueue::new(Arc::clone(queue), number))).collect();
-        let transmit = Arc::new(TransmitSide::new(nic.queues.iter().step_by(2).map(Arc::clone).collect()));
+        let receive = |(number, queue)| Arc::new(ReceiveQueue::new(Arc::clone(queue), number, Arc::clone(&steering)));
+        let receive = numbered.map(receive).collect();
+        let rings = nic.queues.iter().step_by(2).map(Arc::clone).collect();
+        let transmit = Arc::new(TransmitSide::new(rings, Arc::clone(&steering)));
         let attachment = Arc::new(Attachment::new(Arc::clone(&nic), waiting));
         let (registration, file) = match nic.config.mode {
             Mode::Server => {

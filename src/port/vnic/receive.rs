@@ -7,24 +7,27 @@
 use std::sync::Arc;
 
 use super::queue::{Queue, Running, State};
+use super::steering::Steering;
 use crate::frame::{Batch, Heads};
 use crate::limits::{BATCH_FRAMES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
 use crate::mem::Span;
 use crate::port::{Receive, Received, Wake};
 use crate::ring::{Chain, Chains, Readable, RingFault};
 use crate::verdict::DropReason;
+use crate::wire::flow::flow_hash;
 use crate::wire::rarp;
 
 /// The receive queue of one queue pair.
 pub(super) struct ReceiveQueue {
     ring: Arc<Queue>,
     pair: u16,
+    steering: Arc<Steering>,
 }
 
 impl ReceiveQueue {
-    /// The receive queue of pair number `pair`, over the guest's transmit ring.
-    pub fn new(ring: Arc<Queue>, pair: u16) -> Self {
-        Self { ring, pair }
+    /// The receive queue of pair number `pair`, over the guest's transmit ring. What comes in steers the answers.
+    pub fn new(ring: Arc<Queue>, pair: u16, steering: Arc<Steering>) -> Self {
+        Self { ring, pair, steering }
     }
 
     /// Moves one batch. A fault that the walk finds is returned after whatever came before it has been dealt with.
@@ -50,6 +53,9 @@ impl ReceiveQueue {
                 push_dropped(&mut batch, (chain.bytes as usize).saturating_sub(*header), DropReason::QueueDisabled);
             }
         }
+        if self.steering.is_needed() {
+            self.steer(&batch);
+        }
         process(&mut batch);
         drop(batch);
         for chain in chains.list() {
@@ -58,6 +64,15 @@ impl ReceiveQueue {
         drop(chains);
         state.publish();
         fault.map_or(Ok(frames), Err)
+    }
+
+    /// Has the answers to these frames come back on this pair. Fragments and the like are steered by what they have.
+    fn steer(&self, batch: &Batch<'_>) {
+        for (index, frame) in batch.frames().iter().enumerate() {
+            let head = batch.head(index).frame();
+            let hash = flow_hash(head.get(..usize::from(frame.head_len)).unwrap_or(&[]));
+            self.steering.note(hash, usize::from(self.pair));
+        }
     }
 
     /// Sends out the announcements that are waiting, as one batch.

@@ -5,56 +5,110 @@
 //! (scattered buffers, a frame over several chains with VIRTIO_NET_F_MRG_RXBUF, the 10-byte header) takes the slower way
 //! through [`Scatter`]. The used index is published once for all frames, and the guest interrupted at most once.
 //!
-//! A flow keeps its order: frames of one receive queue of the sender always go to the same queue of the receiver.
+//! A guest that uses several queue pairs has frames spread over them by flow ([`super::steering`]); a flow keeps its order,
+//! because it stays on its queue.
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
 use super::queue::{Queue, Running};
+use super::steering::Steering;
 use crate::frame::{Batch, Frame, HEAD_COPY_BYTES, Head};
 use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{DirtyLog, GuestMemory, Span};
 use crate::port::{Outcome, Transmit};
 use crate::ring::{Chain, Chains, RingFault, SplitRing, Writable};
 use crate::verdict::DropReason;
+use crate::wire::flow::flow_hash;
 
 /// The transmit side of a vNIC: the guest's receive rings, by queue pair.
 pub(super) struct TransmitSide {
     rings: Vec<Arc<Queue>>,
+    steering: Arc<Steering>,
 }
 
 impl TransmitSide {
     /// The transmit side over the guest's receive rings, one per queue pair.
-    pub fn new(rings: Vec<Arc<Queue>>) -> Self {
-        Self { rings }
+    pub fn new(rings: Vec<Arc<Queue>>, steering: Arc<Steering>) -> Self {
+        Self { rings, steering }
     }
 
-    /// The ring for a batch from queue number `queue` of its sender: one of those that the guest uses, which are always
-    /// the first ones (virtio 1.3, 5.1.6.5.5).
+    /// How many rings the guest uses: always the first ones (virtio 1.3, 5.1.6.5.5).
     #[inline]
-    fn ring_for(&self, queue: u16) -> Option<&Arc<Queue>> {
-        let ready = self.rings.iter().take_while(|ring| ring.is_ready()).count();
-        if ready > 1 { self.rings.get(usize::from(queue) % ready) } else { self.rings.first() }
+    fn ready(&self) -> usize {
+        self.rings.iter().take_while(|ring| ring.is_ready()).count()
+    }
+
+    /// Spreads the frames over the `ready` rings by flow and gives each ring its own, in their order.
+    fn spread(&self, ready: usize, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
+        let mut queues = [0u8; BATCH_FRAMES];
+        for &pick in picks {
+            queues[usize::from(pick) % BATCH_FRAMES] = self.queue_for(ready, batch, pick) as u8;
+        }
+        let mut left = picks.iter().fold(0u64, |left, &pick| left | 1 << (pick % 64));
+        let mut own = ArrayVec::<u8, BATCH_FRAMES>::new_const();
+        while left != 0 {
+            let queue = queues[left.trailing_zeros() as usize % BATCH_FRAMES];
+            own.clear();
+            own.extend(picks.iter().copied().filter(|&pick| queues[usize::from(pick) % BATCH_FRAMES] == queue));
+            own.iter().for_each(|&pick| left &= !(1 << (pick % 64)));
+            if let Some(ring) = self.rings.get(usize::from(queue)) {
+                transmit_to(ring, batch, &own, outcome);
+            }
+        }
+    }
+
+    /// The ring of frame `pick`: that of its flow; a flow that is new gets the first that nobody is in, from the one on that
+    /// its hash says.
+    fn queue_for(&self, ready: usize, batch: &Batch<'_>, pick: u8) -> usize {
+        let (index, frame) = (usize::from(pick), &batch.frames()[usize::from(pick)]);
+        let head = batch.head(index).frame();
+        let hash = flow_hash(head.get(..usize::from(frame.head_len)).unwrap_or(&[]));
+        if let Some(queue) = self.steering.queue(hash, ready) {
+            return queue;
+        }
+        let first = hash as usize % ready;
+        let free = (first..ready).chain(0..first).find(|&queue| self.rings[queue].try_lock().is_some());
+        let queue = free.unwrap_or(first);
+        self.steering.note(hash, queue);
+        queue
     }
 }
 
 impl Transmit for TransmitSide {
     fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
-        let Some(queue) = self.ring_for(batch.queue) else { return outcome.refuse_all(picks, DropReason::LinkDown) };
-        let mut state = queue.lock();
-        let enabled = state.enabled;
-        let Some(running) = state.running.as_mut().filter(|_| enabled) else {
-            let faulted = state.fault.is_some();
-            return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
-        };
-        let before = outcome.delivered;
-        match deliver(running, batch, picks, outcome) {
-            Ok(()) => state.publish(),
-            Err(fault) => {
-                // Nothing was published, so nothing of this batch has reached the guest.
-                outcome.delivered = before;
-                outcome.refuse_all(picks, DropReason::RingFaulted);
-                queue.fail(&mut state, fault);
+        if self.steering.is_needed() {
+            let ready = self.ready();
+            self.steering.set_ready(ready);
+            if ready > 1 {
+                return self.spread(ready, batch, picks, outcome);
             }
+        }
+        match self.rings.first() {
+            Some(ring) => transmit_to(ring, batch, picks, outcome),
+            None => outcome.refuse_all(picks, DropReason::LinkDown),
+        }
+    }
+}
+
+/// Gives the picked frames to the guest through one ring.
+#[inline]
+fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
+    let mut state = queue.lock();
+    let enabled = state.enabled;
+    let Some(running) = state.running.as_mut().filter(|_| enabled) else {
+        let faulted = state.fault.is_some();
+        return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
+    };
+    let before = outcome.delivered;
+    match deliver(running, batch, picks, outcome) {
+        Ok(()) => state.publish(),
+        Err(fault) => {
+            // Nothing was published, so nothing of this batch has reached the guest.
+            outcome.delivered = before;
+            outcome.refuse_all(picks, DropReason::RingFaulted);
+            queue.fail(&mut state, fault);
         }
     }
 }
