@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use linecard::mem::{GuestMemory, Region};
-use linecard::ring::{Chains, Readable, RingConfig, SplitRing};
+use linecard::ring::{Chains, DeviceRing, Readable, RingConfig, SplitRing};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -90,7 +90,7 @@ fn ours(group: &mut BenchmarkGroup<'_, WallTime>, shape: Shape) {
             assert_eq!(ring.gather::<Readable>(&memory, usize::from(BATCH), &mut chains), Ok(usize::from(BATCH)));
             for chain in chains.list() {
                 black_box(chains.pieces(chain));
-                ring.complete(chain.head, 0);
+                ring.complete(chain, 0);
             }
             black_box(ring.publish())
         });

@@ -34,14 +34,24 @@ impl Direction for Writable {
 /// One descriptor chain that the driver made available.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain {
-    /// Its head: what is written into the used ring to give it back.
+    /// What names it when it is given back: its first descriptor in a split ring, its buffer id in a packed one.
     pub head: u16,
     /// Sum of its buffers' lengths, in bytes. Up to `u32::MAX`; saturated beyond.
     pub bytes: u32,
     /// Whether it had more pieces than [`crate::limits::CHAIN_SEGMENTS`]; such a chain has no pieces here.
     pub overlong: bool,
+    /// How many places of the ring it took up: 1 in a split ring, its descriptors in a packed one.
+    pub slots: u16,
     pub(super) start: u16,
     pub(super) count: u16,
+}
+
+#[cfg(test)]
+impl Chain {
+    /// A chain that nobody walked, to complete or to give back as no port does.
+    pub fn unwalked(head: u16) -> Self {
+        Self { head, bytes: 0, overlong: false, slots: 1, start: 0, count: 0 }
+    }
 }
 
 /// Up to a batch of chains and the pieces of memory that they are made of, in ring order.

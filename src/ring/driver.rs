@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::exercise::{mapping, place};
-use super::{Chain, Chains, Direction, RingConfig, RingFault, SplitRing};
+use super::{Chain, Chains, DeviceRing, Direction, RingConfig, RingFault, SplitRing};
 use crate::mem::{GuestMemory, Region};
 
 /// VIRTQ_DESC_F_NEXT (virtio 1.3, 2.7.5).

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegion;
 
-use super::{Chain, Chains, Direction, Readable, RingConfig, RingFault, SplitRing, Writable};
+use super::{Chain, Chains, DeviceRing, Direction, Readable, RingConfig, RingFault, SplitRing, Writable};
 use crate::limits::{BATCH_FRAMES, CHAIN_SEGMENTS};
 use crate::mem::{GuestMemory, Region, Span};
 
@@ -104,8 +104,8 @@ struct Exercise {
     memory: Arc<GuestMemory>,
     config: RingConfig,
     ring: SplitRing,
-    /// Heads taken and neither completed nor given back, in ring order.
-    taken: Vec<u16>,
+    /// Chains taken and neither completed nor given back, in ring order.
+    taken: Vec<Chain>,
     /// How many completed chains are not published.
     completed: u16,
     flags: u8,
@@ -128,7 +128,7 @@ impl Exercise {
             }
             7 => {
                 // As a driver would: so many more chains than there were.
-                let index = self.ring.next_available().wrapping_add(input.u8().into());
+                let index = self.ring.base().wrapping_add(input.u8().into());
                 write(&self.memory, self.config.available + 2, &index.to_le_bytes());
             }
             _ => self.shrink()?,
@@ -137,15 +137,15 @@ impl Exercise {
     }
 
     fn gather<D: Direction>(&mut self, limit: usize) -> Result<(), RingFault> {
-        let (before, memory) = (self.ring.next_available(), Arc::clone(&self.memory));
+        let (before, memory) = (self.ring.base(), Arc::clone(&self.memory));
         let mut chains = Chains::new();
         let count = self.ring.gather::<D>(&memory, limit, &mut chains)?;
         assert!(count == chains.list().len() && count <= limit.min(BATCH_FRAMES).min(self.config.size.into()));
-        assert_eq!(self.ring.next_available(), before.wrapping_add(count as u16));
+        assert_eq!(self.ring.base(), before.wrapping_add(count as u16));
         for chain in chains.list() {
             check_chain(&memory, self.config.size, &chains, chain);
             self.touch(chains.pieces(chain));
-            self.taken.push(chain.head);
+            self.taken.push(*chain);
         }
         Ok(())
     }
@@ -162,8 +162,8 @@ impl Exercise {
     }
 
     fn complete(&mut self, count: usize, written: u32) {
-        for head in self.taken.drain(..count.min(self.taken.len())) {
-            self.ring.complete(head, written);
+        for chain in self.taken.drain(..count.min(self.taken.len())) {
+            self.ring.complete(&chain, written);
             self.completed = self.completed.wrapping_add(1);
         }
     }
@@ -184,9 +184,9 @@ impl Exercise {
 
     fn give_back(&mut self, count: usize) {
         let count = count.min(self.taken.len());
-        let before = self.ring.next_available();
-        self.ring.give_back(count);
-        assert_eq!(self.ring.next_available(), before.wrapping_sub(count as u16));
+        let before = self.ring.base();
+        self.ring.give_back(&self.taken[self.taken.len() - count..]);
+        assert_eq!(self.ring.base(), before.wrapping_sub(count as u16));
         self.taken.truncate(self.taken.len() - count);
     }
 

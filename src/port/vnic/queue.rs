@@ -15,7 +15,7 @@ use crate::ident::MacAddr;
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::{DirtyLog, GuestMemory};
 use crate::port::Wake;
-use crate::ring::{RingConfig, RingError, RingFault, SplitRing};
+use crate::ring::{Ring, RingConfig, RingError, RingFault};
 use crate::sys::eventfd::EventFd;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
@@ -93,7 +93,7 @@ pub(super) struct State {
 
 /// A ring in service.
 pub(super) struct Running {
-    pub ring: SplitRing,
+    pub ring: Ring,
     pub memory: Arc<GuestMemory>,
     /// Bytes of the virtio-net header: 12 or 10.
     pub header: usize,
@@ -129,7 +129,7 @@ impl Queue {
             event_idx: negotiated(VIRTIO_RING_F_EVENT_IDX),
             indirect: negotiated(VIRTIO_RING_F_INDIRECT_DESC),
         };
-        let mut ring = SplitRing::start(config, Arc::clone(&setup.memory))?;
+        let mut ring = Ring::start(config, Arc::clone(&setup.memory))?;
         ring.resume();
         ring.disarm();
         let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
@@ -152,7 +152,7 @@ impl Queue {
     pub fn stop(&self) -> Option<u16> {
         let mut state = self.lock();
         let faulted = state.fault.take().map(|(_, index)| index);
-        let stopped = state.take_running().map(|running| running.ring.next_available());
+        let stopped = state.take_running().map(|running| running.ring.base());
         self.settle(&state);
         stopped.or(faulted)
     }
@@ -300,7 +300,7 @@ impl State {
     }
 
     fn fail(&mut self, fault: RingFault) {
-        let index = self.take_running().map_or(0, |running| running.ring.next_available());
+        let index = self.take_running().map_or(0, |running| running.ring.base());
         self.fault = Some((fault, index));
     }
 

@@ -10,9 +10,9 @@ use super::queue::{Queue, Running, State};
 use super::steering::Steering;
 use crate::frame::{Batch, Heads};
 use crate::limits::{BATCH_FRAMES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
-use crate::mem::Span;
+use crate::mem::{GuestMemory, Span};
 use crate::port::{Receive, Received, Wake};
-use crate::ring::{Chain, Chains, Readable, RingFault};
+use crate::ring::{Chain, Chains, DeviceRing, Readable, Ring, RingFault};
 use crate::verdict::DropReason;
 use crate::wire::flow::flow_hash;
 use crate::wire::rarp;
@@ -39,31 +39,12 @@ impl ReceiveQueue {
     ) -> Result<usize, RingFault> {
         let enabled = state.enabled;
         let Some(Running { ring, memory, header, .. }) = &mut state.running else { return Ok(0) };
-        let mut chains = Chains::new();
-        let fault = ring.gather::<Readable>(memory, BATCH_FRAMES, &mut chains).err();
-        let frames = chains.list().len();
-        if frames == 0 {
-            return fault.map_or(Ok(0), Err);
-        }
-        let mut batch = Batch::new(heads, self.pair);
-        for chain in chains.list() {
-            if enabled {
-                push(&mut batch, &chains, chain, *header);
-            } else {
-                push_dropped(&mut batch, (chain.bytes as usize).saturating_sub(*header), DropReason::QueueDisabled);
-            }
-        }
-        if self.steering.is_needed() {
-            self.steer(&batch);
-        }
-        process(&mut batch);
-        drop(batch);
-        for chain in chains.list() {
-            ring.complete(chain.head, 0);
-        }
-        drop(chains);
+        let turn = Turn { memory, header: *header, enabled, queue: self };
+        let taken = match ring {
+            Ring::Split(ring) => turn.take(ring, heads, process),
+        };
         state.publish();
-        fault.map_or(Ok(frames), Err)
+        taken
     }
 
     /// Has the answers to these frames come back on this pair. Fragments and the like are steered by what they have.
@@ -86,6 +67,51 @@ impl ReceiveQueue {
         }
         process(&mut batch);
         batch.len()
+    }
+}
+
+/// One batch of a ring, with what of the queue's state it needs.
+struct Turn<'a> {
+    memory: &'a GuestMemory,
+    header: usize,
+    enabled: bool,
+    queue: &'a ReceiveQueue,
+}
+
+impl Turn<'_> {
+    /// Takes the batch off the ring, has it processed, and completes its chains; the caller publishes. Compiled for each
+    /// form of ring.
+    #[inline]
+    fn take<R: DeviceRing>(
+        &self,
+        ring: &mut R,
+        heads: &mut Heads,
+        process: &mut dyn FnMut(&mut Batch<'_>),
+    ) -> Result<usize, RingFault> {
+        let mut chains = Chains::new();
+        let fault = ring.gather::<Readable>(self.memory, BATCH_FRAMES, &mut chains).err();
+        let frames = chains.list().len();
+        if frames == 0 {
+            return fault.map_or(Ok(0), Err);
+        }
+        let mut batch = Batch::new(heads, self.queue.pair);
+        for chain in chains.list() {
+            if self.enabled {
+                push(&mut batch, &chains, chain, self.header);
+            } else {
+                let len = (chain.bytes as usize).saturating_sub(self.header);
+                push_dropped(&mut batch, len, DropReason::QueueDisabled);
+            }
+        }
+        if self.queue.steering.is_needed() {
+            self.queue.steer(&batch);
+        }
+        process(&mut batch);
+        drop(batch);
+        for chain in chains.list() {
+            ring.complete(chain, 0);
+        }
+        fault.map_or(Ok(frames), Err)
     }
 }
 

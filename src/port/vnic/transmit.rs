@@ -18,7 +18,7 @@ use crate::frame::{Batch, Frame, HEAD_COPY_BYTES, Head};
 use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{DirtyLog, GuestMemory, Span};
 use crate::port::{Outcome, Transmit};
-use crate::ring::{Chain, Chains, RingFault, SplitRing, Writable};
+use crate::ring::{Chain, Chains, DeviceRing, Ring, RingFault, Writable};
 use crate::verdict::DropReason;
 use crate::wire::flow::flow_hash;
 
@@ -116,12 +116,29 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
 /// Writes the picked frames into the ring and completes their chains; the caller publishes.
 fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> Result<(), RingFault> {
     let Running { ring, memory, header, mergeable, log, .. } = running;
-    let mut buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref() };
+    let buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref() };
+    let form = (*header, *mergeable);
+    match ring {
+        Ring::Split(ring) => fill(ring, buffers, form, batch, picks, outcome),
+    }
+}
+
+/// [`deliver`], compiled for each form of ring. `form` is that of the guest's buffers: bytes of the virtio-net header, and
+/// whether a frame may span several chains.
+#[inline]
+fn fill<R: DeviceRing>(
+    ring: &mut R,
+    mut buffers: Buffers<'_>,
+    (header, mergeable): (usize, bool),
+    batch: &Batch<'_>,
+    picks: &[u8],
+    outcome: &mut Outcome,
+) -> Result<(), RingFault> {
     let mut dry = false;
     buffers.refill(ring, picks.len())?;
     for &index in picks {
         let frame = &batch.frames()[usize::from(index)];
-        let bytes = *header + frame.len as usize;
+        let bytes = header + frame.len as usize;
         if buffers.left() == 0 {
             buffers.refill(ring, picks.len())?;
             dry = false;
@@ -130,18 +147,18 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
             outcome.refuse(index, DropReason::RingFull);
             continue;
         };
-        if *header == VNET_HEADER_BYTES
+        if header == VNET_HEADER_BYTES
             && let Some(buffer) = buffers.chains.single(chain)
             && buffer.len() >= bytes
         {
-            ring.complete(chain.head, bytes as u32);
+            ring.complete(chain, bytes as u32);
             write(batch, index, frame, buffer);
             buffers.next += 1;
             outcome.deliver(index);
             continue;
         }
-        let most = if *mergeable { BATCH_FRAMES } else { 1 };
-        if *mergeable && !dry && buffers.left() < most && buffers.run(bytes, most).is_none() {
+        let most = if mergeable { BATCH_FRAMES } else { 1 };
+        if mergeable && !dry && buffers.left() < most && buffers.run(bytes, most).is_none() {
             buffers.refill(ring, BATCH_FRAMES)?;
             // All that there is has been walked: once per batch, however many frames do not fit, because a guest may post
             // chains that take long to walk and hold nothing.
@@ -149,7 +166,7 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
         }
         match buffers.run(bytes, most) {
             Some(count) => {
-                buffers.scatter(ring, batch, index, *header, count);
+                buffers.scatter(ring, batch, index, header, count);
                 outcome.deliver(index);
             }
             // More of the same buffers would help a guest that merges; nothing helps one whose buffers are too short.
@@ -158,7 +175,7 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
         }
     }
     buffers.log_written();
-    ring.give_back(buffers.left());
+    ring.give_back(buffers.rest());
     Ok(())
 }
 
@@ -177,6 +194,12 @@ impl<'m> Buffers<'m> {
         self.chains.list().len() - self.next
     }
 
+    /// The chains that are left.
+    #[inline]
+    fn rest(&self) -> &[Chain] {
+        &self.chains.list()[self.next..]
+    }
+
     /// The first chain left.
     #[inline]
     fn first(&self) -> Option<&Chain> {
@@ -184,9 +207,9 @@ impl<'m> Buffers<'m> {
     }
 
     /// Puts back what is left and takes up to `limit` chains anew.
-    fn refill(&mut self, ring: &mut SplitRing, limit: usize) -> Result<(), RingFault> {
+    fn refill<R: DeviceRing>(&mut self, ring: &mut R, limit: usize) -> Result<(), RingFault> {
         self.log_written();
-        ring.give_back(self.left());
+        ring.give_back(self.rest());
         self.chains.clear();
         self.next = 0;
         ring.gather::<Writable>(self.memory, limit, &mut self.chains).map(|_| ())
@@ -217,7 +240,7 @@ impl<'m> Buffers<'m> {
     }
 
     /// Writes frame `index` over the next `count` chains and completes them.
-    fn scatter(&mut self, ring: &mut SplitRing, batch: &Batch<'_>, index: u8, header: usize, count: usize) {
+    fn scatter<R: DeviceRing>(&mut self, ring: &mut R, batch: &Batch<'_>, index: u8, header: usize, count: usize) {
         let chains = &self.chains;
         let run = &chains.list()[self.next..self.next + count];
         Scatter::new(run.iter().flat_map(|chain| chains.pieces(chain).iter().copied()))
@@ -226,7 +249,7 @@ impl<'m> Buffers<'m> {
         for chain in run {
             let written = if chain.overlong { 0 } else { left.min(chain.bytes as usize) };
             left -= written;
-            ring.complete(chain.head, written as u32);
+            ring.complete(chain, written as u32);
             if let Some(log) = self.log.filter(|_| chains.single(chain).is_none()) {
                 log.mark_pieces(self.memory, chains.pieces(chain), written);
             }

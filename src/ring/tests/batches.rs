@@ -5,7 +5,7 @@
 use super::{BASES, fault};
 use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, BATCH_FRAMES, RING_SIZE};
 use crate::ring::driver::{DATA, DATA_BYTES, Driver, HOLE, buffer};
-use crate::ring::{Chains, Readable, RingFault, SplitRing};
+use crate::ring::{Chain, Chains, DeviceRing, Readable, RingFault, SplitRing};
 
 #[test]
 fn rule_02_more_than_a_ringful_is_a_fault_not_a_clamp() {
@@ -37,7 +37,7 @@ fn rule_02_a_ringful_is_taken_whole_at_every_base() {
             let heads: Vec<_> = chains.list().iter().map(|chain| chain.head).collect();
             assert_eq!(heads, (64 * batch..64 * (batch + 1)).collect::<Vec<_>>());
         }
-        assert_eq!(ring.next_available(), base.wrapping_add(256));
+        assert_eq!(ring.base(), base.wrapping_add(256));
         assert_eq!(ring.pending(), Ok(0));
     }
 }
@@ -65,11 +65,11 @@ fn rule_10_what_was_given_back_is_gathered_again_and_nothing_was_published() {
             chains.list().iter().map(|chain| chain.head).collect::<Vec<_>>()
         };
         assert_eq!(heads(&mut ring), [0, 1, 2, 3, 4]);
-        ring.give_back(3);
-        assert_eq!((ring.next_available(), ring.pending()), (base.wrapping_add(2), Ok(3)));
+        ring.give_back(&[Chain::unwalked(0); 3]);
+        assert_eq!((ring.base(), ring.pending()), (base.wrapping_add(2), Ok(3)));
         assert_eq!(heads(&mut ring), [2, 3, 4]);
-        ring.give_back(5);
-        assert_eq!(ring.next_available(), base);
+        ring.give_back(&[Chain::unwalked(0); 5]);
+        assert_eq!(ring.base(), base);
         assert_eq!((ring.publish(), driver.used_index()), (None, base));
     }
 }
@@ -84,7 +84,7 @@ fn rule_10_a_ringful_on_top_of_what_is_given_back_is_a_fault() {
         assert_eq!(driver.gather::<Readable>(&mut ring).unwrap().list().len(), 4);
         driver.offer(&[0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(ring.pending(), Ok(8), "no more than a ringful beyond what was taken");
-        ring.give_back(4);
+        ring.give_back(&[Chain::unwalked(0); 4]);
         let jump = RingFault::AvailableJump { from: base, to: base.wrapping_add(12), size: 8 };
         assert_eq!(ring.pending(), Err(jump));
         assert_eq!(driver.gather::<Readable>(&mut ring).unwrap_err(), jump);
@@ -103,7 +103,7 @@ fn rule_10_a_limit_is_kept_and_batches_add_up() {
     assert_eq!(chains.list().len(), BATCH_FRAMES);
     chains.clear();
     assert_eq!(ring.gather::<Readable>(&driver.memory, 64, &mut chains).unwrap(), 64);
-    assert_eq!(ring.next_available(), 65500u16.wrapping_add(128));
+    assert_eq!(ring.base(), 65500u16.wrapping_add(128));
 }
 
 #[test]

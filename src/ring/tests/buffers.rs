@@ -9,7 +9,7 @@ use crate::limits::{CHAIN_SEGMENTS, RING_SIZE};
 use crate::mem::{GuestMemory, Region};
 use crate::ring::driver::{DATA, DATA_BYTES, Driver, HOLE, INDIRECT, MORE, NEXT, RINGS, WRITE, buffer};
 use crate::ring::exercise::mapping;
-use crate::ring::{Chains, Readable, RingFault, Writable};
+use crate::ring::{Chains, DeviceRing, Readable, RingFault, Writable};
 
 #[test]
 fn rule_06_a_buffer_across_regions_is_one_piece_per_region() {
@@ -160,7 +160,7 @@ fn rule_16_areas_and_buffers_that_overlap_are_the_guests_own_problem() {
         let mut ring = driver.start();
         if let Ok(chains) = driver.gather::<Readable>(&mut ring) {
             chains.list().iter().for_each(|chain| drop(driver.places(&chains, chain)));
-            chains.list().iter().for_each(|chain| ring.complete(chain.head, 1));
+            chains.list().iter().for_each(|chain| ring.complete(chain, 1));
         }
         ring.publish();
         _ = ring.arm();
@@ -174,6 +174,6 @@ fn rule_16_the_ring_itself_can_be_a_buffer() {
     let mut ring = driver.start();
     let chains = driver.gather::<Writable>(&mut ring).unwrap();
     assert_eq!(chains.single(&chains.list()[0]).unwrap().write(&[0xff; 512]), 512);
-    ring.complete(chains.list()[0].head, 512);
+    ring.complete(&chains.list()[0], 512);
     assert!(ring.publish().is_some());
 }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use crate::mem::GuestMemory;
 use crate::ring::driver::{DATA, DATA_BYTES, Descriptor, Driver, INDIRECT, MORE, NEXT, RINGS, WRITE, buffer};
 use crate::ring::exercise::{check_chain, exercise};
-use crate::ring::{Chains, Direction, Readable, RingFault, SplitRing, Writable};
+use crate::ring::{Chains, DeviceRing, Direction, Readable, RingFault, SplitRing, Writable};
 
 /// Fewer cases where each takes seconds.
 fn config() -> ProptestConfig {
@@ -111,11 +111,11 @@ fn turn<D: Direction>(driver: &Driver, ring: &mut SplitRing) -> Result<usize, Ri
     for chain in chains.list() {
         check_chain(&driver.memory, driver.config.size, &chains, chain);
         chains.pieces(chain).iter().for_each(|piece| _ = piece.read(&mut [0; 64]));
-        ring.complete(chain.head, chain.bytes);
+        ring.complete(chain, chain.bytes);
     }
     ring.publish();
     if result.is_err() {
-        let config = crate::ring::RingConfig { base: ring.next_available(), ..driver.config };
+        let config = crate::ring::RingConfig { base: ring.base(), ..driver.config };
         *ring = SplitRing::start(config, Arc::clone(&driver.memory)).unwrap();
     }
     result
@@ -146,7 +146,7 @@ fn rule_01_a_descriptor_that_changes_under_the_walk_is_read_once() {
             for _ in 0..10_000 {
                 driver.offer(&[0, 1]);
                 while let Ok(1..) = turn::<Readable>(&driver, &mut ring) {}
-                driver.available = ring.next_available();
+                driver.available = ring.base();
             }
         },
     );
@@ -191,7 +191,7 @@ fn rule_01_a_ring_that_is_scribbled_over_meanwhile_is_survived() {
                     (0..32).for_each(|slot| driver.write(driver.config.available + 4 + 2 * slot, &[slot as u8, 0]));
                     std::thread::yield_now();
                 }
-                driver.set_available_index(ring.next_available().wrapping_add(round % 5));
+                driver.set_available_index(ring.base().wrapping_add(round % 5));
                 let readable = round & 512 == 0;
                 let turned =
                     if readable { turn::<Readable>(&driver, &mut ring) } else { turn::<Writable>(&driver, &mut ring) };

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::mem::GuestMemory;
 use crate::ring::driver::{DATA, DATA_BYTES, Descriptor, Driver, WRITE, buffer};
-use crate::ring::{Chains, Direction, Readable, RingFault, SplitRing, Writable};
+use crate::ring::{Chain, Chains, DeviceRing, Direction, Readable, RingFault, SplitRing, Writable};
 
 /// The other device, with its copy of the guest's memory.
 struct Reference {
@@ -263,7 +263,7 @@ fn play<D: Direction>(run: &Run) {
         for _ in 0..count {
             let (indexes, _) = correct.held.pop_front().unwrap();
             let len = written.pop_front().unwrap();
-            ring.complete(indexes[0], len);
+            ring.complete(&Chain::unwalked(indexes[0]), len);
             reference.queue.add_used(&reference.memory, indexes[0], len).unwrap();
             correct.free.extend(indexes);
         }
@@ -298,9 +298,9 @@ fn same_chains<D: Direction>(driver: &Driver, ring: &mut SplitRing, reference: &
         assert_eq!(driver.places(&chains, chain), pieces(&driver.memory, &theirs.buffers));
     }
     let back = round.given_back.min(count);
-    ring.give_back(back);
+    ring.give_back(&chains.list()[chains.list().len() - back..]);
     (0..back).for_each(|_| QueueOwnedT::go_to_previous_position(&mut reference.queue));
-    assert_eq!(ring.next_available(), reference.queue.next_avail());
+    assert_eq!(ring.base(), reference.queue.next_avail());
     count - back
 }
 

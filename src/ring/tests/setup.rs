@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::mem::{GuestMemory, Region};
 use crate::ring::driver::{DATA, Driver, HOLE, MORE, buffer, memory};
 use crate::ring::exercise::mapping;
-use crate::ring::{Readable, RingError, RingFault, SplitRing};
+use crate::ring::{DeviceRing, Readable, RingError, RingFault, SplitRing};
 
 #[test]
 fn only_powers_of_two_up_to_32768_are_sizes() {
@@ -70,5 +70,5 @@ fn a_map_without_the_ring_stops_it_and_one_with_it_goes_on() {
     ring.set_memory(&more).unwrap();
     let chains = driver.gather::<Readable>(&mut ring).unwrap();
     assert_eq!(driver.places(&chains, &chains.list()[0]), [(DATA, 64)]);
-    assert_eq!(ring.next_available(), 0);
+    assert_eq!(ring.base(), 0);
 }

@@ -4,15 +4,15 @@
 
 use super::BASES;
 use crate::ring::driver::{DATA, Driver, buffer};
-use crate::ring::{Readable, SplitRing};
+use crate::ring::{Chain, DeviceRing, Readable, SplitRing};
 
 #[test]
 fn rule_11_nothing_is_visible_before_it_is_published() {
     let mut driver = Driver::new(4, 65534);
     let mut ring = driver.start();
-    ring.complete(3, 64);
-    ring.complete(1, 0);
-    ring.complete(2, u32::MAX);
+    ring.complete(&Chain::unwalked(3), 64);
+    ring.complete(&Chain::unwalked(1), 0);
+    ring.complete(&Chain::unwalked(2), u32::MAX);
     assert_eq!(driver.used_index(), 65534);
     assert_eq!(ring.publish(), Some(true));
     assert_eq!(driver.used_index(), 1);
@@ -30,14 +30,14 @@ fn rule_11_a_ring_goes_on_at_its_used_index_whatever_the_base() {
             driver.config.base = stale;
             let mut ring = driver.start();
             ring.resume();
-            assert_eq!((ring.next_available(), ring.pending()), (base, Ok(3)), "told to start at {stale}");
+            assert_eq!((ring.base(), ring.pending()), (base, Ok(3)), "told to start at {stale}");
         }
         // A used index that the driver cannot have seen proves nothing, so the base stands.
         driver.config.base = base.wrapping_add(1);
         driver.write(driver.config.used + 2, &base.wrapping_sub(6).to_le_bytes());
         let mut ring = driver.start();
         ring.resume();
-        assert_eq!((ring.next_available(), ring.pending()), (base.wrapping_add(1), Ok(2)));
+        assert_eq!((ring.base(), ring.pending()), (base.wrapping_add(1), Ok(2)));
     }
 }
 
@@ -51,7 +51,7 @@ fn rule_11_the_index_wraps_round_at_16_bits_for_every_size() {
         for round in 0..66_000u32 {
             driver.offer(&[0]);
             assert_eq!(driver.gather::<Readable>(&mut ring).unwrap().list().len(), 1);
-            ring.complete(0, round);
+            ring.complete(&Chain::unwalked(0), round);
             assert_eq!(ring.publish(), Some(true));
             assert_eq!(driver.take_used(), [(0, round)]);
         }
@@ -64,7 +64,7 @@ fn rule_11_it_goes_on_where_the_ring_in_memory_stands() {
     let driver = Driver::new(16, 9);
     driver.write(driver.config.used + 2, &777u16.to_le_bytes());
     let mut ring = driver.start();
-    ring.complete(5, 6);
+    ring.complete(&Chain::unwalked(5), 6);
     ring.publish();
     assert_eq!(driver.used_index(), 778);
     assert_eq!(driver.read::<8>(driver.config.used + 4 + 8 * (777 % 16)), [5, 0, 0, 0, 6, 0, 0, 0]);
@@ -77,7 +77,7 @@ fn rule_11_it_stays_within_its_area() {
     driver.write(end, &[0xaa; 16]);
     driver.write(driver.config.used - 2, &[0xbb; 2]);
     let mut ring = driver.start();
-    (0..100).for_each(|_| ring.complete(0xffff, 0xffff_ffff));
+    (0..100).for_each(|_| ring.complete(&Chain::unwalked(0xffff), 0xffff_ffff));
     ring.publish();
     assert_eq!(driver.read::<16>(end), [0xaa; 16]);
     assert_eq!(driver.read::<2>(driver.config.used - 2), [0xbb; 2]);
@@ -90,7 +90,7 @@ fn need_event(event_idx: u16, new_idx: u16, old_idx: u16) -> bool {
 }
 
 fn publish(ring: &mut SplitRing, count: u16) -> Option<bool> {
-    (0..count).for_each(|_| ring.complete(0, 0));
+    (0..count).for_each(|_| ring.complete(&Chain::unwalked(0), 0));
     ring.publish()
 }
 

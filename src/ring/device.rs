@@ -1,0 +1,141 @@
+//! What the device does with a ring of either form: [`DeviceRing`], and [`Ring`], which is one of them.
+//!
+//! A port matches on a [`Ring`] once per batch and runs code that was compiled for that form, so nothing is decided per
+//! chain that was settled when the ring started; what is not done per batch can be asked of the [`Ring`] itself.
+
+use std::sync::Arc;
+
+use super::{Chain, Chains, Direction, RingConfig, RingError, RingFault, SplitRing};
+use crate::mem::GuestMemory;
+
+/// The device's side of a running virtqueue.
+///
+/// Chains are taken with [`DeviceRing::gather`] and then, in ring order, either completed or given back before the lock
+/// around the ring is released. So at rest there is one index, [`DeviceRing::base`]: up to where the device has used the
+/// ring and from where it goes on.
+pub trait DeviceRing {
+    /// Number of descriptors.
+    fn size(&self) -> u16;
+
+    /// Where the next chain is taken: what GET_VRING_BASE answers.
+    fn base(&self) -> u16;
+
+    /// Moves the ring to a new map of the same guest's memory.
+    ///
+    /// # Errors
+    /// The new map does not hold the ring's areas any more.
+    fn set_memory(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingFault>;
+
+    /// At least how many chains the driver has made available that nobody has taken; 0 only if there are none.
+    ///
+    /// # Errors
+    /// What the driver did wrong.
+    fn pending(&mut self) -> Result<u16, RingFault>;
+
+    /// Takes up to `limit` more chains off the ring and adds them to `chains`, whose spans lie in `memory` (the map that
+    /// this ring was started with or last moved to). Stops early when `chains` is full or a batch's worth of bytes is in
+    /// it; returns how many were added.
+    ///
+    /// # Errors
+    /// What the driver did wrong. The ring must then not be used again, but for completing what was taken before.
+    fn gather<'m, D: Direction>(
+        &mut self,
+        memory: &'m GuestMemory,
+        limit: usize,
+        chains: &mut Chains<'m>,
+    ) -> Result<usize, RingFault>;
+
+    /// Gives the chains that were gathered last back to the ring as if they had not been taken.
+    fn give_back(&mut self, chains: &[Chain]);
+
+    /// Completes a chain: the driver gets its buffers back, `written` bytes of them filled, once
+    /// [`DeviceRing::publish`] is called. Chains are completed in the order they were taken.
+    fn complete(&mut self, chain: &Chain, written: u32);
+
+    /// Makes all completed chains visible to the driver; returns whether it wants an interrupt for them, or `None` if
+    /// there were none.
+    fn publish(&mut self) -> Option<bool>;
+
+    /// Asks the driver to notify us of new chains; returns whether there are none yet, that is, whether one may sleep.
+    ///
+    /// # Errors
+    /// What the driver did wrong.
+    fn arm(&mut self) -> Result<bool, RingFault>;
+
+    /// Tells the driver that notifications are not needed.
+    fn disarm(&mut self);
+}
+
+/// A running ring of one of the forms that virtio knows.
+#[derive(Debug)]
+pub enum Ring {
+    /// Virtio 1.3, 2.7.
+    Split(SplitRing),
+}
+
+/// Calls a method of whichever ring it is.
+macro_rules! either {
+    ($ring:expr, $form:ident => $call:expr) => {
+        match $ring {
+            Ring::Split($form) => $call,
+        }
+    };
+}
+
+impl Ring {
+    /// Starts a ring that lies in `memory`.
+    ///
+    /// # Errors
+    /// A size or an alignment that virtio does not allow, or an area that is not wholly in one region.
+    pub fn start(config: RingConfig, memory: Arc<GuestMemory>) -> Result<Self, RingError> {
+        SplitRing::start(config, memory).map(Self::Split)
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        either!(self, ring => ring.size())
+    }
+
+    /// See [`DeviceRing::base`].
+    pub fn base(&self) -> u16 {
+        either!(self, ring => ring.base())
+    }
+
+    /// See [`SplitRing::resume`].
+    pub fn resume(&mut self) {
+        either!(self, ring => ring.resume());
+    }
+
+    /// See [`DeviceRing::set_memory`].
+    ///
+    /// # Errors
+    /// The new map does not hold the ring's areas any more.
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingFault> {
+        either!(self, ring => ring.set_memory(memory))
+    }
+
+    /// See [`DeviceRing::publish`].
+    #[inline]
+    pub fn publish(&mut self) -> Option<bool> {
+        either!(self, ring => ring.publish())
+    }
+
+    /// See [`DeviceRing::arm`].
+    ///
+    /// # Errors
+    /// What the driver did wrong.
+    pub fn arm(&mut self) -> Result<bool, RingFault> {
+        either!(self, ring => ring.arm())
+    }
+
+    /// See [`DeviceRing::disarm`].
+    pub fn disarm(&mut self) {
+        either!(self, ring => ring.disarm());
+    }
+}
+
+/// Whether moving the used index from `old` to `new` passes `event` (vring_need_event of virtio 1.3, 2.7.7.2.1).
+#[inline]
+pub(super) fn crosses(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
