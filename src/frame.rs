@@ -100,6 +100,7 @@ pub struct Batch<'m> {
     heads: &'m mut Heads,
     frames: ArrayVec<Frame<'m>, BATCH_FRAMES>,
     segments: ArrayVec<Span<'m>, BATCH_SEGMENTS>,
+    bytes: u64,
     /// Which of its port's queues the batch came from; receivers with several queues keep a flow on one by it.
     pub queue: u16,
 }
@@ -108,7 +109,7 @@ impl<'m> Batch<'m> {
     /// An empty batch from queue number `queue` of its port, with `heads` as scratch memory.
     #[inline]
     pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
-        Self { heads, frames: ArrayVec::new_const(), segments: ArrayVec::new_const(), queue }
+        Self { heads, frames: ArrayVec::new_const(), segments: ArrayVec::new_const(), bytes: 0, queue }
     }
 
     /// How many frames are in it.
@@ -123,6 +124,12 @@ impl<'m> Batch<'m> {
         self.frames.is_empty()
     }
 
+    /// Bytes of all its frames together.
+    #[inline]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Whether another frame of up to `segments` pieces fits.
     #[inline]
     pub fn has_room(&self, segments: usize) -> bool {
@@ -133,6 +140,7 @@ impl<'m> Batch<'m> {
     /// The caller has made sure of [`Batch::has_room`]. Frames that are too short are added as already dropped.
     #[inline]
     pub fn push(&mut self, len: usize, pieces: &[Span<'m>]) {
+        self.bytes += len as u64;
         let head = &mut self.heads[self.frames.len() % BATCH_FRAMES];
         // Receivers see only what this switch says of the frame: no offload, one buffer (virtio 1.3, 5.1.6.4).
         *head.bytes.first_chunk_mut().unwrap_or(&mut [0; VNET_HEADER_BYTES]) = VNET_HEADER_PLAIN;
@@ -165,6 +173,7 @@ impl<'m> Batch<'m> {
     /// Adds a frame of `len` bytes that is dropped for `reason` before the switch sees it: it counts as received.
     #[inline]
     pub fn push_dropped(&mut self, len: usize, reason: DropReason) {
+        self.bytes += len as u64;
         self.heads[self.frames.len() % BATCH_FRAMES] = Head::EMPTY;
         let verdict = Verdict::Drop(reason);
         self.frames.push(Frame { len: len as u32, head_len: 0, verdict, tail: Span::EMPTY, more: (0, 0) });

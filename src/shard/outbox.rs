@@ -47,17 +47,36 @@ impl Outbox {
     /// Delivers what the switch decided for `batch`, which came from `ingress`, and counts it.
     #[inline]
     pub fn deliver(&mut self, tables: &Tables, ingress: PortIndex, batch: &Batch<'_>, counters: &[PortCounters]) {
+        let delivered = match sole_destination(batch) {
+            Some(port) => {
+                let all = EVERY_FRAME.get(..batch.len()).unwrap_or(&EVERY_FRAME);
+                transmit(tables, port, batch, all, &mut self.outcome, counters)
+            }
+            None => self.deliver_sorted(tables, ingress, batch, counters),
+        };
+        if let Some(counters) = counters.get(ingress.index()) {
+            self.settle(batch, delivered, counters);
+        }
+    }
+
+    /// The general case of [`Outbox::deliver`]: several destinations, floods, drops. Returns which frames somebody took.
+    fn deliver_sorted(
+        &mut self,
+        tables: &Tables,
+        ingress: PortIndex,
+        batch: &Batch<'_>,
+        counters: &[PortCounters],
+    ) -> u64 {
         self.sort(tables, ingress, batch);
         let mut delivered = 0;
         for at in 0..self.touched.len() {
             let port = self.touched[at];
-            delivered |= self.transmit(tables, port, batch, counters);
+            let picks = self.picks[port.index()].as_slice();
+            delivered |= transmit(tables, port, batch, picks, &mut self.outcome, counters);
             self.picks[port.index()].count = 0;
         }
         self.touched.clear();
-        if let Some(counters) = counters.get(ingress.index()) {
-            self.settle(batch, delivered, counters);
-        }
+        delivered
     }
 
     /// Notes each frame in the pick list of each port that it goes to.
@@ -86,41 +105,18 @@ impl Outbox {
         picks.count += 1;
     }
 
-    /// Gives `port` its frames; returns which of them it took.
-    #[inline]
-    fn transmit(&mut self, tables: &Tables, port: PortIndex, batch: &Batch<'_>, counters: &[PortCounters]) -> u64 {
-        let (picks, outcome) = (self.picks[port.index()].as_slice(), &mut self.outcome);
-        outcome.delivered = 0;
-        match tables.transmit.get(port.index()) {
-            Some(Some(side)) => side.transmit(batch, picks, outcome),
-            _ => outcome.refuse_all(picks, DropReason::NoDestination),
-        }
-        let Some(counters) = counters.get(port.index()) else { return outcome.delivered };
-        let mut bytes = 0;
-        for &index in picks {
-            if outcome.delivered & 1 << index != 0 {
-                bytes += u64::from(batch.frames()[usize::from(index)].len);
-            } else {
-                counters.tx_dropped.add(outcome.reasons[usize::from(index)], 1);
-            }
-        }
-        counters.tx_frames.add(u64::from(outcome.delivered.count_ones()));
-        counters.tx_bytes.add(bytes);
-        outcome.delivered
-    }
-
     /// Counts what became of the batch for the port that it came from.
     #[inline]
     fn settle(&self, batch: &Batch<'_>, delivered: u64, counters: &PortCounters) {
-        let mut bytes = 0;
-        for (index, frame) in batch.frames().iter().enumerate() {
-            bytes += u64::from(frame.len);
-            if delivered & 1 << index == 0 {
-                counters.rx_dropped.add(self.reason(frame.verdict, index), 1);
+        if delivered != every_bit(batch.len()) {
+            for (index, frame) in batch.frames().iter().enumerate() {
+                if delivered & 1 << index == 0 {
+                    counters.rx_dropped.add(self.reason(frame.verdict, index), 1);
+                }
             }
         }
         counters.rx_frames.add(batch.len() as u64);
-        counters.rx_bytes.add(bytes);
+        counters.rx_bytes.add(batch.bytes());
         counters.rx_delivered.add(u64::from(delivered.count_ones()));
     }
 
@@ -132,6 +128,66 @@ impl Outbox {
             Verdict::Pending => DropReason::NoDestination,
         }
     }
+}
+
+/// The port that every frame of the batch goes to, if there is one. Most batches are of one flow, and one comparison a
+/// frame is all the sorting that they need.
+#[inline]
+fn sole_destination(batch: &Batch<'_>) -> Option<PortIndex> {
+    let first = batch.frames().first()?.verdict;
+    match first {
+        Verdict::Deliver(port) if batch.frames().iter().all(|frame| frame.verdict == first) => Some(port),
+        _ => None,
+    }
+}
+
+/// The pick list of a whole batch.
+const EVERY_FRAME: [u8; BATCH_FRAMES] = {
+    let mut list = [0; BATCH_FRAMES];
+    let mut index = 0;
+    while index < BATCH_FRAMES {
+        list[index] = index as u8;
+        index += 1;
+    }
+    list
+};
+
+/// One bit for each of `frames` frames.
+#[inline]
+fn every_bit(frames: usize) -> u64 {
+    u64::MAX.checked_shr((BATCH_FRAMES - frames.min(BATCH_FRAMES)) as u32).unwrap_or(0)
+}
+
+/// Gives `port` its frames; returns which of them it took.
+#[inline]
+fn transmit(
+    tables: &Tables,
+    port: PortIndex,
+    batch: &Batch<'_>,
+    picks: &[u8],
+    outcome: &mut Outcome,
+    counters: &[PortCounters],
+) -> u64 {
+    outcome.delivered = 0;
+    match tables.transmit.get(port.index()) {
+        Some(Some(side)) => side.transmit(batch, picks, outcome),
+        _ => outcome.refuse_all(picks, DropReason::NoDestination),
+    }
+    let Some(counters) = counters.get(port.index()) else { return outcome.delivered };
+    let mut bytes = batch.bytes();
+    if outcome.delivered != every_bit(batch.len()) {
+        bytes = 0;
+        for &index in picks {
+            if outcome.delivered & 1 << index != 0 {
+                bytes += u64::from(batch.frames()[usize::from(index)].len);
+            } else {
+                counters.tx_dropped.add(outcome.reasons[usize::from(index)], 1);
+            }
+        }
+    }
+    counters.tx_frames.add(u64::from(outcome.delivered.count_ones()));
+    counters.tx_bytes.add(bytes);
+    outcome.delivered
 }
 
 /// The ports of the network that `ingress` is in.
