@@ -3,8 +3,9 @@
 //! # Who runs, what they may hold, how they end
 //!
 //! A shard is one thread on one CPU ([`worker`]). It owns receive queues; nobody else receives from them. In a turn it
-//! visits each queue that is awake: the queue lends it a batch, [`crate::switch::process`] decides, [`outbox`] groups by
-//! destination and calls each destination's transmit side. While it does, it holds the receive queue's lock and at most
+//! visits the ports that have a queue awake, for as long as their share of cycles lasts ([`roster`], [`fairness`]): the queue
+//! lends it a batch, [`crate::switch::process`] decides, [`outbox`] groups by destination and calls each destination's
+//! transmit side. While it does, it holds the receive queue's lock and at most
 //! one transmit lock; nothing else.
 //!
 //! The control side reaches a shard in two ways only. [`Tables`] are immutable and published whole: a shard takes the
@@ -21,9 +22,11 @@
 //! the queue; when it returns the port can be dropped. Tables that name a port's transmit side are replaced before that:
 //! [`Shards::publish`] returns when every shard has taken the new ones.
 
+mod fairness;
 mod flags;
 mod idle;
 mod outbox;
+mod roster;
 mod wake;
 mod worker;
 

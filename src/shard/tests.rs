@@ -131,8 +131,13 @@ struct Rig {
 
 impl Rig {
     fn new(count: u16, policy: IdlePolicy) -> Self {
+        Self::on(2, count, policy)
+    }
+
+    /// On so many shards, or as many as there are CPUs.
+    fn on(shards: usize, count: u16, policy: IdlePolicy) -> Self {
         let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-        let cpus: Vec<u16> = (0..1024).filter(|&cpu| allowed.is_set(usize::from(cpu))).take(2).collect();
+        let cpus: Vec<u16> = (0..1024).filter(|&cpu| allowed.is_set(usize::from(cpu))).take(shards).collect();
         let shards = Shards::start(&cpus, &[], policy, Clock::start()).unwrap();
         let feeds: Vec<_> = (0..count).map(|_| Arc::new(Feed::default())).collect();
         let members = (0..count).map(PortIndex).collect();
@@ -232,4 +237,43 @@ fn shards_say_what_cannot_be() {
     let rig = Rig::new(1, IdlePolicy::Adaptive);
     let high = rig.shards.attach(PortIndex(0), vec![Arc::clone(&rig.feeds[0]) as _], LatencySensitivity::High);
     assert!(high.unwrap_err().to_string().contains("shards.exclusive"));
+}
+
+/// A queue that always has a full batch.
+struct Flood;
+
+impl Receive for Flood {
+    fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
+        let mut frames = vec![frame(mac(9), mac(1), 64, 0); BATCH_FRAMES];
+        let mut batch = Batch::new(heads, 0);
+        for frame in &mut frames {
+            let len = frame.len();
+            batch.push(len, &[Span::from_buffer(frame)]);
+        }
+        process(&mut batch);
+        Received::Frames(BATCH_FRAMES)
+    }
+
+    fn arm(&self) -> bool {
+        false
+    }
+
+    fn disarm(&self) {}
+
+    fn attach(&self, _: Option<Arc<dyn Wake>>) {}
+}
+
+#[test]
+fn a_port_that_floods_from_many_queues_gets_half_of_a_shard_that_two_want() {
+    let rig = Rig::on(1, 2, IdlePolicy::Adaptive);
+    rig.shards
+        .attach(PortIndex(1), (0..32).map(|_| Arc::new(Flood) as _).collect(), LatencySensitivity::Normal)
+        .unwrap();
+    wait(|| rig.totals(1).rx_frames > 0);
+    let before = rig.totals(1).rx_frames;
+    rig.shards.attach(PortIndex(0), vec![Arc::new(Flood)], LatencySensitivity::Normal).unwrap();
+    wait(|| rig.totals(0).rx_frames > 50_000);
+    let (few, many) = (rig.totals(0).rx_frames, rig.totals(1).rx_frames - before);
+    // By queues it would be 1 to 32. The slack is for what the kernel took of the CPU, and for the time until the second.
+    assert!(many < 4 * few, "one queue moved {few} frames while 32 moved {many}");
 }
