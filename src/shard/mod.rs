@@ -266,6 +266,7 @@ impl Shard {
         let (started, start) = std::sync::mpsc::channel();
         let name = format!("shard-{cpu}");
         let run = move || {
+            crate::sys::doorbell::enroll();
             let pinned = crate::sys::cpu::pin_to(cpu);
             let good = pinned.is_ok();
             // The receiver waits until this arrives.

@@ -1,7 +1,7 @@
 //! eventfd(2) counters: how threads, guests and front ends wake each other.
 //!
 //! Ours are made by [`EventFd::new`]. Those that a front end hands over go through [`EventFd::from_peer`] first: a pipe or
-//! a terminal in their place could block a shard in the middle of a doorbell.
+//! a terminal in their place could block a shard in the middle of a doorbell. What is left of that danger is [`doorbell`]'s.
 
 #![allow(unsafe_code)] // Takes descriptors over from the event types of vmm-sys-util, which know raw numbers only.
 
@@ -13,7 +13,9 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
-/// A counter of the kernel that becomes readable when it is not zero. Never blocks.
+use super::doorbell::{self, Rang};
+
+/// A counter of the kernel that becomes readable when it is not zero. Ours never block.
 #[derive(Debug)]
 pub struct EventFd(OwnedFd);
 
@@ -26,10 +28,12 @@ impl EventFd {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Takes over a descriptor that another process sent, if it is an eventfd, and makes it non-blocking.
+    /// Takes over a descriptor that another process sent, if it is an eventfd, and makes it non-blocking, for as long as
+    /// the other process leaves it so; from then on doorbells are watched.
     ///
     /// # Errors
-    /// `InvalidInput` names what it is instead; else what the kernel says of `/proc/self/fd`.
+    /// `InvalidInput` names what it is instead; else what the kernel says of `/proc/self/fd`, or of a thread to watch
+    /// doorbells.
     pub fn from_peer(fd: OwnedFd) -> io::Result<Self> {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
         // The name that the kernel gives to these (fs/eventfd.c, do_eventfd).
@@ -37,6 +41,7 @@ impl EventFd {
             let message = format!("the descriptor is not an eventfd but {}", link.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
+        doorbell::watch()?;
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(Self(fd))
     }
@@ -61,10 +66,15 @@ impl EventFd {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
     }
 
-    /// Adds one, so that whoever waits wakes up. A counter that is full is awake already.
+    /// Adds one to a counter of ours, so that whoever waits wakes up. One that is full is awake already.
     pub fn signal(&self) {
-        // EAGAIN is the full counter; nothing else can come of 8 bytes to a live eventfd (eventfd(2)).
-        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0, &1u64.to_ne_bytes()));
+        // EAGAIN is the full counter; nothing else can come of 8 bytes to a live eventfd that does not block (eventfd(2)).
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Adds one to a counter that a peer gave us and may have made to block.
+    pub fn ring(&self) -> Rang {
+        doorbell::ring(self.as_fd())
     }
 
     /// Sets it to zero and returns what it was.

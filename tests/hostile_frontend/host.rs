@@ -6,11 +6,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
+use super::frontend::doorbell::Doorbell;
+use super::frontend::eventually;
 use super::frontend::frame::{BROADCAST, frame};
 use super::frontend::message::{self, VERSION};
 use super::frontend::ram::memfd;
 use super::frontend::session::{request, vring_state};
-use super::{Scene, answered};
+use super::{Scene, answered, event};
 
 #[test]
 fn point_06_events_that_are_no_eventfds() {
@@ -69,6 +71,71 @@ fn point_06_interrupts_that_would_block() {
         drop(nic);
         scene.expect_usable("an interrupt that would block");
     }
+    scene.finish();
+}
+
+/// Makes an eventfd block that somebody was given as one that does not, with its counter full.
+fn jam(bell: &Doorbell) {
+    // As long as somebody else rings it, its counter is not the zero that this takes.
+    while rustix::io::write(bell, &(u64::MAX - 1).to_ne_bytes()).is_err() {
+        bell.take();
+    }
+    rustix::fs::fcntl_setfl(bell, rustix::fs::OFlags::empty()).unwrap();
+}
+
+#[test]
+fn point_06_interrupts_that_come_to_block() {
+    let mut scene = Scene::new();
+    let nic = scene.nic();
+    jam(&nic.vmm.vrings[0].call);
+    // Until the guest has asked for an interrupt there is none, so it is sent frames until one blocked.
+    let Scene { daemon, peer, .. } = &mut scene;
+    eventually("its connection is ended", || {
+        peer.send(&frame(nic.mac, peer.mac, 100, 1));
+        peer.drain();
+        let rx = &nic.pairs[0].rx.queue.ring;
+        rx.set_used_event(rx.used_idx());
+        let port = daemon.port("bad");
+        let told = port.reason().is_some_and(|reason| reason.contains("an interrupt block the switch"));
+        (told && port.state() == "stopped").then_some(())
+    });
+    scene.witness.keeps_going();
+    // Who comes while the port keeps everybody out is served afterwards.
+    drop(nic);
+    scene.expect_usable("an interrupt that blocked");
+
+    // The interrupt of a message blocks the thread of its own connection, and what it holds.
+    let nic = scene.nic();
+    let call = event();
+    jam(&call);
+    let session = nic.session();
+    for _ in 0..20 {
+        // The descriptor is made non-blocking when it is taken, and blocks again soon after.
+        let _ = session.set_vring_call(0, &call, false);
+        rustix::fs::fcntl_setfl(&call, rustix::fs::OFlags::empty()).unwrap();
+        scene.peer.send(&frame(nic.mac, scene.peer.mac, 100, 1));
+        scene.peer.drain();
+    }
+    scene.witness.keeps_going();
+    drop(nic);
+    scene.expect_usable("interrupts that block now and then");
+    scene.finish();
+}
+
+#[test]
+fn point_06_an_error_event_that_blocks() {
+    let mut scene = Scene::new();
+    let mut nic = scene.nic();
+    let error = event();
+    nic.session().set_vring_err(1, &error, true).unwrap();
+    jam(&error);
+    let tx = &mut nic.pairs[0].tx.queue;
+    tx.ring.set_avail_idx(tx.ring.avail_idx().wrapping_add(0x7fff));
+    nic.vmm.vrings[1].kick.ring();
+    scene.daemon.port_when("bad", "it has its fault", |port| port.state() == "stopped");
+    assert!(nic.session().get_features().is_ok(), "the session was stuck in the error event");
+    drop(nic);
+    scene.expect_usable("an error event that blocks");
     scene.finish();
 }
 

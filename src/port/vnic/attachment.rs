@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::handler::Handler;
 use super::nic::Nic;
+use super::refusal::Refusal;
 use super::session;
 use crate::port::LinkState;
 use crate::port::rate_limit::log_limited;
@@ -23,6 +24,9 @@ use crate::sys::socket::{Peer, peer};
 
 /// Stack of a session's thread: its deepest call is the crate's decoding of one message of 4 KiB.
 const STACK_BYTES: usize = 256 * 1024;
+
+/// For how long nobody is served after a front end that had an interrupt block.
+const KEPT_OUT: Duration = Duration::from_secs(5);
 
 /// The far end of a port: a connection or none.
 pub(super) struct Attachment {
@@ -150,10 +154,29 @@ impl Attachment {
             // The last resort: a panic costs the connection, and the port can take another.
             let end = catch_unwind(AssertUnwindSafe(serve)).unwrap_or(session::End::Panicked);
             current.handler.device().tear_down();
+            if let session::End::Blocked = end {
+                self.keep_out(&current);
+            }
             log_limited!(self.nic.log, log::Level::Info, "{}: front end gone: {end}", self.nic.config.name);
             connection = self.finish(&end);
         }
         ended(started.elapsed());
+    }
+
+    /// Serves nobody for a while: what a front end can take of a shard by interrupts that block is then some milliseconds in
+    /// each such time, however often it comes back.
+    fn keep_out(&self, connection: &Connection) {
+        let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+        connection.handler.device().note(&Refusal::Barred(KEPT_OUT.as_secs()));
+        let end = Instant::now() + KEPT_OUT;
+        while !self.stopping.load(Ordering::Acquire) {
+            let Ok(left) = Timespec::try_from(end.saturating_duration_since(Instant::now())) else { return };
+            if left.tv_sec == 0 && left.tv_nsec == 0 {
+                return;
+            }
+            let _ = poll(&mut [PollFd::new(&*self.nic.attention, PollFlags::IN)], Some(&left));
+            self.nic.attention.drain();
+        }
     }
 
     /// Frees the port, or hands it to who waits for it.
@@ -188,6 +211,7 @@ impl Attachment {
                 // Wakes the thread wherever it is: asleep, or sending to a front end that does not read.
                 let _ = connection.stream.shutdown(std::net::Shutdown::Both);
             }
+            self.nic.attention.signal();
             slot.thread.take()
         };
         if let Some(thread) = thread {

@@ -16,6 +16,7 @@ use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::{DirtyLog, GuestMemory};
 use crate::port::Wake;
 use crate::ring::{Ring, RingConfig, RingError, RingFault};
+use crate::sys::doorbell::{self, Rang};
 use crate::sys::eventfd::EventFd;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
@@ -70,6 +71,8 @@ pub struct QueueReport {
 pub(super) struct Queue {
     state: Mutex<State>,
     ready: AtomicBool,
+    /// The front end had an interrupt block.
+    blocked: Arc<AtomicBool>,
     attention: Arc<EventFd>,
 }
 
@@ -105,12 +108,14 @@ pub(super) struct Running {
     written: (u64, u64),
     kick: OwnedFd,
     call: Option<OwnedFd>,
+    blocked: Arc<AtomicBool>,
+    attention: Arc<EventFd>,
 }
 
 impl Queue {
     /// A queue whose ring is not running. `attention` is signalled when a shard finds a fault.
     pub fn new(attention: Arc<EventFd>) -> Self {
-        Self { state: Mutex::default(), ready: AtomicBool::new(false), attention }
+        Self { state: Mutex::default(), ready: AtomicBool::new(false), blocked: Arc::default(), attention }
     }
 
     /// Starts the ring and has it looked at once: the driver may have kicked before we were there.
@@ -138,7 +143,8 @@ impl Queue {
         let RingSetup { memory, kick, call, log, .. } = setup;
         // The used ring: flags, index, elements, avail_event (virtio 1.3, 2.7.8).
         let written = (setup.used, 6 + 8 * u64::from(setup.size));
-        let running = Running { ring, memory, header, mergeable, log, written, kick, call };
+        let (blocked, attention) = (Arc::clone(&self.blocked), Arc::clone(&self.attention));
+        let running = Running { ring, memory, header, mergeable, log, written, kick, call, blocked, attention };
         running.log_ring();
         state.fault = None;
         state.running = Some(running);
@@ -171,10 +177,16 @@ impl Queue {
 
     /// Replaces the interrupt of the queue, and signals the new one: what the old one should have said may be lost.
     pub fn set_call(&self, call: Option<OwnedFd>) {
-        if let Some(running) = &mut self.lock().running {
+        let mut state = self.lock();
+        if let Some(running) = &mut state.running {
             running.call = call;
             running.signal();
         }
+    }
+
+    /// Whether the front end had an interrupt block since this was asked last.
+    pub fn take_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed) && self.blocked.swap(false, Ordering::Relaxed)
     }
 
     /// Replaces the kick of a running ring.
@@ -354,11 +366,14 @@ impl Running {
         self.log_ring();
     }
 
-    /// Interrupts the guest. Eventfds are non-blocking; one whose counter is full has a signal pending anyway.
+    /// Interrupts the guest. A call that blocked is not rung again, and the session is told, which ends the connection.
     #[inline]
-    fn signal(&self) {
-        if let Some(call) = &self.call {
-            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+    fn signal(&mut self) {
+        let rang = self.call.as_ref().map_or(Rang::Done, |call| doorbell::ring(call.as_fd()));
+        if rang == Rang::Blocked {
+            self.call = None;
+            self.blocked.store(true, Ordering::Relaxed);
+            self.attention.signal();
         }
     }
 }

@@ -28,6 +28,8 @@ pub(super) enum Refusal {
     NoKick(usize),
     #[error("ring {0}: its {1} eventfd is unusable")]
     Event(usize, &'static str, #[source] io::Error),
+    #[error("the front end had an interrupt block the switch: for {0} s nobody is served here")]
+    Barred(u64),
     #[error("ring {ring}: its {area} is at {address:#x}, outside of the shared memory")]
     AreaUnmapped { ring: usize, area: &'static str, address: u64 },
     #[error("ring {0} is not aligned as virtio asks for")]

@@ -39,6 +39,8 @@ pub(super) enum End {
     Removed,
     /// Nothing came after the connection was made.
     Silent,
+    /// An eventfd of the front end, which is to be non-blocking, blocked the shard that rang it.
+    Blocked,
     /// A message stopped in the middle.
     HalfMessage,
     /// A message that cannot be understood, or that has no answer.
@@ -62,6 +64,7 @@ impl fmt::Display for End {
             Self::Closed => f.write_str("the front end closed the connection"),
             Self::Removed => f.write_str("the port was removed"),
             Self::Silent => write!(f, "the front end sent nothing for {} s", FIRST_MESSAGE.as_secs()),
+            Self::Blocked => f.write_str("the front end made a call eventfd block"),
             Self::HalfMessage => write!(f, "the front end sent half a message and no more"),
             Self::Broken(request, reason) => write!(f, "the front end sent a broken {request}: {reason}"),
             Self::Socket(error) => write!(f, "the socket failed: {error}"),
@@ -99,6 +102,10 @@ impl<'a> Session<'a> {
             let arrival = message::arrival(self.stream)?;
             if stopping.load(Ordering::Acquire) {
                 return Ok(End::Removed);
+            }
+            // All of them are asked, so that no answer is left for the next connection.
+            if self.nic.queues.iter().filter(|queue| queue.take_blocked()).count() > 0 {
+                return Ok(End::Blocked);
             }
             let part = match arrival {
                 Arrival::End => return Ok(End::Closed),

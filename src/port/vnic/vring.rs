@@ -22,6 +22,7 @@ use super::queue::{Queue, RingSetup};
 use super::refusal::Refusal;
 use crate::limits::RING_SIZE;
 use crate::mem::{DirtyLog, SharedMemory};
+use crate::sys::doorbell::Rang;
 use crate::sys::eventfd::EventFd;
 
 /// virtio 1.3, 2.7.10: notifications by index.
@@ -218,8 +219,8 @@ impl Vring {
     pub(super) fn take_fault(&mut self) -> Option<String> {
         let fault = self.fault().filter(|_| !self.fault_told)?;
         self.fault_told = true;
-        if let Some(error) = &self.error {
-            error.signal();
+        if self.error.as_ref().is_some_and(|error| error.ring() == Rang::Blocked) {
+            self.error = None;
         }
         Some(fault)
     }
