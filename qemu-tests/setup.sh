@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 kit=${LINECARD_KIT_DIR:-${CARGO_TARGET_DIR:-$here/../target}/guest-kit}
 
 guests=(busybox-static dash ethtool iperf3 iproute2 iputils-ping kmod procps util-linux xz-utils zstd)
-peers=(dpdk openvswitch-switch-dpdk tcpdump g++)    # g++: libFuzzer of the fuzz targets
+peers=(dpdk dpdk-dev openvswitch-switch-dpdk tcpdump g++)    # dpdk-dev: testpmd and drivers; g++: libFuzzer of the fuzz targets
 toolchain=(gcc libc6-dev make)    # rustc links with cc
 
 say() { echo "setup: $*" >&2; }

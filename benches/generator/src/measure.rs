@@ -1,0 +1,178 @@
+//! One measurement: a switch is started, loaded, asked what it counted in the middle of it, and stopped.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::hugepages::HugePages;
+use crate::interrupt;
+use crate::load::{Figures, Load};
+use crate::nic::{Nic, NicError, Settings};
+use crate::switch::{Linecard, LinecardSetup, OpenVswitch, Sample, Switch, SwitchError, Testpmd, Wiring};
+
+/// Which switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Linecard.
+    Linecard,
+    /// Open vSwitch with DPDK.
+    Ovs,
+    /// testpmd as a patch cable.
+    Cable,
+}
+
+/// What is measured, and where.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The devices.
+    pub nic: Settings,
+    /// The switch's side.
+    pub wiring: Wiring,
+    /// Linecard's own settings.
+    pub linecard: LinecardSetup,
+    /// Directory of `linecardd` and `linecard`.
+    pub bin_dir: PathBuf,
+    /// The CPU of the generator.
+    pub cpu: usize,
+    /// Load before anything is counted.
+    pub warm_up: Duration,
+    /// How long it is counted.
+    pub span: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// The generator's side.
+    pub load: Figures,
+    /// The switch's side, if it counts its cycles.
+    pub switch: Option<Sample>,
+    /// Whether the generator's memory was on huge pages.
+    pub huge: bool,
+}
+
+/// Why a measurement failed.
+#[derive(Debug, Error)]
+pub enum MeasureError {
+    /// The switch.
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
+    /// The generator's devices.
+    #[error("port {port} did not come up")]
+    Nic {
+        /// Its number.
+        port: usize,
+        /// Why not.
+        source: NicError,
+    },
+    /// The machine.
+    #[error("{what}")]
+    Machine {
+        /// What it could not do.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Somebody pressed Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+    /// The load ended early.
+    #[error("the load ended before it was measured")]
+    NoLoad,
+}
+
+impl Scenario {
+    /// Huge pages for the generator and for what `kind` takes itself.
+    pub fn pages(&self, kind: Kind) -> Result<HugePages, MeasureError> {
+        let own = match kind {
+            Kind::Linecard => 0,
+            Kind::Ovs => OpenVswitch::PAGES,
+            Kind::Cable => Testpmd::PAGES,
+        };
+        let each = self.nic.memory().next_multiple_of(crate::memory::HUGE_PAGE);
+        HugePages::reserve(each * self.wiring.ports, own + 16)
+            .map_err(|source| MeasureError::Machine { what: "no huge pages", source })
+    }
+
+    /// Starts the switch.
+    pub fn start(&self, kind: Kind) -> Result<Box<dyn Switch>, MeasureError> {
+        Ok(match kind {
+            Kind::Linecard => Box::new(Linecard::start(&self.bin_dir, &self.wiring, &self.linecard)?),
+            Kind::Ovs => Box::new(OpenVswitch::start(&self.wiring)?),
+            Kind::Cable => Box::new(Testpmd::start(&self.wiring)?),
+        })
+    }
+
+    /// Connects every device to `switch`.
+    pub fn connect(&self, switch: &dyn Switch) -> Result<Vec<Nic>, MeasureError> {
+        let doors = switch.doors();
+        doors
+            .iter()
+            .enumerate()
+            .map(|(port, door)| {
+                Nic::connect(port, port ^ 1, door, &self.nic).map_err(|source| MeasureError::Nic { port, source })
+            })
+            .collect()
+    }
+
+    /// Runs the whole of it.
+    pub fn run(&self, kind: Kind) -> Result<Outcome, MeasureError> {
+        let _pages = self.pages(kind)?;
+        let mut switch = self.start(kind)?;
+        let nics = self.connect(&*switch)?;
+        self.load(nics, &mut *switch)
+    }
+
+    /// The load runs in a thread on its own CPU, while this one asks the switch at both ends of the span.
+    fn load(&self, nics: Vec<Nic>, switch: &mut dyn Switch) -> Result<Outcome, MeasureError> {
+        let warm = mpsc::channel();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let stop = &stop;
+            let thread = scope.spawn(move || {
+                pin(self.cpu)?;
+                let mut load = Load::new(nics, self.wiring.stations);
+                let told = || stop.load(Ordering::Relaxed) || interrupt::came();
+                // Twice all stations: the first time they are learned.
+                let learned = 2 * load.stations() * self.wiring.ports as u64;
+                load.run(self.warm_up, learned, told);
+                let _ = warm.0.send(());
+                let figures = load.run(self.span, 0, told);
+                Ok((figures, load.is_huge()))
+            });
+            let asked = self.ask(switch, &warm.1);
+            if asked.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            let done = thread.join().map_err(|_| MeasureError::NoLoad)?;
+            let (load, huge) =
+                done.map_err(|source| MeasureError::Machine { what: "cannot use the generator's CPU", source })?;
+            let switch = asked?;
+            if interrupt::came() { Err(MeasureError::Interrupted) } else { Ok(Outcome { load, switch, huge }) }
+        })
+    }
+
+    /// The switch's counters over most of the span.
+    fn ask(&self, switch: &mut dyn Switch, warm: &mpsc::Receiver<()>) -> Result<Option<Sample>, MeasureError> {
+        warm.recv().map_err(|_| MeasureError::NoLoad)?;
+        let before = switch.sample()?;
+        interrupt::sleep(self.span.mul_f64(0.8));
+        let after = switch.sample()?;
+        Ok(before.zip(after).map(|(before, after)| after.since(before)))
+    }
+}
+
+/// Puts the calling thread on `cpu`.
+pub fn pin(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
+}

@@ -1,0 +1,129 @@
+//! Linecard itself: `linecardd` with a configuration written for the occasion, asked through `linecard -o json`.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::process::{Process, run};
+use super::{Sample, Switch, SwitchError, Wiring};
+use crate::nic::Door;
+
+const HINT: &str = "cargo build --release --bins, or --bin-dir";
+
+/// A running `linecardd`.
+#[derive(Debug)]
+pub struct Linecard {
+    process: Option<Process>,
+    dir: TempDir,
+    bin: PathBuf,
+    ports: usize,
+}
+
+/// How Linecard is set up beyond its wiring.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// `shards.idle`.
+    pub idle: String,
+    /// `latency-sensitivity` of every port.
+    pub latency: String,
+}
+
+impl Default for Setup {
+    /// As Open vSwitch with DPDK: always polling.
+    fn default() -> Self {
+        Self { idle: "never".into(), latency: "normal".into() }
+    }
+}
+
+impl Linecard {
+    /// Starts the daemon in `bin`.
+    pub fn start(bin: &Path, wiring: &Wiring, setup: &Setup) -> Result<Self, SwitchError> {
+        let dir = TempDir::with_prefix("linecard-bench-")
+            .map_err(|source| SwitchError::File { path: std::env::temp_dir(), source })?;
+        let config = dir.path().join("linecard.yaml");
+        std::fs::write(&config, yaml(dir.path(), wiring, setup))
+            .map_err(|source| SwitchError::File { path: config, source })?;
+        let mut switch = Self { process: None, dir, bin: bin.into(), ports: wiring.ports };
+        switch.launch()?;
+        Ok(switch)
+    }
+
+    /// Starts the process over the files that are there.
+    pub fn launch(&mut self) -> Result<(), SwitchError> {
+        let mut command = Command::new(self.bin.join("linecardd"));
+        command.arg("--config").arg(self.dir.path().join("linecard.yaml"));
+        self.process = Some(Process::start(&mut command, &self.dir.path().join("log"), HINT)?);
+        Ok(())
+    }
+
+    /// Runs `linecard -o json` with `args`.
+    pub fn linecard(&self, args: &[&str]) -> Result<Value, SwitchError> {
+        let mut command = Command::new(self.bin.join("linecard"));
+        command.arg("--api").arg(self.dir.path().join("api.sock")).args(["-o", "json"]).args(args);
+        let said = run(&mut command, HINT)?;
+        serde_json::from_str(&said).map_err(|_| SwitchError::Silent { program: "linecard", what: "JSON", said })
+    }
+}
+
+impl Switch for Linecard {
+    fn doors(&self) -> Vec<Door> {
+        (0..self.ports).map(|port| Door::Connect(self.dir.path().join(format!("p{port}.sock")))).collect()
+    }
+
+    fn sample(&mut self) -> Result<Option<Sample>, SwitchError> {
+        let shards = self.linecard(&["shard", "list"])?;
+        let list = shards.as_array().or_else(|| shards["shards"].as_array());
+        let list = list.ok_or_else(|| SwitchError::Silent {
+            program: "linecard",
+            what: "a list of shards",
+            said: shards.to_string(),
+        })?;
+        let sum = |key: &str| list.iter().filter_map(|shard| shard[key].as_u64()).sum::<u64>();
+        let mut sample = Sample { frames: sum("frames"), busy: sum("busy-cycles"), cycles: 0, ring_full: 0 };
+        sample.cycles = sample.busy + sum("poll-cycles") + sum("sleep-cycles");
+        let drops = self.linecard(&["drops"])?;
+        let drops = drops.as_array().or_else(|| drops["drops"].as_array()).cloned().unwrap_or_default();
+        // A frame that found no room counts once at its sender and once at its receiver.
+        let full = drops.iter().filter(|drop| drop["reason"] == "ring-full" && drop["direction"] == "rx");
+        sample.ring_full = full.filter_map(|drop| drop["count"].as_u64()).sum();
+        Ok(Some(sample))
+    }
+
+    fn version(&self) -> Result<String, SwitchError> {
+        let said = run(Command::new(self.bin.join("linecardd")).arg("--version"), HINT)?;
+        Ok(said.trim().to_owned())
+    }
+}
+
+/// The configuration for `wiring`, all of its files in `dir`.
+fn yaml(dir: &Path, wiring: &Wiring, setup: &Setup) -> String {
+    let at = dir.display();
+    let cpus: Vec<_> = wiring.cpus.iter().map(usize::to_string).collect();
+    let cpus = cpus.join(",");
+    let high = setup.latency == "high";
+    let (shared, exclusive) = if high { ("", cpus.as_str()) } else { (cpus.as_str(), "") };
+    let stations = wiring.stations.max(4096);
+    let all = (stations as usize * wiring.ports).min(1 << 20);
+    let mut yaml = format!(
+        "version: 1\n\
+         daemon: {{ api: {at}/api.sock, state-dir: {at}/state, log: warn }}\n\
+         shards: {{ cpus: \"{shared}\", exclusive: \"{exclusive}\", idle: {idle} }}\n\
+         networks: {{ lan: {{ mac-limit: {all} }} }}\n\
+         profiles:\n  load: {{ network: lan, latency-sensitivity: {latency}, limits: {{ macs: {stations} }} }}\n\
+         ports:\n",
+        idle = setup.idle,
+        latency = setup.latency,
+    );
+    for port in 0..wiring.ports {
+        let queues = wiring.queues;
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            yaml,
+            "  p{port}: {{ vhost-user: {{ socket: {at}/p{port}.sock, queues: {queues} }}, profile: load }}"
+        );
+    }
+    yaml
+}
