@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code)] // The floor of the house: host pointers of guest memory are made here.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegion;
@@ -100,6 +101,13 @@ impl GuestMemory {
         self.find(guest, len, hint)
     }
 
+    /// The region that holds guest-physical address `guest`; one of no bytes if none does.
+    pub fn window(&self, guest: u64) -> Window<'_> {
+        let at = self.table.partition_point(|entry| entry.guest <= guest).checked_sub(1);
+        let none = Entry { guest: 0, len: 0, host: std::ptr::null_mut() };
+        Window { entry: at.and_then(|at| self.table.get(at)).copied().unwrap_or(none), memory: PhantomData }
+    }
+
     /// The slow half of [`GuestMemory::span`]: another region than last time.
     #[cold]
     fn find(&self, guest: u64, len: u32, hint: &mut usize) -> Option<Span<'_>> {
@@ -135,6 +143,26 @@ impl GuestMemory {
     pub fn guest_address(&self, user: u64) -> Option<u64> {
         let holds = |r: &&Arc<Region>| user.checked_sub(r.user).is_some_and(|offset| offset < r.len);
         self.regions.iter().find(holds).map(|r| r.guest + (user - r.user))
+    }
+}
+
+/// One region, for looking up many addresses that mostly lie in it: three words that a loop can keep in registers.
+#[derive(Debug, Clone, Copy)]
+pub struct Window<'m> {
+    entry: Entry,
+    memory: PhantomData<&'m GuestMemory>,
+}
+
+impl<'m> Window<'m> {
+    /// The span of `len` bytes at guest-physical address `guest`, if all of it lies in this region.
+    #[inline(always)]
+    pub fn span(&self, guest: u64, len: u32) -> Option<Span<'m>> {
+        let offset = guest.wrapping_sub(self.entry.guest);
+        if offset < self.entry.len && u64::from(len) <= self.entry.len - offset {
+            // SAFETY: as for `Entry::span`: within a live mapping, which the `GuestMemory` of `'m` keeps.
+            return Some(unsafe { Span::from_raw(self.entry.host.add(offset as usize), len) });
+        }
+        None
     }
 }
 

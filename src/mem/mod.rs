@@ -9,6 +9,6 @@ mod span;
 
 pub use dirty::{DirtyLog, DirtyLogError};
 pub use gather::write_frame;
-pub use guest::{GuestMemory, Region};
+pub use guest::{GuestMemory, Region, Window};
 pub use mapping::{MappingError, RegionRequest, SharedMemory};
 pub use span::Span;

@@ -1,8 +1,11 @@
 //! What a walk over a ring finds: [`Chains`] of descriptors, as spans of guest memory, in one [`Direction`].
 
+#![allow(unsafe_code)] // Places of arrays that are filled field by field.
+
 use arrayvec::ArrayVec;
 
-use crate::limits::{BATCH_FRAMES, BATCH_SEGMENTS};
+use super::descriptor::WRITE;
+use crate::limits::{BATCH_FRAMES, BATCH_SEGMENTS, CHAIN_SEGMENTS};
 use crate::mem::Span;
 
 /// Which way the device uses the buffers of a ring. Fixed per ring, so it is a type: the walk is compiled once for each.
@@ -11,6 +14,11 @@ pub trait Direction {
     const DEVICE_WRITES: bool;
     /// What such descriptors are called in messages.
     const NAME: &'static str;
+    /// The flags of a descriptor that is a chain of its own.
+    const FLAGS: u16 = if Self::DEVICE_WRITES { WRITE } else { 0 };
+
+    /// Asks the CPU to fetch the first bytes of a buffer for what will be done with it.
+    fn prefetch(buffer: &Span<'_>);
 }
 
 /// The device reads: frames that the guest sends.
@@ -24,11 +32,21 @@ pub struct Writable;
 impl Direction for Readable {
     const DEVICE_WRITES: bool = false;
     const NAME: &'static str = "readable";
+
+    #[inline(always)]
+    fn prefetch(buffer: &Span<'_>) {
+        buffer.prefetch();
+    }
 }
 
 impl Direction for Writable {
     const DEVICE_WRITES: bool = true;
     const NAME: &'static str = "writable";
+
+    #[inline(always)]
+    fn prefetch(buffer: &Span<'_>) {
+        buffer.prefetch_write();
+    }
 }
 
 /// One descriptor chain that the driver made available.
@@ -85,6 +103,43 @@ impl<'m> Chains<'m> {
     #[inline]
     pub fn single(&self, chain: &Chain) -> Option<Span<'m>> {
         if chain.count == 1 { self.pieces.get(usize::from(chain.start)).copied() } else { None }
+    }
+
+    /// How many more chains can be taken, as long as only the last of them is a long one.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        if self.has_room(BATCH_FRAMES) { self.list.remaining_capacity() } else { 0 }
+    }
+
+    /// Whether there is room for the pieces of `singles` chains of one piece and then of a long one.
+    #[inline]
+    pub(super) fn has_room(&self, singles: usize) -> bool {
+        self.pieces.remaining_capacity() >= CHAIN_SEGMENTS + singles
+    }
+
+    /// Adds a chain of one piece that takes one place of the ring, if there is [room](Chains::room).
+    #[inline(always)]
+    pub(super) fn push_single(&mut self, head: u16, piece: Span<'m>) {
+        let (at, start) = (self.list.len(), self.pieces.len());
+        if at >= BATCH_FRAMES || start >= BATCH_SEGMENTS {
+            return;
+        }
+        let bytes = piece.len() as u32;
+        // SAFETY: both places are within their arrays, and are initialised here before the lengths include them. Fields go
+        // where they belong one by one: a chain that is put together in registers is stored in pieces and loaded in other
+        // ones soon after, which store forwarding cannot do; that was a third of a batch.
+        unsafe {
+            self.pieces.as_mut_ptr().add(start).write(piece);
+            self.pieces.set_len(start + 1);
+            let chain = self.list.as_mut_ptr().add(at);
+            (&raw mut (*chain).head).write(head);
+            (&raw mut (*chain).bytes).write(bytes);
+            (&raw mut (*chain).overlong).write(false);
+            (&raw mut (*chain).slots).write(1);
+            (&raw mut (*chain).start).write(start as u16);
+            (&raw mut (*chain).count).write(1);
+            self.list.set_len(at + 1);
+        }
     }
 
     /// Forgets all chains, to gather others.

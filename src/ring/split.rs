@@ -24,16 +24,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use super::descriptor::{Descriptor, INDIRECT, NEXT, add_buffer, check_direction, check_table, finish};
+use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, add_buffer, check_table, finish};
 use super::device::crosses;
 use super::{Chain, Chains, DeviceRing, Direction, RingConfig, RingError, RingFault};
-use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, CHAIN_SEGMENTS, RING_SIZE};
-use crate::mem::GuestMemory;
+use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, RING_SIZE};
+use crate::mem::{GuestMemory, Span, Window};
 use crate::sys::cpu::prefetch_read;
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.7) and VIRTQ_USED_F_NO_NOTIFY (2.7.10).
 const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
+
+/// How many chains before its own turn a descriptor is fetched into the cache.
+const DESCRIPTORS_AHEAD: usize = 4;
 
 /// A running split ring.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ pub struct SplitRing {
     event_idx: bool,
     indirect: bool,
     region: usize,
+    /// An address in the region that buffers were last found in.
+    around: u64,
     steps: usize,
     config: RingConfig,
     /// Keeps the areas mapped that the pointers above point into.
@@ -83,6 +88,7 @@ impl SplitRing {
             event_idx: config.event_idx,
             indirect: config.indirect,
             region: 0,
+            around: 0,
             steps: 0,
             config,
             memory,
@@ -130,35 +136,22 @@ impl SplitRing {
         since.is_none() || crosses(event, self.published, since.unwrap_or(before))
     }
 
-    /// Walks the next chain, which goes to the end of `chains`; returns its bytes. Returning the chain itself would have
-    /// it stored field by field and loaded as words again at once, which store forwarding cannot do; that was a third of a batch.
-    #[inline]
-    fn walk<'m, D: Direction>(&mut self, memory: &'m GuestMemory, chains: &mut Chains<'m>) -> Result<u32, RingFault> {
-        let head = self.available_entry(self.next_available);
-        if head >= self.size {
-            return Err(RingFault::Head { head, size: self.size });
+    /// The buffer of a descriptor, if it lies in one region: that of `window`, or else the one that `window` is moved to.
+    #[inline(always)]
+    fn buffer<'m>(&mut self, memory: &'m GuestMemory, window: &mut Window<'m>, of: &Descriptor) -> Option<Span<'m>> {
+        let span = window.span(of.address, of.len);
+        if span.is_some() {
+            return span;
         }
-        let first = self.descriptor(head);
-        let start = chains.pieces.len() as u16;
-        if first.flags & (NEXT | INDIRECT) == 0 && first.len > 0 {
-            check_direction::<D>(head, first.flags)?;
-            if let Some(span) = memory.span(first.address, first.len, &mut self.region) {
-                if D::DEVICE_WRITES {
-                    span.prefetch_write()
-                } else {
-                    span.prefetch()
-                }
-                chains.pieces.push(span);
-                chains.list.push(Chain { head, bytes: first.len, overlong: false, slots: 1, start, count: 1 });
-                return Ok(first.len);
-            }
-        }
-        self.walk_long::<D>(memory, chains, head, first)
+        self.around = of.address;
+        *window = memory.window(of.address);
+        window.span(of.address, of.len)
     }
 
-    /// The rest of [`SplitRing::walk`]: several descriptors, an indirect table, or a buffer across regions.
+    /// Walks a chain that is more than one buffer in one region: several descriptors, an indirect table, a buffer across
+    /// regions. `first` is its first descriptor. Returns its bytes.
     #[inline(never)]
-    fn walk_long<'m, D: Direction>(
+    fn walk<'m, D: Direction>(
         &mut self,
         memory: &'m GuestMemory,
         chains: &mut Chains<'m>,
@@ -298,19 +291,33 @@ impl DeviceRing for SplitRing {
         if pending < limit {
             pending = usize::from(self.look()?);
         }
-        let limit = limit.min(pending).min(chains.list.remaining_capacity());
+        let limit = limit.min(pending).min(chains.room());
         let (mut bytes, mut taken) = (0usize, 0);
+        let mut window = memory.window(self.around);
         self.steps = 0;
-        while taken < limit
-            && bytes < BATCH_BYTES
-            && self.steps < BATCH_DESCRIPTORS
-            && chains.pieces.remaining_capacity() >= CHAIN_SEGMENTS
-        {
-            if taken + 4 < limit {
-                let ahead = self.available_entry(self.next_available.wrapping_add(4));
+        while taken < limit && bytes < BATCH_BYTES {
+            if taken + DESCRIPTORS_AHEAD < limit {
+                let ahead = self.available_entry(self.next_available.wrapping_add(DESCRIPTORS_AHEAD as u16));
                 prefetch_read(self.descriptors.wrapping_add(usize::from(ahead)));
             }
-            bytes += self.walk::<D>(memory, chains)? as usize;
+            let head = self.available_entry(self.next_available);
+            if head >= self.size {
+                return Err(RingFault::Head { head, size: self.size });
+            }
+            let first = self.descriptor(head);
+            // One buffer, of the right direction, not empty, in one region: nearly every chain.
+            let plain = first.flags & (NEXT | INDIRECT | WRITE) == D::FLAGS && first.len > 0;
+            if plain && let Some(span) = self.buffer(memory, &mut window, &first) {
+                D::prefetch(&span);
+                chains.push_single(head, span);
+                bytes += first.len as usize;
+            } else {
+                bytes += self.walk::<D>(memory, chains, head, first)? as usize;
+                if self.steps >= BATCH_DESCRIPTORS || !chains.has_room(limit - taken) {
+                    self.next_available = self.next_available.wrapping_add(1);
+                    return Ok(taken + 1);
+                }
+            }
             self.next_available = self.next_available.wrapping_add(1);
             taken += 1;
         }
