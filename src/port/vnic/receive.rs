@@ -51,7 +51,7 @@ impl ReceiveQueue {
     fn steer(&self, batch: &Batch<'_>) {
         for (index, frame) in batch.frames().iter().enumerate() {
             let head = batch.head(index).frame();
-            let hash = flow_hash(head.get(..usize::from(frame.head_len)).unwrap_or(&[]));
+            let hash = flow_hash(head.get(..usize::from(frame.head_len)).unwrap_or(head));
             self.steering.note(hash, usize::from(self.pair));
         }
     }

@@ -14,7 +14,7 @@ use arrayvec::ArrayVec;
 
 use super::queue::{Queue, Running};
 use super::steering::Steering;
-use crate::frame::{Batch, Frame, HEAD_COPY_BYTES, Head};
+use crate::frame::{Batch, Frame, Head};
 use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{DirtyLog, GuestMemory, Span};
 use crate::port::{Outcome, Transmit};
@@ -64,7 +64,7 @@ impl TransmitSide {
     fn queue_for(&self, ready: usize, batch: &Batch<'_>, pick: u8) -> usize {
         let (index, frame) = (usize::from(pick), &batch.frames()[usize::from(pick)]);
         let head = batch.head(index).frame();
-        let hash = flow_hash(head.get(..usize::from(frame.head_len)).unwrap_or(&[]));
+        let hash = flow_hash(head.get(..usize::from(frame.head_len)).unwrap_or(head));
         if let Some(queue) = self.steering.queue(hash, ready) {
             return queue;
         }
@@ -262,12 +262,16 @@ impl<'m> Buffers<'m> {
 #[inline]
 fn write(batch: &Batch<'_>, index: u8, frame: &Frame<'_>, buffer: Span<'_>) {
     let head: &Head = batch.head(usize::from(index));
-    if usize::from(frame.head_len) < HEAD_BYTES {
-        buffer.write(&head.bytes[..VNET_HEADER_BYTES + usize::from(frame.head_len)]);
-        return;
+    let head_len = usize::from(frame.head_len);
+    if head_len == HEAD_BYTES {
+        buffer.write_exact(head.usual());
+    } else {
+        buffer.write(&head.bytes[..VNET_HEADER_BYTES + head_len]);
+        if head_len < HEAD_BYTES {
+            return;
+        }
     }
-    buffer.write_exact(&head.bytes);
-    let mut rest = buffer.split_at(HEAD_COPY_BYTES).1;
+    let mut rest = buffer.split_at(VNET_HEADER_BYTES + head_len).1;
     if let Some(tail) = batch.single_tail(usize::from(index)) {
         tail.copy_to(rest);
         return;
@@ -296,7 +300,7 @@ impl<'m, I: Iterator<Item = Span<'m>>> Scatter<'m, I> {
         [vnet[10], vnet[11]] = (chains as u16).to_le_bytes();
         self.put(Some(&vnet[..header]), Span::EMPTY);
         let frame = &batch.frames()[usize::from(index)];
-        self.put(Some(&head.frame()[..usize::from(frame.head_len)]), Span::EMPTY);
+        self.put(Some(&head.bytes[VNET_HEADER_BYTES..][..usize::from(frame.head_len)]), Span::EMPTY);
         for piece in batch.tail(usize::from(index)) {
             self.put(None, piece);
         }
