@@ -6,35 +6,64 @@
 //! those very bytes are what the receiver gets.
 //!
 //! A head begins with the virtio-net header that the receiver will see, so that a frame of minimum size is delivered with
-//! one copy of constant size. Two passes over a batch, first all copies, then all decisions, keep the CPU's store
+//! one copy of constant size. What a receiver has to be able to do to understand that header are the frame's [`Needs`],
+//! none for nearly all frames; the frames that have some were checked by `offload` when they came in. Two passes over a batch, first all copies, then all decisions, keep the CPU's store
 //! forwarding out of the way: an address that was just stored in 16-byte pieces cannot be loaded across them at once.
 
 use arrayvec::ArrayVec;
 
 use crate::ident::MacAddr;
-use crate::limits::{BATCH_FRAMES, BATCH_SEGMENTS, FRAME_MIN_BYTES, HEAD_BYTES, VNET_HEADER_BYTES};
-use crate::mem::Span;
+use crate::limits::{BATCH_FRAMES, BATCH_SEGMENTS, FRAME_MIN_BYTES, HEAD_BYTES, LONG_HEAD_BYTES, VNET_HEADER_BYTES};
+use crate::mem::{Source, Span};
 use crate::verdict::{DropReason, Verdict};
+use crate::wire::virtio_net::VnetHeader;
 
-/// Bytes of a head that are copied: the virtio-net header and the first bytes of the frame.
+/// Bytes of a head that are copied of nearly every frame: the virtio-net header and the first bytes of the frame.
 pub const HEAD_COPY_BYTES: usize = VNET_HEADER_BYTES + HEAD_BYTES;
+
+/// Bytes of a head whose frame is to be segmented.
+const LONG_HEAD_COPY_BYTES: usize = VNET_HEADER_BYTES + LONG_HEAD_BYTES;
 
 /// One head: the receiver's virtio-net header (12-byte form), then the frame's first bytes. Two cache lines.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Head {
     /// Header and frame bytes; those beyond the frame's own head length are left from earlier frames and never leave.
-    pub bytes: [u8; HEAD_COPY_BYTES],
+    pub bytes: [u8; LONG_HEAD_COPY_BYTES],
 }
 
 impl Head {
-    const EMPTY: Self = Self { bytes: [0; HEAD_COPY_BYTES] };
+    const EMPTY: Self = Self { bytes: [0; LONG_HEAD_COPY_BYTES] };
+
+    /// Header and frame bytes of a head of the usual length.
+    #[inline]
+    pub fn usual(&self) -> &[u8; HEAD_COPY_BYTES] {
+        self.bytes.first_chunk().unwrap_or(&[0; HEAD_COPY_BYTES])
+    }
+
+    /// The virtio-net header.
+    #[inline]
+    pub fn header(&self) -> VnetHeader {
+        VnetHeader::from_bytes(self.bytes.first_chunk().unwrap_or(&[0; VNET_HEADER_BYTES]))
+    }
+
+    /// Replaces the virtio-net header.
+    #[inline]
+    pub fn set_header(&mut self, header: VnetHeader) {
+        *self.bytes.first_chunk_mut().unwrap_or(&mut [0; VNET_HEADER_BYTES]) = header.to_bytes();
+    }
 
     /// The frame's first bytes.
     #[inline]
     pub fn frame(&self) -> &[u8; HEAD_BYTES] {
         // The split is at a constant within the array, so the conversion always succeeds and compiles to nothing.
         self.bytes[VNET_HEADER_BYTES..].first_chunk().unwrap_or(&[0; HEAD_BYTES])
+    }
+
+    /// The bytes of `frame`, whose head this is, that are in it.
+    pub fn bytes_of(&self, frame: &Frame<'_>) -> &[u8] {
+        let bytes = &self.bytes[VNET_HEADER_BYTES..];
+        bytes.get(..usize::from(frame.head_len)).unwrap_or(bytes)
     }
 
     /// The destination address (IEEE 802.3, 3.2.4).
@@ -73,6 +102,82 @@ pub fn heads() -> Box<Heads> {
     Box::new([Head::EMPTY; BATCH_FRAMES])
 }
 
+/// What a receiver must be able to do to take a frame as it is; as a property of a receiver, what it can do. A set.
+///
+/// None for a complete frame, which is what all receivers take. Else the frame's virtio-net header says what is missing,
+/// and a receiver that lacks one of the needs gets what `offload` makes of the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs(u8);
+
+impl Needs {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// A checksum has to be completed, that of TCP or UDP.
+    pub const CSUM: Self = Self(1);
+    /// It is several TCP segments over IPv4.
+    pub const TSO4: Self = Self(1 << 1);
+    /// It is several TCP segments over IPv6.
+    pub const TSO6: Self = Self(1 << 2);
+    /// It is several TCP segments of which the first reduces the congestion window (CWR, RFC 3168).
+    pub const ECN: Self = Self(1 << 3);
+    /// It is several UDP datagrams over IPv4.
+    pub const USO4: Self = Self(1 << 4);
+    /// It is several UDP datagrams over IPv6.
+    pub const USO6: Self = Self(1 << 5);
+    /// It is unusual, and better completed by this switch than left to any receiver. No receiver has it.
+    pub const ENGINE: Self = Self(1 << 6);
+    /// All that a receiver can have.
+    pub const ALL: Self = Self(0x3f);
+    /// Those of a frame that is several.
+    const GSO: Self = Self(Self::TSO4.0 | Self::TSO6.0 | Self::USO4.0 | Self::USO6.0);
+
+    /// Both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What is in both sets.
+    #[must_use]
+    pub const fn within(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// `self` if `condition` holds, else none.
+    #[must_use]
+    pub const fn when(self, condition: bool) -> Self {
+        if condition { self } else { Self::NONE }
+    }
+
+    /// Whether a receiver that can do `other` can do all of this.
+    #[inline]
+    pub const fn met_by(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether the frame is several, to be segmented.
+    #[inline]
+    pub const fn is_gso(self) -> bool {
+        self.0 & Self::GSO.0 != 0
+    }
+
+    /// The set as a number, for an atomic.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The set of that number; what no set has is left out.
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits & (Self::ALL.0 | Self::ENGINE.0))
+    }
+}
+
 /// One frame of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'m> {
@@ -80,6 +185,8 @@ pub struct Frame<'m> {
     pub len: u32,
     /// How many of them are in the head; the tail has the others.
     pub head_len: u8,
+    /// What a receiver must be able to do to take it as it is.
+    pub needs: Needs,
     /// What was decided.
     pub verdict: Verdict,
     tail: Span<'m>,
@@ -87,10 +194,26 @@ pub struct Frame<'m> {
 }
 
 impl Frame<'_> {
+    /// A frame of `len` bytes, of which none is there yet.
+    #[inline]
+    fn new(len: usize, verdict: Verdict) -> Self {
+        Self { len: len as u32, head_len: 0, needs: Needs::NONE, verdict, tail: Span::EMPTY, more: (0, 0) }
+    }
+
     /// Bytes of the tail.
     #[inline]
     pub fn tail_len(&self) -> usize {
         self.len as usize - usize::from(self.head_len)
+    }
+
+    /// Bytes of the longest frame that this one is on the wire: itself, or its longest segment, as `head` has it.
+    #[inline]
+    pub fn wire_len(&self, head: &Head) -> u32 {
+        if !self.needs.is_gso() {
+            return self.len;
+        }
+        let header = head.header();
+        self.len.min(u32::from(header.hdr_len) + u32::from(header.gso_size))
     }
 }
 
@@ -140,12 +263,22 @@ impl<'m> Batch<'m> {
     /// The caller has made sure of [`Batch::has_room`]. Frames that are too short are added as already dropped.
     #[inline]
     pub fn push(&mut self, len: usize, pieces: &[Span<'m>]) {
+        self.add::<HEAD_BYTES>(len, pieces);
+    }
+
+    /// Adds a frame that is to be segmented: [`Batch::push`] with a longer head, so that its headers are in it.
+    pub fn push_long(&mut self, len: usize, pieces: &[Span<'m>]) {
+        self.add::<LONG_HEAD_BYTES>(len, pieces);
+    }
+
+    /// Adds a frame and copies up to `HEAD` bytes of it.
+    #[inline]
+    fn add<const HEAD: usize>(&mut self, len: usize, pieces: &[Span<'m>]) {
         self.bytes += len as u64;
         let head = &mut self.heads[self.frames.len() % BATCH_FRAMES];
         // Receivers see only what this switch says of the frame: no offload, one buffer (virtio 1.3, 5.1.6.4).
         *head.bytes.first_chunk_mut().unwrap_or(&mut [0; VNET_HEADER_BYTES]) = VNET_HEADER_PLAIN;
-        let mut frame =
-            Frame { len: len as u32, head_len: 0, verdict: Verdict::Pending, tail: Span::EMPTY, more: (0, 0) };
+        let mut frame = Frame::new(len, Verdict::Pending);
         if len < FRAME_MIN_BYTES {
             frame.verdict = Verdict::Drop(DropReason::FrameTooShort);
         }
@@ -153,7 +286,7 @@ impl<'m> Batch<'m> {
         for piece in pieces {
             let piece = if piece.len() > left { piece.split_at(left).0 } else { *piece };
             left -= piece.len();
-            let copied = read_head(&mut head.bytes, at, &piece);
+            let copied = read_head::<HEAD>(&mut head.bytes, at, &piece);
             at += copied;
             let rest = piece.split_at(copied).1;
             if rest.is_empty() {
@@ -175,8 +308,13 @@ impl<'m> Batch<'m> {
     pub fn push_dropped(&mut self, len: usize, reason: DropReason) {
         self.bytes += len as u64;
         self.heads[self.frames.len() % BATCH_FRAMES] = Head::EMPTY;
-        let verdict = Verdict::Drop(reason);
-        self.frames.push(Frame { len: len as u32, head_len: 0, verdict, tail: Span::EMPTY, more: (0, 0) });
+        self.frames.push(Frame::new(len, Verdict::Drop(reason)));
+    }
+
+    /// The frame that was added last and its head, to say what it needs. `None` if there is none.
+    pub fn last(&mut self) -> Option<(&mut Frame<'m>, &mut Head)> {
+        let index = self.frames.len().checked_sub(1)?;
+        Some((self.frames.get_mut(index)?, &mut self.heads[index % BATCH_FRAMES]))
     }
 
     /// The frames, in the order they came.
@@ -206,6 +344,17 @@ impl<'m> Batch<'m> {
         std::iter::once(frame.tail).filter(|span| !span.is_empty()).chain(more.iter().copied())
     }
 
+    /// All bytes of frame `index`, for reading them in order.
+    pub fn source(&self, index: usize) -> Source<'_, 'm> {
+        let frame = &self.frames[index];
+        let (start, count) = (usize::from(frame.more.0), usize::from(frame.more.1));
+        Source::new(
+            self.head(index).bytes_of(frame),
+            frame.tail,
+            self.segments.get(start..start + count).unwrap_or(&[]),
+        )
+    }
+
     /// Whether frame `index`'s tail is at most one piece, and that piece: the common case, without an iterator.
     #[inline]
     pub fn single_tail(&self, index: usize) -> Option<Span<'m>> {
@@ -216,19 +365,18 @@ impl<'m> Batch<'m> {
 
 /// Copies what is missing of a head from `piece`; returns how many bytes it took.
 #[inline]
-fn read_head(head: &mut [u8; HEAD_COPY_BYTES], at: usize, piece: &Span<'_>) -> usize {
+fn read_head<const HEAD: usize>(head: &mut [u8; LONG_HEAD_COPY_BYTES], at: usize, piece: &Span<'_>) -> usize {
     if at == VNET_HEADER_BYTES
-        && let Some(whole) = head[VNET_HEADER_BYTES..].first_chunk_mut::<HEAD_BYTES>()
+        && let Some(whole) = head[VNET_HEADER_BYTES..].first_chunk_mut::<HEAD>()
         && piece.read_exact(whole)
     {
-        return HEAD_BYTES;
+        return HEAD;
     }
-    piece.read(&mut head[at..])
+    piece.read(&mut head[at..VNET_HEADER_BYTES + HEAD])
 }
 
-/// The virtio-net header of a frame that needs nothing: no flags, no segmentation, `num_buffers` 1, little-endian
-/// (virtio 1.3, 5.1.6; a receiver without VIRTIO_NET_F_MRG_RXBUF is told 1 as well, 5.1.6.4.1).
-const VNET_HEADER_PLAIN: [u8; VNET_HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+/// The virtio-net header of a frame that needs nothing.
+const VNET_HEADER_PLAIN: [u8; VNET_HEADER_BYTES] = VnetHeader::PLAIN.to_bytes();
 
 #[cfg(test)]
 mod tests {
@@ -252,6 +400,31 @@ mod tests {
             }
             assert_eq!(got, &bytes[..190], "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_long_head_has_more_and_the_same_bytes_follow() {
+        let mut bytes: Vec<u8> = (0..200u8).collect();
+        let all = bytes.clone();
+        for cut in [0, 20, 64, 115, 116, 117, 190] {
+            let (first, second) = Span::from_buffer(&mut bytes).split_at(cut);
+            let mut heads = heads();
+            let mut batch = Batch::new(&mut heads, 0);
+            batch.push_long(190, &[first, second]);
+            let (mut got, source) = ([0; 200], batch.source(0));
+            assert_eq!((batch.frames()[0].head_len, batch.frames()[0].tail_len()), (116, 74));
+            assert_eq!((source.clone().read(&mut got), &got[..190]), (190, &all[..190]), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn needs_are_sets() {
+        let (both, receiver) = (Needs::CSUM.and(Needs::TSO6), Needs::CSUM.and(Needs::TSO4));
+        assert!(Needs::NONE.met_by(Needs::NONE) && Needs::CSUM.met_by(receiver) && !both.met_by(receiver));
+        assert!(!Needs::ENGINE.met_by(Needs::ALL) && both.met_by(Needs::ALL));
+        assert!(both.is_gso() && !Needs::CSUM.and(Needs::ECN).is_gso());
+        assert_eq!((both.within(receiver), Needs::ECN.when(false)), (Needs::CSUM, Needs::NONE));
+        assert_eq!((Needs::from_bits(both.bits()), Needs::from_bits(0x80)), (both, Needs::NONE));
     }
 
     #[test]

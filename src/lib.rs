@@ -17,6 +17,8 @@ pub mod frame;
 pub mod stats;
 pub mod verdict;
 
+pub mod offload;
+
 pub mod port;
 
 pub mod switch;

@@ -26,6 +26,18 @@ pub const QUEUE_PAIRS: usize = 128;
 /// Bytes of a frame that are copied out of guest memory before anything is decided. All of a minimum-size frame.
 pub const HEAD_BYTES: usize = 64;
 
+/// The same of a frame that is to be segmented, whose headers are longer: with the virtio-net header two cache lines.
+/// Enough for a VLAN tag, IPv6 and TCP with all the options that a data segment has in practice (12 bytes of 40).
+pub const LONG_HEAD_BYTES: usize = 128 - VNET_HEADER_BYTES;
+
+/// Bytes of headers that a frame to be segmented may have. All legal combinations of two VLAN tags, IPv4 with options and
+/// TCP with options (142), and IPv6 with some extension headers.
+pub const GSO_HEADER_BYTES: usize = 256;
+
+/// Fewest payload bytes of a segment. With 64 KiB in a frame it bounds what one frame can become: 1365 segments.
+/// Linux refuses smaller segments for the same reason (TCP_MIN_SND_MSS, 48, after CVE-2019-11479).
+pub const GSO_SIZE_MIN: u16 = 48;
+
 /// Bytes of the virtio-net header in front of a frame's head when its form has `num_buffers` (virtio 1.3, 5.1.6).
 pub const VNET_HEADER_BYTES: usize = 12;
 

@@ -60,6 +60,10 @@ drop_reasons! {
     HeaderTruncated => "header-truncated", "The sender's driver is broken or hostile; look at the VM.";
     /// The virtio-net header asks for an offload that was not negotiated.
     OffloadNotNegotiated => "offload-not-negotiated", "The sender's driver is broken or hostile; look at the VM.";
+    /// The virtio-net header asks for a checksum that does not lie within the frame.
+    ChecksumInvalid => "checksum-invalid", "The sender's driver is broken or hostile; look at the VM.";
+    /// The virtio-net header asks for segments that the frame cannot be cut into: another protocol, headers that do not fit, segments too small, no checksum asked for.
+    GsoInvalid => "gso-invalid", "The sender's driver is broken or hostile; `ethtool -K DEV tso off` in the guest avoids it.";
     /// The frame lies in more pieces of guest memory than one frame may.
     TooManySegments => "too-many-segments", "The sender's driver is broken or hostile; look at the VM.";
     /// The sender's queue is disabled, so what it sends is thrown away.

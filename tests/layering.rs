@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["mem"],
     &["ring"],
     &["frame", "verdict", "stats"],
+    &["offload"],
     &["port"],
     &["switch"],
     &["shard"],

@@ -1,12 +1,15 @@
 //! Guest memory: what a front end shared ([`SharedMemory`]), the map that rings use ([`GuestMemory`]), bounded pieces
-//! of it ([`Span`]), writing those to a descriptor ([`write_frame`]), and which pages were written ([`DirtyLog`]).
+//! of it ([`Span`]), places in lists of those ([`Cursor`], [`Source`]), writing them to a descriptor ([`write_frame`]),
+//! and which pages were written ([`DirtyLog`]).
 
+mod cursor;
 mod dirty;
 mod gather;
 mod guest;
 mod mapping;
 mod span;
 
+pub use cursor::{Cursor, Source};
 pub use dirty::{DirtyLog, DirtyLogError};
 pub use gather::write_frame;
 pub use guest::{GuestMemory, Region, Window};

@@ -1,0 +1,430 @@
+//! Every rule of [`super::admit`], and the rewrite against an implementation of its own that is as plain as can be.
+
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::exercise::{Admitted, exercise, send};
+use crate::frame::Needs;
+use crate::limits::GSO_SIZE_MIN;
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::virtio_net::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
+
+/// RFC 1071, 16 bits at a time.
+fn naive_sum(bytes: &[u8], mut sum: u32) -> u32 {
+    for pair in bytes.chunks(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum
+}
+
+/// A frame to be made, as a driver would.
+#[derive(Debug, Clone)]
+struct Sketch {
+    tags: usize,
+    v6: bool,
+    udp: bool,
+    /// Words of IPv4 options, or lengths of IPv6 extension headers in units of 8 bytes beyond the first.
+    network_options: Vec<u8>,
+    /// Words of TCP options.
+    transport_options: usize,
+    flags: u8,
+    sequence: u32,
+    identification: u16,
+    payload: Vec<u8>,
+    gso_size: u16,
+}
+
+impl Default for Sketch {
+    fn default() -> Self {
+        Self {
+            tags: 0,
+            v6: false,
+            udp: false,
+            network_options: Vec::new(),
+            transport_options: 3,
+            flags: 0x10,
+            sequence: 0xffff_f000,
+            identification: 0xfffe,
+            payload: (0..5000u32).map(|i| (i * 7 % 251) as u8).collect(),
+            gso_size: 1448,
+        }
+    }
+}
+
+/// A frame and its virtio-net header, and where its headers are.
+struct Made {
+    bytes: Vec<u8>,
+    header: VnetHeader,
+    network: usize,
+    transport: usize,
+    payload: usize,
+}
+
+impl Sketch {
+    fn make(&self) -> Made {
+        let mut bytes = vec![0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1];
+        for tag in 0..self.tags {
+            bytes.extend(if tag == 0 && self.tags == 2 { [0x88, 0xa8, 0, 9] } else { [0x81, 0, 0x20, 5] });
+        }
+        bytes.extend(if self.v6 { [0x86, 0xdd] } else { [8, 0] });
+        let network = bytes.len();
+        let transport_len = if self.udp { 8 } else { 20 + 4 * self.transport_options };
+        self.add_network(&mut bytes, transport_len + self.payload.len());
+        let transport = bytes.len();
+        let (source, destination) = ([0x9c, 0x40], [0x00, 0x50]);
+        bytes.extend([source, destination].concat());
+        if self.udp {
+            bytes.extend(((8 + self.payload.len()) as u16).to_be_bytes());
+            bytes.extend([0, 0]);
+        } else {
+            bytes.extend(self.sequence.to_be_bytes());
+            bytes.extend([1, 2, 3, 4, (transport_len as u8 / 4) << 4, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
+            bytes.extend((0..4 * self.transport_options).map(|_| 1));
+        }
+        let payload = bytes.len();
+        bytes.extend(&self.payload);
+        let offset = if self.udp { 6 } else { 16 };
+        let pseudo = pseudo(&bytes, network, self.v6, self.udp, bytes.len() - transport);
+        bytes[transport + offset..][..2].copy_from_slice(&(pseudo as u16).to_be_bytes());
+        let ecn = if self.flags & 0x80 != 0 && !self.udp { GSO_ECN } else { 0 };
+        let gso_type = match (self.udp, self.v6) {
+            (true, _) => GSO_UDP_L4,
+            (_, false) => GSO_TCPV4 | ecn,
+            (_, true) => GSO_TCPV6 | ecn,
+        };
+        let header = VnetHeader {
+            flags: NEEDS_CSUM,
+            gso_type,
+            hdr_len: 0xbad,
+            gso_size: self.gso_size,
+            csum_start: transport as u16,
+            csum_offset: offset as u16,
+            num_buffers: 0xbad,
+        };
+        Made { bytes, header, network, transport, payload }
+    }
+
+    fn add_network(&self, bytes: &mut Vec<u8>, len: usize) {
+        let protocol = if self.udp { 17 } else { 6 };
+        if self.v6 {
+            let extensions: usize = self.network_options.iter().map(|&len| 8 + 8 * usize::from(len)).sum();
+            let kinds = [0, 43, 60, 60];
+            let next = |index: usize| if index < self.network_options.len() { kinds[index % 4] } else { protocol };
+            bytes.extend([0x60, 1, 2, 3]);
+            bytes.extend(((extensions + len) as u16).to_be_bytes());
+            bytes.extend([next(0), 64]);
+            bytes.extend((0..32u8).map(|i| i * 3));
+            for (index, &len) in self.network_options.iter().enumerate() {
+                bytes.extend([next(index + 1), len]);
+                bytes.extend(vec![0; 6 + 8 * usize::from(len)]);
+            }
+        } else {
+            let words = self.network_options.len().min(10);
+            let total = (20 + 4 * words + len) as u16;
+            let id = self.identification.to_be_bytes();
+            bytes.extend([0x45 + words as u8, 0, (total >> 8) as u8, total as u8, id[0], id[1], 0x40, 0, 64, protocol]);
+            bytes.extend([0xee, 0xee, 10, 0, 0, 1, 10, 0, 0, 2]);
+            bytes.extend(vec![1; 4 * words]);
+        }
+    }
+}
+
+/// The sum of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1) for `len` bytes of TCP or UDP.
+fn pseudo(bytes: &[u8], network: usize, v6: bool, udp: bool, len: usize) -> u32 {
+    let addresses = if v6 { &bytes[network + 8..network + 40] } else { &bytes[network + 12..network + 20] };
+    let rest = [(len >> 16) as u8, (len >> 8) as u8, len as u8, 0, if udp { 17 } else { 6 }, 0];
+    naive_sum(&[0, rest[4]], naive_sum(&rest[1..3], naive_sum(addresses, u32::from(rest[0]))))
+}
+
+/// The segments of `made`, made one by one from its parts.
+fn segments(sketch: &Sketch, made: &Made) -> Vec<Vec<u8>> {
+    let chunks: Vec<&[u8]> = sketch.payload.chunks(usize::from(sketch.gso_size)).collect();
+    let mut segments = Vec::new();
+    for (index, chunk) in chunks.iter().enumerate() {
+        let (first, last) = (index == 0, index + 1 == chunks.len());
+        let mut flags = sketch.flags;
+        if !first {
+            flags &= 0x7f;
+        }
+        if !last {
+            flags &= !0x09;
+        }
+        let one = Sketch {
+            payload: chunk.to_vec(),
+            flags,
+            sequence: sketch.sequence.wrapping_add(index as u32 * u32::from(sketch.gso_size)),
+            identification: sketch.identification.wrapping_add(index as u16),
+            ..sketch.clone()
+        };
+        let mut bytes = one.make().bytes;
+        if !sketch.v6 {
+            let header = &mut bytes[made.network..made.transport];
+            header[10..12].fill(0);
+            let sum = !(naive_sum(header, 0) as u16);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        complete(&mut bytes, made.transport, if sketch.udp { 6 } else { 16 });
+        segments.push(bytes);
+    }
+    segments
+}
+
+/// Completes a checksum as a receiver of a partial one would.
+fn complete(bytes: &mut [u8], start: usize, offset: usize) {
+    let sum = match !(naive_sum(&bytes[start..], 0) as u16) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    bytes[start + offset..][..2].copy_from_slice(&sum.to_be_bytes());
+}
+
+fn all() -> Needs {
+    Needs::ALL
+}
+
+fn dropped(admitted: &Admitted) -> Option<DropReason> {
+    match admitted.verdict {
+        Verdict::Drop(reason) => Some(reason),
+        _ => None,
+    }
+}
+
+/// Sends a frame of the default sketch with a header that `change` has changed.
+fn lie(change: impl FnOnce(&mut VnetHeader)) -> Admitted {
+    let mut made = Sketch::default().make();
+    change(&mut made.header);
+    send(&made.bytes, made.header, all(), Needs::NONE, 4096)
+}
+
+#[test]
+fn a_legal_frame_is_admitted_with_a_header_of_our_own() {
+    let sketch = Sketch { flags: 0x90, ..Sketch::default() };
+    let made = sketch.make();
+    let sent = send(&made.bytes, made.header, all(), Needs::NONE, 4096);
+    let expected = VnetHeader { hdr_len: 66, num_buffers: 1, ..made.header };
+    assert_eq!((sent.verdict, sent.header), (Verdict::Pending, expected));
+    assert_eq!(sent.needs, Needs::CSUM.and(Needs::TSO4).and(Needs::ECN));
+    assert_eq!((sent.wire_len, sent.frames.len()), (66 + 1448, 4));
+}
+
+#[test]
+fn a_header_that_asks_for_nothing_is_plain_whatever_else_it_says() {
+    let sent = lie(|header| (header.flags, header.gso_type) = (0xfe, GSO_NONE));
+    assert_eq!((sent.verdict, sent.needs, sent.header), (Verdict::Pending, Needs::NONE, VnetHeader::PLAIN));
+}
+
+#[test]
+fn what_was_not_negotiated_is_refused() {
+    let refused = Some(DropReason::OffloadNotNegotiated);
+    let sketches = [
+        (Sketch::default(), Needs::TSO4),
+        (Sketch { v6: true, ..Sketch::default() }, Needs::TSO6),
+        (Sketch { udp: true, ..Sketch::default() }, Needs::USO4.and(Needs::USO6)),
+        (Sketch { flags: 0x80, ..Sketch::default() }, Needs::ECN),
+        (Sketch::default(), Needs::CSUM),
+    ];
+    for (sketch, needed) in sketches {
+        let made = sketch.make();
+        let without = Needs::from_bits(all().bits() & !needed.bits());
+        assert_eq!(dropped(&send(&made.bytes, made.header, without, all(), 4096)), refused, "{sketch:?}");
+        assert_eq!(dropped(&send(&made.bytes, made.header, all(), all(), 4096)), None);
+    }
+    for never in [2, 3, 6, 0x7f, 3 | GSO_ECN] {
+        assert_eq!(dropped(&lie(|header| header.gso_type = never)), refused, "type {never}");
+    }
+}
+
+#[test]
+fn a_checksum_lies_behind_the_addresses_and_within_the_frame() {
+    let invalid = Some(DropReason::ChecksumInvalid);
+    let len = Sketch::default().make().bytes.len() as u16;
+    let at = |start, offset| {
+        lie(|header| (header.gso_type, header.csum_start, header.csum_offset) = (GSO_NONE, start, offset))
+    };
+    for (start, offset) in [(0, 16), (13, 16), (len - 17, 16), (len, 0), (0xffff, 0xffff), (34, len - 35), (34, 0xffff)]
+    {
+        assert_eq!(dropped(&at(start, offset)), invalid, "{start} + {offset} of {len}");
+    }
+    for (start, offset) in [(14, 0), (14, 16), (len - 18, 16), (34, len - 36)] {
+        let sent = at(start, offset);
+        assert_eq!((dropped(&sent), sent.frames.len()), (None, 1), "{start} + {offset} of {len}");
+        assert_eq!(sent.needs.met_by(all()), offset == 16, "an unusual place is left to no receiver");
+    }
+}
+
+#[test]
+fn segmentation_has_to_be_possible() {
+    let invalid = Some(DropReason::GsoInvalid);
+    assert_eq!(dropped(&lie(|header| header.flags = 0)), invalid, "no checksum asked for");
+    assert_eq!(dropped(&lie(|header| header.gso_type = GSO_ECN)), invalid, "ECN of nothing");
+    assert_eq!(dropped(&lie(|header| header.gso_type = GSO_UDP_L4 | GSO_ECN)), invalid, "ECN of UDP");
+    for size in [0, 1, GSO_SIZE_MIN - 1] {
+        assert_eq!(dropped(&lie(|header| header.gso_size = size)), invalid, "size {size}");
+    }
+    assert_eq!(dropped(&lie(|header| header.gso_size = GSO_SIZE_MIN)), None);
+    for other in [GSO_TCPV6, GSO_UDP_L4] {
+        assert_eq!(dropped(&lie(|header| header.gso_type = other)), invalid, "type {other} of TCP over IPv4");
+    }
+    for (start, offset) in [(35, 16), (33, 16), (34, 6), (14, 16)] {
+        let sent = lie(|header| (header.csum_start, header.csum_offset) = (start, offset));
+        assert_eq!(dropped(&sent), invalid, "the checksum is elsewhere: {start} + {offset}");
+    }
+}
+
+#[test]
+fn the_frame_has_to_be_what_its_type_says() {
+    let made = Sketch::default().make();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = made.bytes.clone();
+        bytes[at] = byte;
+        dropped(&send(&bytes, made.header, all(), all(), 4096))
+    };
+    let invalid = Some(DropReason::GsoInvalid);
+    assert_eq!(with(0, 0x50), None);
+    for (at, byte, what) in [
+        (13, 6, "not IP"),
+        (14, 0x55, "IP of another version"),
+        (14, 0x44, "an IP header of 16 bytes"),
+        (14, 0x46, "options where TCP is said to be"),
+        (20, 0x20, "a fragment with more to come"),
+        (21, 1, "a later fragment"),
+        (23, 17, "UDP"),
+        (46, 0x40, "a TCP header of 16 bytes"),
+    ] {
+        assert_eq!(with(at, byte), invalid, "{what}");
+    }
+    let cut = |len: usize| dropped(&send(&made.bytes[..len], made.header, all(), all(), 4096));
+    assert_eq!((cut(52), cut(65), cut(66)), (invalid, invalid, None), "TCP's header has to be there");
+    let six = Sketch { v6: true, network_options: vec![0], ..Sketch::default() }.make();
+    let mut fragment = six.bytes.clone();
+    fragment[14 + 6] = 44;
+    assert_eq!(dropped(&send(&fragment, six.header, all(), all(), 4096)), invalid);
+}
+
+#[test]
+fn a_frame_of_one_segment_is_not_segmented() {
+    for len in [0, 1, 1448, 1449] {
+        let made = Sketch { payload: vec![7; len], ..Sketch::default() }.make();
+        let sent = send(&made.bytes, made.header, all(), Needs::NONE, 4096);
+        assert_eq!((sent.needs.is_gso(), sent.frames.len()), (len > 1448, 1 + len / 1449), "{len}");
+        assert_eq!(sent.header.gso_size, if len > 1448 { 1448 } else { 0 });
+    }
+}
+
+#[test]
+fn an_ip_packet_has_at_most_64_kib() {
+    let made = |len| Sketch { udp: true, payload: vec![1; len], ..Sketch::default() }.make();
+    let sent = |made: &Made| dropped(&send(&made.bytes, made.header, all(), all(), 4096));
+    assert_eq!(sent(&made(65_535 - 28)), None);
+    assert_eq!(sent(&made(65_535 - 27)), Some(DropReason::GsoInvalid));
+}
+
+#[test]
+fn headers_beyond_the_head_are_left_to_no_receiver_and_found_by_the_rewrite() {
+    let sketch = Sketch { v6: true, network_options: vec![3, 3], ..Sketch::default() };
+    let made = sketch.make();
+    assert!(made.payload > 116);
+    let sent = send(&made.bytes, made.header, all(), all().within(Needs::TSO6), 4096);
+    assert!(!sent.needs.met_by(all()));
+    let frames: Vec<_> = sent.frames.into_iter().map(|(_, bytes)| bytes).collect();
+    assert_eq!(frames, segments(&sketch, &made));
+    // So are those that are not what was said, and those that go on for ever.
+    let mut wrong = made.bytes.clone();
+    wrong[made.transport + 12] = 0x10;
+    let sent = send(&wrong, made.header, all(), Needs::NONE, 4096);
+    assert_eq!((sent.verdict, sent.frames.len()), (Verdict::Pending, 0));
+    let made = Sketch { v6: true, network_options: vec![20, 20], ..Sketch::default() }.make();
+    assert_eq!(send(&made.bytes, made.header, all(), Needs::NONE, 4096).frames.len(), 0);
+}
+
+#[test]
+fn a_receiver_that_completes_checksums_gets_partial_ones() {
+    for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
+        let sketch = Sketch { v6, udp, ..Sketch::default() };
+        let made = sketch.make();
+        let sent = send(&made.bytes, made.header, all(), Needs::CSUM, 700);
+        let mut frames = Vec::new();
+        for (header, mut bytes) in sent.frames {
+            let place = (header.csum_start, header.csum_offset);
+            assert_eq!((header.flags, place), (NEEDS_CSUM, (made.header.csum_start, made.header.csum_offset)));
+            complete(&mut bytes, made.transport, usize::from(header.csum_offset));
+            frames.push(bytes);
+        }
+        assert_eq!(frames, segments(&sketch, &made));
+    }
+}
+
+#[test]
+fn seeds_are_survived() {
+    let mut count = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/offload")).unwrap() {
+        exercise(&std::fs::read(entry.unwrap().path()).unwrap());
+        count += 1;
+    }
+    assert!(count >= 10, "the seeds are gone");
+}
+
+prop_compose! {
+    fn sketches()(
+        (tags, v6, udp) in (0..3usize, any::<bool>(), any::<bool>()),
+        network_options in prop::collection::vec(0..3u8, 0..4),
+        transport_options in 0..11usize,
+        (flags, sequence, identification) in any::<(u8, u32, u16)>(),
+        payload in prop::collection::vec(any::<u8>(), 0..9000),
+        gso_size in prop_oneof![GSO_SIZE_MIN..9000, 1..3u16],
+    ) -> Sketch {
+        // Now and then a size that divides the payload.
+        let gso_size = if gso_size < GSO_SIZE_MIN { (payload.len() as u16 / gso_size).max(GSO_SIZE_MIN) } else { gso_size };
+        Sketch { tags, v6, udp, network_options, transport_options, flags, sequence, identification, payload, gso_size }
+    }
+}
+
+proptest! {
+    #[test]
+    fn segments_are_those_of_a_plain_implementation(sketch in sketches(), piece in 200..5000usize) {
+        let made = sketch.make();
+        prop_assume!(made.payload <= 256);
+        let sent = send(&made.bytes, made.header, all(), Needs::NONE, piece);
+        prop_assert_eq!(sent.verdict, Verdict::Pending);
+        let frames: Vec<_> = sent.frames.into_iter().map(|(_, bytes)| bytes).collect();
+        if sent.needs.is_gso() {
+            let longest = frames.iter().map(Vec::len).max().unwrap_or(0);
+            prop_assert!(longest <= sent.wire_len as usize + 40);
+            prop_assert_eq!(frames, segments(&sketch, &made));
+        } else {
+            prop_assert!(sketch.payload.len() <= usize::from(sketch.gso_size));
+            let mut whole = made.bytes.clone();
+            complete(&mut whole, made.transport, usize::from(made.header.csum_offset));
+            prop_assert_eq!(frames, [whole]);
+        }
+    }
+
+    #[test]
+    fn any_header_before_any_frame(input in prop::collection::vec(any::<u8>(), 0..300)) {
+        exercise(&input);
+    }
+
+    #[test]
+    fn any_lie_about_a_legal_frame(
+        sketch in sketches(),
+        (may, accepts) in any::<(u8, u8)>(),
+        bytes in prop::collection::vec((0..160usize, any::<u8>()), 0..4),
+        field in 0..24usize,
+        value in any::<u8>(),
+    ) {
+        let mut made = sketch.make();
+        for (at, byte) in bytes {
+            if let Some(place) = made.bytes.get_mut(at) {
+                *place = byte;
+            }
+        }
+        let mut header = made.header.to_bytes();
+        if let Some(place) = header.get_mut(field) {
+            *place = value;
+        }
+        let accepts = Needs::from_bits(accepts).within(all());
+        send(&made.bytes, VnetHeader::from_bytes(&header), Needs::from_bits(may).within(all()), accepts, 1000);
+    }
+}
