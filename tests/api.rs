@@ -107,6 +107,8 @@ fn received_is_delivered_plus_dropped_and_drops_are_explained() {
         "linecard_port_rx_packets_total{port=\"r\"} 5\n",
         "linecard_port_drops_total{port=\"r\",direction=\"rx\",reason=\"source-invalid\"} 2\n",
         "linecard_port_tx_bytes_total{port=\"a\"} 192\n",
+        "# TYPE linecard_queue_kicks counter\n",
+        "# TYPE linecard_shard_busy_seconds counter\n",
         "# EOF\n",
     ] {
         assert!(metrics.contains(line), "{line}{metrics}");

@@ -111,7 +111,7 @@ fn config(features: u64) -> NicConfig {
 
 /// Receives segments until all of `payload` has come.
 fn receive_segments(nic: &mut Nic, kind: Large, payload: &[u8]) {
-    let mut got = Vec::new();
+    let mut got: Vec<u8> = Vec::new();
     while got.len() < payload.len() {
         for (_, received) in nic.receive(1) {
             assert_eq!(received.header[..10], [0; 10], "nothing is left to a guest that can do nothing");
@@ -147,7 +147,7 @@ fn each_receiver_of_a_flood_gets_what_it_can_take() {
         receive_whole(&mut all, kind, &sent);
         receive_segments(&mut none, kind, payload);
         receive_segments(&mut legacy, kind, payload);
-        let mut got = Vec::new();
+        let mut got: Vec<u8> = Vec::new();
         for (_, received) in csum.receive(50_000usize.div_ceil(SEGMENT)) {
             assert_eq!((received.header[0], received.header[1]), (1, 0), "checksums are left to a guest that can");
             let (start, offset) = (usize::from(received.header[6]), usize::from(received.header[8]));

@@ -12,7 +12,7 @@ use super::running::Running;
 use super::{ControlError, Controller, FdbFilter};
 use crate::config::{KindPlan, PortPlan};
 use crate::ident::Name;
-use crate::port::LinkState;
+use crate::port::{LinkState, Notifications, Port};
 use crate::shard::PortTotals;
 use crate::switch::{Fdb, FdbCounters, Flush};
 use crate::verdict::DropReason;
@@ -132,6 +132,14 @@ impl Controller {
         let state = self.lock();
         let which = state.which(filter)?;
         Ok(state.runtime.fdb.flush(which))
+    }
+
+    /// What the rings of all ports count of notifications, by port and ring number.
+    pub fn notifications(&self) -> Vec<(String, usize, Notifications)> {
+        let state = self.lock();
+        let open = state.runtime.ports.iter().filter_map(|(name, running)| Some((name, running.port.as_ref().ok()?)));
+        let rings = |port: &dyn Port| port.notifications().into_iter().enumerate();
+        open.flat_map(|(name, port)| rings(&**port).map(|(ring, counts)| (name.to_string(), ring, counts))).collect()
     }
 
     /// Every shard.

@@ -193,6 +193,7 @@ impl Runtime {
                 Some(_) => self.shards.detach(number),
                 None => {}
             }
+            port.set_latency(plan.latency);
             if let Err(error) = self.shards.attach(number, port.receive_queues(), plan.latency) {
                 refused.push((number, error.to_string()));
             }

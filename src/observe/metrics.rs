@@ -16,12 +16,14 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 use utoipa::OpenApi;
 
 use crate::control::Controller;
 use crate::control::http::Routes;
 use crate::control::report::{CounterReport, Direction, PortReport, PortState, ShardReport, StatusReport};
+use crate::port::Notifications;
+use crate::sys::cpu;
 
 #[derive(OpenApi)]
 #[openapi(paths(metrics))]
@@ -63,6 +65,7 @@ impl Collector for Scrape {
         daemon(&mut encoder, &controller.status())?;
         ports(&mut encoder, &controller.ports())?;
         drops(&mut encoder, controller)?;
+        notifications(&mut encoder, controller)?;
         shards(&mut encoder, &controller.shards())
     }
 }
@@ -173,6 +176,41 @@ fn drops(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::
     counters(encoder, "port_drops", "Frames dropped, by reason", labeled)
 }
 
+/// Kicks and interrupts of rings. Their sum over a guest's rings is what it spends on exits and interrupts.
+fn notifications(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::Result {
+    let rings = controller.notifications();
+    let each = |of: fn(&Notifications) -> u64| {
+        rings.iter().map(move |(port, ring, counts)| (vec![label("port", port), label("ring", ring)], of(counts)))
+    };
+    counters(encoder, "queue_kicks", "Kicks of the guest", each(|c| c.kicks))?;
+    counters(encoder, "queue_kicks_suppressed", "Batches found without a kick", each(|c| c.kicks_suppressed))?;
+    counters(encoder, "queue_calls", "Interrupts sent to the guest", each(|c| c.calls))?;
+    counters(
+        encoder,
+        "queue_calls_suppressed",
+        "Batches the guest wanted no interrupt for",
+        each(|c| c.calls_suppressed),
+    )?;
+    counters(encoder, "queue_calls_coalesced", "Batches that shared an interrupt", each(|c| c.calls_coalesced))
+}
+
+/// One counter of seconds, from cycles.
+fn seconds(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    shards: &[ShardReport],
+    of: fn(&ShardReport) -> u64,
+) -> std::fmt::Result {
+    let kind = ConstCounter::new(0f64).metric_type();
+    let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
+    for shard in shards {
+        let value = of(shard) as f64 / cpu::cycles_per_second() as f64;
+        ConstCounter::new(value).encode(family.encode_family(&vec![label("cpu", shard.cpu)])?)?;
+    }
+    Ok(())
+}
+
 fn shards(encoder: &mut DescriptorEncoder, shards: &[ShardReport]) -> std::fmt::Result {
     let each = |of: fn(&ShardReport) -> u64| shards.iter().map(move |s| (vec![label("cpu", s.cpu)], of(s)));
     let queues = shards.iter().map(|shard| (vec![label("cpu", shard.cpu)], shard.queues as i64));
@@ -182,5 +220,8 @@ fn shards(encoder: &mut DescriptorEncoder, shards: &[ShardReport]) -> std::fmt::
     counters(encoder, "shard_sleeps", "How often the shard slept", each(|s| s.sleeps))?;
     counters(encoder, "shard_busy_cycles", "CPU cycles in turns that moved frames", each(|s| s.busy_cycles))?;
     counters(encoder, "shard_poll_cycles", "CPU cycles in turns that found nothing", each(|s| s.poll_cycles))?;
-    counters(encoder, "shard_sleep_cycles", "CPU cycles asleep", each(|s| s.sleep_cycles))
+    counters(encoder, "shard_sleep_cycles", "CPU cycles asleep", each(|s| s.sleep_cycles))?;
+    seconds(encoder, "shard_busy", "Time in turns that moved frames", shards, |s| s.busy_cycles)?;
+    seconds(encoder, "shard_poll", "Time in turns that found nothing", shards, |s| s.poll_cycles)?;
+    seconds(encoder, "shard_sleep", "Time asleep", shards, |s| s.sleep_cycles)
 }

@@ -29,6 +29,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::frame::{Batch, Heads};
+use crate::ident::LatencySensitivity;
 use crate::limits::BATCH_FRAMES;
 use crate::verdict::DropReason;
 
@@ -81,6 +82,23 @@ pub trait Transmit: Send + Sync {
     /// Gives the frames of `batch` that `picks` names (by index, ascending) to the far end, in that order, and notifies
     /// it at most once. What became of each is noted in `outcome`; no other frame's outcome is touched.
     fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome);
+
+    /// Sends the notifications that [`Outcome::hold`] was told of and that `which` names. Returns when the first of those
+    /// that are left is due.
+    fn flush(&self, _which: Flush) -> Option<u64> {
+        None
+    }
+}
+
+/// Which notifications that are held back are to be sent. Times are counts of [`crate::sys::cpu::cycles`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// Those that are due by now.
+    Due(u64),
+    /// Also those that were held back only because the shard had more to do: it has nothing now.
+    Idle(u64),
+    /// All of them: the shard stops looking.
+    All,
 }
 
 /// What became of each frame of a batch at one destination.
@@ -94,12 +112,20 @@ pub struct Outcome {
     pub segmented: u32,
     /// Frames delivered with a checksum that the far end could not complete.
     pub completed: u32,
+    /// When the first notification is due that was held back; nothing if none was.
+    pub held: Option<u64>,
 }
 
 impl Outcome {
     /// Nothing delivered yet.
     pub const fn new() -> Self {
-        Self { delivered: 0, reasons: [DropReason::NoDestination; BATCH_FRAMES], segmented: 0, completed: 0 }
+        Self {
+            delivered: 0,
+            reasons: [DropReason::NoDestination; BATCH_FRAMES],
+            segmented: 0,
+            completed: 0,
+            held: None,
+        }
     }
 
     /// Notes that frame `index` was delivered.
@@ -123,12 +149,24 @@ impl Outcome {
         self.reasons[usize::from(index) % BATCH_FRAMES] = reason;
     }
 
+    /// Notes that a notification was held back: the shard calls [`Transmit::flush`] at the cycle count `due`, or earlier.
+    #[inline]
+    pub fn hold(&mut self, due: u64) {
+        self.held = Some(self.held.map_or(due, |other| if earlier(due, other) { due } else { other }));
+    }
+
     /// Notes the same refusal for every frame of `picks`.
     pub fn refuse_all(&mut self, picks: &[u8], reason: DropReason) {
         for &index in picks {
             self.refuse(index, reason);
         }
     }
+}
+
+/// Whether the cycle count `a` comes before `b`. Counts wrap; what is compared here is never half a wrap apart.
+#[inline]
+pub fn earlier(a: u64, b: u64) -> bool {
+    (a.wrapping_sub(b) as i64) < 0
 }
 
 impl Default for Outcome {
@@ -149,6 +187,22 @@ pub enum LinkState {
     Stopped(String),
 }
 
+/// What one ring of a port counts of kicks (the guest notifies the switch, which costs it an exit) and calls (the switch
+/// interrupts the guest), and of those that could be spared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Notifications {
+    /// How often the guest had to kick: the queue was at rest.
+    pub kicks: u64,
+    /// Batches that were found without a kick.
+    pub kicks_suppressed: u64,
+    /// Interrupts sent to the guest.
+    pub calls: u64,
+    /// Batches after which the guest wanted no interrupt.
+    pub calls_suppressed: u64,
+    /// Batches whose interrupt went together with that of others.
+    pub calls_coalesced: u64,
+}
+
 /// One port, as the control side holds it. Dropping it ends it: its far end sees the link go, its files are removed.
 pub trait Port: Send + Sync {
     /// Its receive queues, by queue number.
@@ -163,6 +217,15 @@ pub trait Port: Send + Sync {
     /// Takes over a new largest MTU, in bytes, that its far end may announce; `None` if any will do. The switch enforces
     /// the MTU by itself; this is for kinds whose far end announces one while the port runs.
     fn set_mtu(&self, _mtu: Option<u16>) {}
+
+    /// Takes over how much it minds delay, for kinds that hold notifications back. Called before shards serve the port, and
+    /// again when it changes.
+    fn set_latency(&self, _latency: LatencySensitivity) {}
+
+    /// What its queues count of notifications, for kinds whose far end is notified.
+    fn notifications(&self) -> Vec<Notifications> {
+        Vec::new()
+    }
 
     /// What this kind of port has to tell beyond that: peers, negotiated features, queues with their counters.
     fn detail(&self) -> serde_json::Value;

@@ -4,14 +4,17 @@
 //! delivered for its sender once at least one port took it, else as dropped for the reason that the last one gave. What a
 //! destination did not take counts there as well, so both ends can see why a frame is missing.
 //!
-//! A pick list per port number is kept ready (260 KiB, of which only the lists of ports that are spoken to are ever in the
+//! A destination may hold its notification back and say until when ([`Outcome::hold`]). The outbox remembers such ports, and
+//! the shard has them flushed when that is due, when it has nothing else to do, and before it sleeps.
+//!
+//! A pick list per port number is kept ready (264 KiB, of which only the lists of ports that are spoken to are ever in the
 //! cache); the destinations of this batch are in `touched`. Nothing is allocated per batch.
 
 use super::Tables;
 use crate::frame::Batch;
 use crate::ident::PortIndex;
 use crate::limits::{BATCH_FRAMES, PORTS};
-use crate::port::Outcome;
+use crate::port::{Flush, Outcome, earlier};
 use crate::stats::PortCounters;
 use crate::verdict::{DropReason, Verdict};
 
@@ -19,11 +22,13 @@ use crate::verdict::{DropReason, Verdict};
 #[derive(Clone, Copy)]
 struct Picks {
     count: u8,
+    /// It is in the list of those that hold notifications back.
+    holds: bool,
     list: [u8; BATCH_FRAMES],
 }
 
 impl Picks {
-    const NONE: Self = Self { count: 0, list: [0; BATCH_FRAMES] };
+    const NONE: Self = Self { count: 0, holds: false, list: [0; BATCH_FRAMES] };
 
     #[inline]
     fn as_slice(&self) -> &[u8] {
@@ -36,12 +41,21 @@ pub(super) struct Outbox {
     picks: Box<[Picks]>,
     touched: Vec<PortIndex>,
     outcome: Outcome,
+    /// The ports that hold notifications back, each once, and when the first of those is due.
+    holding: Vec<PortIndex>,
+    due: u64,
 }
 
 impl Outbox {
     /// An empty outbox.
     pub fn new() -> Self {
-        Self { picks: vec![Picks::NONE; PORTS].into(), touched: Vec::with_capacity(PORTS), outcome: Outcome::new() }
+        Self {
+            picks: vec![Picks::NONE; PORTS].into(),
+            touched: Vec::with_capacity(PORTS),
+            outcome: Outcome::new(),
+            holding: Vec::with_capacity(PORTS),
+            due: 0,
+        }
     }
 
     /// Delivers what the switch decided for `batch`, which came from `ingress`, and counts it.
@@ -50,7 +64,9 @@ impl Outbox {
         let delivered = match sole_destination(batch) {
             Some(port) => {
                 let all = EVERY_FRAME.get(..batch.len()).unwrap_or(&EVERY_FRAME);
-                transmit(tables, port, batch, all, &mut self.outcome, counters)
+                let delivered = transmit(tables, port, batch, all, &mut self.outcome, counters);
+                self.note_held(port);
+                delivered
             }
             None => self.deliver_sorted(tables, ingress, batch, counters),
         };
@@ -74,9 +90,56 @@ impl Outbox {
             let picks = self.picks[port.index()].as_slice();
             delivered |= transmit(tables, port, batch, picks, &mut self.outcome, counters);
             self.picks[port.index()].count = 0;
+            self.note_held(port);
         }
         self.touched.clear();
         delivered
+    }
+
+    /// Remembers `port` if it held its notification back.
+    #[inline]
+    fn note_held(&mut self, port: PortIndex) {
+        if let Some(due) = self.outcome.held.take() {
+            self.hold(port, due);
+        }
+    }
+
+    #[cold]
+    fn hold(&mut self, port: PortIndex, due: u64) {
+        if self.holding.is_empty() || earlier(due, self.due) {
+            self.due = due;
+        }
+        let Some(picks) = self.picks.get_mut(port.index()) else { return };
+        if !std::mem::replace(&mut picks.holds, true) {
+            self.holding.push(port);
+        }
+    }
+
+    /// Whether notifications are held back.
+    #[inline]
+    pub fn is_holding(&self) -> bool {
+        !self.holding.is_empty()
+    }
+
+    /// Sends the notifications that are held back and that `which` names.
+    pub fn flush(&mut self, tables: &Tables, which: Flush) {
+        if let Flush::Due(now) = which
+            && earlier(now, self.due)
+        {
+            return;
+        }
+        let Self { picks, holding, due, .. } = self;
+        let mut next: Option<u64> = None;
+        holding.retain(|port| {
+            let side = tables.transmit.get(port.index()).and_then(Option::as_ref);
+            let Some(left) = side.and_then(|side| side.flush(which)) else {
+                picks[port.index()].holds = false;
+                return false;
+            };
+            next = Some(next.map_or(left, |other| if earlier(left, other) { left } else { other }));
+            true
+        });
+        *due = next.unwrap_or(0);
     }
 
     /// Notes each frame in the pick list of each port that it goes to.

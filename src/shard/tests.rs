@@ -11,7 +11,7 @@ use crate::frame::{Batch, Heads};
 use crate::ident::{MacAddr, NetworkIndex};
 use crate::limits::BATCH_FRAMES;
 use crate::mem::Span;
-use crate::port::{Outcome, Received, Wake};
+use crate::port::{Flush, Outcome, Received, Wake};
 use crate::switch::{Fdb, NetworkRow, PortRow};
 
 /// A port whose far end is the test: what it is fed it receives, what it is given it keeps.
@@ -25,6 +25,10 @@ struct Inner {
     wake: Option<Arc<dyn Wake>>,
     armed: bool,
     full: bool,
+    /// Holds its notifications back for so many cycles.
+    holds_for: Option<u64>,
+    held: Option<u64>,
+    flushed: usize,
 }
 
 impl Feed {
@@ -100,6 +104,21 @@ impl Transmit for Feed {
             inner.transmitted.push(bytes);
             outcome.deliver(index);
         }
+        if let Some(cycles) = inner.holds_for {
+            let due = crate::sys::cpu::cycles() + cycles;
+            outcome.hold(*inner.held.get_or_insert(due));
+        }
+    }
+
+    fn flush(&self, which: Flush) -> Option<u64> {
+        let mut inner = self.lock();
+        let due = inner.held?;
+        if matches!(which, Flush::Due(now) if now < due) {
+            return Some(due);
+        }
+        inner.held = None;
+        inner.flushed += 1;
+        None
     }
 }
 
@@ -276,4 +295,28 @@ fn a_port_that_floods_from_many_queues_gets_half_of_a_shard_that_two_want() {
     let (few, many) = (rig.totals(0).rx_frames, rig.totals(1).rx_frames - before);
     // By queues it would be 1 to 32. The slack is for what the kernel took of the CPU, and for the time until the second.
     assert!(many < 4 * few, "one queue moved {few} frames while 32 moved {many}");
+}
+
+#[test]
+fn what_is_held_back_goes_out_when_the_shard_has_nothing_to_do() {
+    let rig = Rig::new(2, IdlePolicy::Adaptive);
+    rig.feeds[1].lock().holds_for = Some(u64::MAX / 4);
+    for round in 1..20 {
+        rig.feeds[0].feed([frame(mac(2), mac(1), 64, 0)]);
+        wait(|| rig.feeds[1].lock().flushed == round);
+    }
+    assert_eq!(rig.feeds[1].lock().transmitted.len(), 19);
+}
+
+#[test]
+fn what_is_held_back_goes_out_when_it_is_due_however_busy_the_shard_is() {
+    let rig = Rig::on(1, 3, IdlePolicy::Adaptive);
+    rig.feeds[1].lock().holds_for = Some(crate::sys::cpu::cycles_per_second() / 10_000);
+    rig.feeds[1].feed([frame(MacAddr::BROADCAST, mac(2), 64, 0)]);
+    wait(|| rig.totals(1).rx_frames == 1);
+    // It floods what nobody has: each batch goes to the port that holds back, so no turn is ever empty.
+    rig.shards.attach(PortIndex(2), vec![Arc::new(Flood)], LatencySensitivity::Normal).unwrap();
+    wait(|| rig.feeds[1].lock().flushed >= 10);
+    rig.shards.detach(PortIndex(2));
+    wait(|| rig.feeds[1].lock().held.is_none());
 }

@@ -18,7 +18,7 @@ use super::{Shared, Tables};
 use crate::clock::{Clock, Tick};
 use crate::frame::{self, Heads};
 use crate::ident::{LatencySensitivity, PortIndex};
-use crate::port::{Receive, Received};
+use crate::port::{Flush, Receive, Received};
 use crate::switch;
 use crate::sys::cpu;
 
@@ -71,7 +71,7 @@ impl Worker {
         let mut now = cpu::cycles();
         loop {
             if self.bell.rang() && !self.read_mail() {
-                return;
+                return self.flush(Flush::All);
             }
             let frames = self.turn(now);
             let after = cpu::cycles();
@@ -82,6 +82,9 @@ impl Worker {
             } else {
                 self.shared.counters.poll_cycles.add(spent);
                 self.put_to_rest(now);
+            }
+            if self.outbox.is_holding() {
+                self.flush(if frames > 0 { Flush::Due(now) } else { Flush::Idle(now) });
             }
             if self.roster.all_rest() {
                 now = self.sleep(now);
@@ -116,6 +119,12 @@ impl Worker {
         moved
     }
 
+    /// Has notifications sent that were held back.
+    fn flush(&mut self, which: Flush) {
+        let Self { tables, outbox, .. } = self;
+        outbox.flush(tables.load(), which);
+    }
+
     /// Puts queues to rest that have been empty for long enough.
     fn put_to_rest(&mut self, now: u64) {
         self.roster.put_to_rest(now);
@@ -142,6 +151,9 @@ impl Worker {
 
     /// Sleeps until something comes in; returns the cycle count after.
     fn sleep(&mut self, fell_asleep: u64) -> u64 {
+        if self.outbox.is_holding() {
+            self.flush(Flush::All);
+        }
         let mut ready = std::mem::take(&mut self.ready);
         self.bell.sleep(&mut ready);
         let now = cpu::cycles();

@@ -17,6 +17,7 @@ pub mod exercise;
 mod features;
 mod handler;
 mod message;
+mod moderation;
 mod nic;
 mod queue;
 mod receive;
@@ -43,8 +44,9 @@ use receive::ReceiveQueue;
 use steering::Steering;
 use transmit::TransmitSide;
 
+use crate::ident::LatencySensitivity;
 use crate::limits::QUEUE_PAIRS;
-use crate::port::{LinkState, Port, Receive, Transmit};
+use crate::port::{LinkState, Notifications, Port, Receive, Transmit};
 
 /// Why a vNIC cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -119,8 +121,16 @@ impl Port for Vnic {
         self.attachment.link()
     }
 
+    fn set_latency(&self, latency: LatencySensitivity) {
+        self.attachment.nic().queues.iter().for_each(|queue| queue.set_latency(latency));
+    }
+
     fn set_mtu(&self, mtu: Option<u16>) {
         self.attachment.nic().set_mtu(mtu);
+    }
+
+    fn notifications(&self) -> Vec<Notifications> {
+        self.attachment.nic().queues.iter().map(|queue| queue.report().notifications).collect()
     }
 
     fn detail(&self) -> Value {

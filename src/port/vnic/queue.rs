@@ -12,12 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::features;
+use super::moderation::{Decision, Moderation};
 use crate::frame::Needs;
-use crate::ident::MacAddr;
+use crate::ident::{LatencySensitivity, MacAddr};
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::{DirtyLog, GuestMemory};
-use crate::port::Wake;
+use crate::port::{Flush, Notifications, Wake, earlier};
 use crate::ring::{Ring, RingConfig, RingError, RingFault};
+use crate::sys::cpu;
 use crate::sys::doorbell::{self, Rang};
 use crate::sys::eventfd::EventFd;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -61,18 +63,17 @@ pub struct QueueReport {
     pub enabled: bool,
     /// Number of descriptors; 0 if the ring is not running.
     pub size: u16,
-    /// How often the queue was woken from rest.
-    pub wakes: u64,
-    /// Interrupts sent to the guest.
-    pub calls: u64,
-    /// Batches after which the guest wanted no interrupt.
-    pub calls_suppressed: u64,
+    /// Kicks and interrupts.
+    #[serde(flatten)]
+    pub notifications: Notifications,
 }
 
 /// One ring of a vNIC, in either direction.
 pub(super) struct Queue {
     state: Mutex<State>,
     ready: AtomicBool,
+    /// An interrupt is held back.
+    held: AtomicBool,
     /// The front end had an interrupt block.
     blocked: Arc<AtomicBool>,
     attention: Arc<EventFd>,
@@ -95,7 +96,10 @@ pub(super) struct State {
     pub deaf: bool,
     /// Which offloads the guest is left with of those that it can do.
     offloads: Needs,
-    counters: QueueReport,
+    /// It was woken and has not had a batch since.
+    kicked: bool,
+    moderation: Moderation,
+    counters: Notifications,
 }
 
 /// A ring in service.
@@ -125,7 +129,8 @@ impl Queue {
     /// A queue whose ring is not running. `attention` is signalled when a shard finds a fault.
     pub fn new(attention: Arc<EventFd>) -> Self {
         let state = State { offloads: Needs::ALL, ..State::default() };
-        Self { state: Mutex::new(state), ready: AtomicBool::new(false), blocked: Arc::default(), attention }
+        let (ready, held) = (false.into(), false.into());
+        Self { state: Mutex::new(state), ready, held, blocked: Arc::default(), attention }
     }
 
     /// Starts the ring and has it looked at once: the driver may have kicked before we were there.
@@ -210,6 +215,27 @@ impl Queue {
         }
     }
 
+    /// How much the guest minds interrupts that are held back.
+    pub fn set_latency(&self, latency: LatencySensitivity) {
+        self.lock().moderation.set_level(latency);
+    }
+
+    /// Notes whether an interrupt is held back, for [`Queue::flush`]. To be called under the lock.
+    #[inline]
+    pub fn note_held(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
+    }
+
+    /// Sends the interrupt that is held back, if `which` names it; returns when it is due otherwise.
+    pub fn flush(&self, which: Flush) -> Option<u64> {
+        if !self.held.load(Ordering::Relaxed) {
+            return None;
+        }
+        let due = self.lock().flush(which);
+        self.note_held(due.is_some());
+        due
+    }
+
     /// Whether the front end had an interrupt block since this was asked last.
     pub fn take_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed) && self.blocked.swap(false, Ordering::Relaxed)
@@ -282,7 +308,7 @@ impl Queue {
     pub fn report(&self) -> QueueReport {
         let state = self.lock();
         let size = state.running.as_ref().map_or(0, |running| running.ring.size());
-        QueueReport { started: state.running.is_some(), enabled: state.enabled, size, ..state.counters }
+        QueueReport { started: state.running.is_some(), enabled: state.enabled, size, notifications: state.counters }
     }
 
     /// Whether frames can be put into this queue now: it runs and the guest uses it.
@@ -325,25 +351,67 @@ impl Queue {
 impl State {
     /// Notes that the queue was woken from rest.
     pub fn woken(&mut self) {
-        self.counters.wakes += 1;
+        self.kicked = true;
+        self.counters.kicks += 1;
     }
 
-    /// Publishes what was completed and interrupts the guest if it wants that.
+    /// Gives buffers back that the guest filled, and interrupts it if it wants that.
     #[inline]
     pub fn publish(&mut self) {
-        let Some(running) = &mut self.running else { return };
-        let published = running.ring.publish();
-        if published.is_some() {
-            running.log_ring();
+        let Some(wanted) = self.publish_ring() else { return };
+        self.counters.kicks_suppressed += u64::from(!std::mem::take(&mut self.kicked));
+        match wanted {
+            true => self.call(),
+            false => self.counters.calls_suppressed += 1,
         }
-        match published {
-            Some(true) => {
-                self.counters.calls += 1;
-                running.signal();
-            }
-            Some(false) => self.counters.calls_suppressed += 1,
-            None => {}
+    }
+
+    /// Gives the guest buffers with `frames` in them, and interrupts it if it wants that, now or later: returns when an
+    /// interrupt is due that is held back.
+    #[inline]
+    pub fn publish_frames(&mut self, frames: u32) -> Option<u64> {
+        let Some(wanted) = self.publish_ring() else { return self.moderation.due() };
+        let owed = self.moderation.due().is_some();
+        self.counters.calls_coalesced += u64::from(owed);
+        match self.moderation.given(frames, wanted, cpu::cycles) {
+            Decision::None => self.counters.calls_suppressed += 1,
+            Decision::Call => self.call(),
+            Decision::Hold(_) => {}
         }
+        self.moderation.due()
+    }
+
+    /// Publishes what was completed; returns whether the guest wants an interrupt for it, or `None` if it was nothing.
+    #[inline]
+    fn publish_ring(&mut self) -> Option<bool> {
+        let running = self.running.as_mut()?;
+        let wanted = running.ring.publish()?;
+        running.log_ring();
+        Some(wanted)
+    }
+
+    /// Interrupts the guest.
+    fn call(&mut self) {
+        if let Some(running) = &mut self.running {
+            self.counters.calls += 1;
+            running.signal();
+        }
+    }
+
+    /// Sends the interrupt that is held back, if `which` names it; returns when it is due otherwise.
+    fn flush(&mut self, which: Flush) -> Option<u64> {
+        let due = self.moderation.due()?;
+        let waits = match which {
+            Flush::Due(now) => earlier(now, due),
+            Flush::Idle(now) => self.moderation.is_patient() && earlier(now, due),
+            Flush::All => false,
+        };
+        if waits {
+            return Some(due);
+        }
+        self.moderation.called(cpu::cycles());
+        self.call();
+        None
     }
 
     fn fail(&mut self, fault: RingFault) {
@@ -352,6 +420,7 @@ impl State {
     }
 
     fn take_running(&mut self) -> Option<Running> {
+        self.flush(Flush::All);
         self.unwatch();
         self.running.take()
     }

@@ -20,7 +20,7 @@ use super::steering::Steering;
 use crate::frame::{Batch, Frame, Head, Needs};
 use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{Cursor, DirtyLog, GuestMemory, Span};
-use crate::port::{Outcome, Transmit};
+use crate::port::{Flush, Outcome, Transmit, earlier};
 use crate::ring::{Chain, Chains, DeviceRing, Ring, RingFault, Writable};
 use crate::verdict::DropReason;
 use crate::wire::flow::flow_hash;
@@ -94,6 +94,11 @@ impl Transmit for TransmitSide {
             None => outcome.refuse_all(picks, DropReason::LinkDown),
         }
     }
+
+    fn flush(&self, which: Flush) -> Option<u64> {
+        let due = self.rings.iter().filter_map(|ring| ring.flush(which));
+        due.reduce(|a, b| if earlier(b, a) { b } else { a })
+    }
 }
 
 /// Gives the picked frames to the guest through one ring.
@@ -107,7 +112,14 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
     };
     let before = outcome.delivered;
     match deliver(running, batch, picks, outcome) {
-        Ok(()) => state.publish(),
+        Ok(()) => {
+            let frames = (outcome.delivered ^ before).count_ones();
+            let due = state.publish_frames(frames);
+            queue.note_held(due.is_some());
+            if let Some(due) = due {
+                outcome.hold(due);
+            }
+        }
         Err(fault) => {
             // Nothing was published, so nothing of this batch has reached the guest.
             outcome.delivered = before;

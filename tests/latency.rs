@@ -1,0 +1,85 @@
+//! Latency sensitivity as guests and operators see it: interrupts that are held back and those that are not, counters of
+//! both, and levels that change while a guest talks.
+
+#![allow(clippy::unwrap_used)]
+
+mod frontend;
+
+use std::path::Path;
+
+use frontend::daemon::{Daemon, port_with, preamble};
+use frontend::eventually;
+use frontend::frame::frame;
+use frontend::nic::{Nic, NicConfig, carry, exchange, meet};
+
+/// Ports `a` and `b` on a network, at these levels.
+fn pair(dir: &Path, levels: [&str; 2]) -> String {
+    let level = |level| format!(", latency-sensitivity: {level}");
+    let ports = [("a", levels[0]), ("b", levels[1])];
+    let ports = ports.map(|(name, of)| port_with(dir, name, "lan", "server", &level(of))).concat();
+    preamble(dir) + "networks: { lan: {} }\nports:\n" + &ports
+}
+
+fn nics(daemon: &Daemon) -> [Nic; 2] {
+    let [mut a, mut b] = ["a", "b"].map(|name| Nic::up(&daemon.socket(name), &NicConfig::default()));
+    meet(&mut a, &mut b);
+    [a, b]
+}
+
+/// Counter `name` of ring `ring` of a port.
+fn counter(daemon: &Daemon, port: &str, ring: usize, name: &str) -> u64 {
+    let port = daemon.port(port).0;
+    port["detail"]["queues"][ring][name].as_u64().unwrap_or_else(|| panic!("{name} of ring {ring} in {port}"))
+}
+
+/// Frames one by one, each when the one before has been taken, for a guest that sleeps until it is interrupted.
+fn trickle(from: &mut Nic, to: &mut Nic, count: u64) {
+    for at in 0..count {
+        from.send(&frame(to.mac, from.mac, 60, at));
+        from.drain();
+    }
+    assert_eq!(to.receive(count as usize).len(), count as usize);
+}
+
+#[test]
+fn low_has_frames_share_interrupts_and_loses_none() {
+    let daemon = Daemon::start(|dir| pair(dir, ["medium", "low"]));
+    let [mut a, mut b] = nics(&daemon);
+    // The sender's queue is polled for half a millisecond, so the shard does not sleep in between, which would be a reason to
+    // send what is held back.
+    eventually("frames that shared an interrupt", || {
+        trickle(&mut a, &mut b, 50);
+        (counter(&daemon, "b", 0, "calls_coalesced") > 10).then_some(())
+    });
+    exchange(&mut a, &mut b, 64);
+}
+
+#[test]
+fn medium_holds_nothing_back() {
+    let daemon = Daemon::start(|dir| pair(dir, ["medium"; 2]));
+    let [mut a, mut b] = nics(&daemon);
+    for _ in 0..20 {
+        trickle(&mut a, &mut b, 50);
+    }
+    assert_eq!(counter(&daemon, "b", 0, "calls_coalesced"), 0);
+    assert!(counter(&daemon, "b", 0, "calls") > 0);
+}
+
+#[test]
+fn kicks_are_counted_and_so_are_those_that_polling_spared() {
+    let daemon = Daemon::start(|dir| pair(dir, ["normal"; 2]));
+    let [mut a, mut b] = nics(&daemon);
+    let kicks = || counter(&daemon, "a", 1, "kicks");
+    let spared = || counter(&daemon, "a", 1, "kicks_suppressed");
+    eventually("a kick after a rest", || {
+        let before = kicks();
+        carry(&mut a, &mut b, 1);
+        (kicks() > before).then_some(())
+    });
+    eventually("batches without a kick", || {
+        let before = spared();
+        trickle(&mut a, &mut b, 50);
+        (spared() > before).then_some(())
+    });
+    assert_eq!(counter(&daemon, "a", 0, "kicks"), 0, "nobody waits for buffers");
+}
