@@ -13,7 +13,9 @@
 use arrayvec::ArrayVec;
 
 use crate::ident::MacAddr;
-use crate::limits::{BATCH_FRAMES, BATCH_SEGMENTS, FRAME_MIN_BYTES, HEAD_BYTES, LONG_HEAD_BYTES, VNET_HEADER_BYTES};
+use crate::limits::{
+    BATCH_FRAMES, BATCH_SEGMENTS, FRAME_MAX_BYTES, FRAME_MIN_BYTES, HEAD_BYTES, LONG_HEAD_BYTES, VNET_HEADER_BYTES,
+};
 use crate::mem::{Source, Span};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::virtio_net::VnetHeader;
@@ -264,6 +266,35 @@ impl<'m> Batch<'m> {
     #[inline]
     pub fn push(&mut self, len: usize, pieces: &[Span<'m>]) {
         self.add::<HEAD_BYTES>(len, pieces);
+    }
+
+    /// Adds the frame that lies in one piece behind a 12-byte virtio-net header, if it is longer than a head and its header
+    /// asks for nothing: the common case, in one copy of constant size. `false` if it is not, and nothing was added.
+    #[inline]
+    pub fn push_plain(&mut self, piece: Span<'m>) -> bool {
+        let Some(head) = self.heads.get_mut(self.frames.len()) else { return false };
+        let bytes: Option<&mut [u8; HEAD_COPY_BYTES]> = head.bytes.first_chunk_mut();
+        let Some(bytes) = bytes.filter(|_| piece.len() <= VNET_HEADER_BYTES + FRAME_MAX_BYTES) else { return false };
+        if !piece.read_exact(bytes) {
+            return false;
+        }
+        let Some(header) = bytes.first_chunk_mut() else { return false };
+        if !VnetHeader::asks_nothing(header) {
+            return false;
+        }
+        *header = VNET_HEADER_PLAIN;
+        let len = piece.len() - VNET_HEADER_BYTES;
+        self.bytes += len as u64;
+        let tail = piece.split_at(HEAD_COPY_BYTES).1;
+        self.frames.push(Frame {
+            len: len as u32,
+            head_len: HEAD_BYTES as u8,
+            needs: Needs::NONE,
+            verdict: Verdict::Pending,
+            tail,
+            more: (0, 0),
+        });
+        true
     }
 
     /// Adds a frame that is to be segmented: [`Batch::push`] with a longer head, so that its headers are in it.

@@ -168,6 +168,18 @@ fn push_dropped(batch: &mut Batch<'_>, len: usize, reason: DropReason) {
 /// Adds the frame that `chain` carries behind its virtio-net header of `header` bytes.
 #[inline]
 fn push<'m>(batch: &mut Batch<'m>, chains: &Chains<'m>, chain: &Chain, header: usize, may: Needs) {
+    if header == VNET_HEADER_BYTES
+        && let Some(piece) = chains.single(chain)
+        && batch.push_plain(piece)
+    {
+        return;
+    }
+    push_any(batch, chains, chain, header, may);
+}
+
+/// [`push`] for frames of any kind.
+#[inline(never)]
+fn push_any<'m>(batch: &mut Batch<'m>, chains: &Chains<'m>, chain: &Chain, header: usize, may: Needs) {
     let len = (chain.bytes as usize).saturating_sub(header);
     if chain.overlong {
         return push_dropped(batch, len, DropReason::TooManySegments);

@@ -317,7 +317,10 @@ fn write(batch: &Batch<'_>, index: u8, frame: &Frame<'_>, buffer: Span<'_>) {
     }
     let mut rest = buffer.split_at(VNET_HEADER_BYTES + head_len).1;
     if let Some(tail) = batch.single_tail(usize::from(index)) {
-        tail.copy_to(rest);
+        // A copy of no bytes is a call all the same, and a frame of minimum size has all of them in its head.
+        if !tail.is_empty() {
+            tail.copy_to(rest);
+        }
         return;
     }
     for piece in batch.tail(usize::from(index)) {
