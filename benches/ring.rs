@@ -1,7 +1,8 @@
-//! What the split ring costs per frame: gather a batch of 32, complete it, publish it; virtio-queue doing the same beside
-//! it. Divide a time by 32 for one frame. Frames have 64 bytes, in one descriptor, in two, or in an indirect table of two.
+//! What a ring costs per frame: gather a batch of 32, complete it, publish it; split and packed, and virtio-queue doing the
+//! same with a split ring beside them. Divide a time by 32 for one frame. Frames have 64 bytes, in one descriptor, in two, or in an indirect table of two.
 //!
-//! Both devices find their rings filled: a driver's part is one store of the available index per batch. Both end with
+//! All devices find their rings filled: a driver's part is one store of the available index per batch, and in a packed ring
+//! the flags of the batch's descriptors, which the driver of the bench has to write anew. All end with
 //! bounds-checked places of the buffers in host memory and with the answer whether to interrupt.
 //!
 //! `cargo bench --bench ring`
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use linecard::mem::{GuestMemory, Region};
-use linecard::ring::{Chains, DeviceRing, Readable, RingConfig, SplitRing};
+use linecard::ring::{Chains, DeviceRing, PackedRing, Readable, RingConfig, SplitRing};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -72,6 +73,7 @@ fn ours(group: &mut BenchmarkGroup<'_, WallTime>, shape: Shape) {
     let write = |address, bytes: &[u8]| _ = memory.span(address, bytes.len() as u32, &mut 0).unwrap().write(bytes);
     fill(shape, write);
     let config = RingConfig {
+        packed: false,
         size: SIZE,
         descriptors: TABLE,
         available: AVAILABLE,
@@ -79,6 +81,7 @@ fn ours(group: &mut BenchmarkGroup<'_, WallTime>, shape: Shape) {
         base: 0,
         event_idx: true,
         indirect: true,
+        in_order: false,
     };
     let mut ring = SplitRing::start(config, Arc::clone(&memory)).unwrap();
     let (mut available, index) = (0u16, memory.span(AVAILABLE + 2, 2, &mut 0).unwrap());
@@ -86,6 +89,65 @@ fn ours(group: &mut BenchmarkGroup<'_, WallTime>, shape: Shape) {
         bencher.iter(|| {
             available = available.wrapping_add(BATCH);
             index.write_exact(&available.to_le_bytes());
+            let mut chains = Chains::new();
+            assert_eq!(ring.gather::<Readable>(&memory, usize::from(BATCH), &mut chains), Ok(usize::from(BATCH)));
+            for chain in chains.list() {
+                black_box(chains.pieces(chain));
+                ring.complete(chain, 0);
+            }
+            black_box(ring.publish())
+        });
+    });
+}
+
+/// The same frames in a packed ring. What the driver writes for a batch is what it must write for any: the second word of
+/// each of its descriptors.
+fn packed(group: &mut BenchmarkGroup<'_, WallTime>, shape: Shape, in_order: bool) {
+    let memory = Arc::new(GuestMemory::new(vec![Arc::new(Region::new(0, 0, MmapRegion::new(MEMORY_BYTES).unwrap()))]));
+    let write = |address, bytes: &[u8]| _ = memory.span(address, bytes.len() as u32, &mut 0).unwrap().write(bytes);
+    let slots: u16 = if matches!(shape, Shape::Chained) { 2 } else { 1 };
+    let mut tails = Vec::new();
+    for slot in 0..SIZE {
+        let (frame, second) = (u64::from(slot / slots), slot % slots);
+        let (buffer, table) = (BUFFERS + 2048 * (frame % 512), INDIRECT_TABLES + 64 * frame);
+        let (address, len, flags) = match (shape, second) {
+            (Shape::Single, _) => (buffer, 76, 0),
+            (Shape::Chained, 0) => (buffer, 12, 1u64),
+            (Shape::Chained, _) => (buffer + 64, 64, 0),
+            (Shape::Indirect, _) => (table, 32, 4),
+        };
+        write(buffer, &[0xaa; 76]);
+        for (at, (address, len)) in [(buffer, 12u64), (buffer + 64, 64)].into_iter().enumerate() {
+            write(table + 16 * at as u64, &[address.to_le_bytes(), len.to_le_bytes()].concat());
+        }
+        write(TABLE + 16 * u64::from(slot), &address.to_le_bytes());
+        tails.push(len | u64::from(slot) << 32 | flags << 48);
+    }
+    let config = RingConfig {
+        packed: true,
+        size: SIZE,
+        descriptors: TABLE,
+        available: AVAILABLE,
+        used: USED,
+        base: 0x8000,
+        event_idx: true,
+        indirect: true,
+        in_order,
+    };
+    let mut ring = PackedRing::start(config, Arc::clone(&memory)).unwrap();
+    let places: Vec<_> =
+        (0..SIZE).map(|slot| memory.span(TABLE + 16 * u64::from(slot) + 8, 8, &mut 0).unwrap()).collect();
+    let (mut next, mut wrap) = (0, 1 << 55);
+    let name = if in_order { "packed, in order" } else { "packed" };
+    group.bench_function(format!("{shape:?}/{name}"), |bencher| {
+        bencher.iter(|| {
+            for _ in 0..BATCH * slots {
+                places[next].write_exact(&(tails[next] | wrap).to_le_bytes());
+                next += 1;
+                if next == usize::from(SIZE) {
+                    (next, wrap) = (0, wrap ^ (1 << 55 | 1 << 63));
+                }
+            }
             let mut chains = Chains::new();
             assert_eq!(ring.gather::<Readable>(&memory, usize::from(BATCH), &mut chains), Ok(usize::from(BATCH)));
             for chain in chains.list() {
@@ -130,6 +192,8 @@ fn main() {
     group.throughput(Throughput::Elements(BATCH.into()));
     for shape in [Shape::Single, Shape::Chained, Shape::Indirect] {
         ours(&mut group, shape);
+        packed(&mut group, shape, false);
+        packed(&mut group, shape, true);
         theirs(&mut group, shape);
     }
     group.finish();

@@ -7,7 +7,7 @@
 
 use super::{Chain, Chains, Direction, RingFault};
 use crate::limits::{CHAIN_SEGMENTS, INDIRECT_DESCRIPTORS};
-use crate::mem::GuestMemory;
+use crate::mem::{GuestMemory, Span, Window};
 
 /// VIRTQ_DESC_F_NEXT, _WRITE, _INDIRECT (virtio 1.3, 2.7.5 and 2.8.13).
 pub(super) const NEXT: u16 = 1;
@@ -66,6 +66,24 @@ pub(super) fn check_table(negotiated: bool, head: u16, table: &Descriptor) -> Re
     Err(RingFault::Indirect { head, why, len: table.len })
 }
 
+/// The buffer of a descriptor, if it lies in one region: that of `window`, or else the one that `window` is moved to, which
+/// `around` is then an address of.
+#[inline(always)]
+pub(super) fn find<'m>(
+    memory: &'m GuestMemory,
+    window: &mut Window<'m>,
+    around: &mut u64,
+    descriptor: &Descriptor,
+) -> Option<Span<'m>> {
+    let span = window.span(descriptor.address, descriptor.len);
+    if span.is_some() {
+        return span;
+    }
+    *around = descriptor.address;
+    *window = memory.window(descriptor.address);
+    window.span(descriptor.address, descriptor.len)
+}
+
 /// Adds one descriptor's buffer to a chain: usually one piece, more if it lies across regions. Empty buffers are allowed
 /// and add nothing, whatever their address (CVE-2020-10725 was about translating those).
 pub(super) fn add_buffer<'m, D: Direction>(
@@ -114,7 +132,7 @@ pub(super) fn finish(chains: &mut Chains<'_>, mut chain: Chain) -> u32 {
 
 /// Refuses descriptors of the other direction (virtio 1.3, 5.1.6.2 and 5.1.6.3: all readable, all writable).
 #[inline]
-pub(super) fn check_direction<D: Direction>(head: u16, flags: u16) -> Result<(), RingFault> {
+fn check_direction<D: Direction>(head: u16, flags: u16) -> Result<(), RingFault> {
     if (flags & WRITE != 0) == D::DEVICE_WRITES {
         return Ok(());
     }

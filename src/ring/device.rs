@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Chain, Chains, Direction, RingConfig, RingError, RingFault, SplitRing};
+use super::{Chain, Chains, Direction, PackedRing, RingConfig, RingError, RingFault, SplitRing};
 use crate::mem::GuestMemory;
 
 /// The device's side of a running virtqueue.
@@ -71,6 +71,8 @@ pub trait DeviceRing {
 pub enum Ring {
     /// Virtio 1.3, 2.7.
     Split(SplitRing),
+    /// Virtio 1.3, 2.8.
+    Packed(PackedRing),
 }
 
 /// Calls a method of whichever ring it is.
@@ -78,6 +80,7 @@ macro_rules! either {
     ($ring:expr, $form:ident => $call:expr) => {
         match $ring {
             Ring::Split($form) => $call,
+            Ring::Packed($form) => $call,
         }
     };
 }
@@ -88,7 +91,11 @@ impl Ring {
     /// # Errors
     /// A size or an alignment that virtio does not allow, or an area that is not wholly in one region.
     pub fn start(config: RingConfig, memory: Arc<GuestMemory>) -> Result<Self, RingError> {
-        SplitRing::start(config, memory).map(Self::Split)
+        if config.packed {
+            PackedRing::start(config, memory).map(Self::Packed)
+        } else {
+            SplitRing::start(config, memory).map(Self::Split)
+        }
     }
 
     /// Number of descriptors.
@@ -101,9 +108,11 @@ impl Ring {
         either!(self, ring => ring.base())
     }
 
-    /// See [`SplitRing::resume`].
+    /// See [`SplitRing::resume`]. A packed ring does not say how far we got.
     pub fn resume(&mut self) {
-        either!(self, ring => ring.resume());
+        if let Self::Split(ring) = self {
+            ring.resume();
+        }
     }
 
     /// See [`DeviceRing::set_memory`].
@@ -134,8 +143,15 @@ impl Ring {
     }
 }
 
-/// Whether moving the used index from `old` to `new` passes `event` (vring_need_event of virtio 1.3, 2.7.7.2.1).
-#[inline]
-pub(super) fn crosses(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+/// Host address of one area of a ring, checked for its whole length and alignment.
+pub(super) fn area(
+    memory: &GuestMemory,
+    area: &'static str,
+    address: u64,
+    len: u32,
+    align: usize,
+) -> Result<*mut u8, RingError> {
+    let span = memory.span(address, len, &mut 0).ok_or(RingError::Unmapped { area, address, len })?;
+    let host = span.as_iovec().iov_base.cast::<u8>();
+    if host.addr().is_multiple_of(align) { Ok(host) } else { Err(RingError::Misaligned { area, address, align }) }
 }

@@ -94,7 +94,17 @@ impl Driver {
     pub(super) fn new(size: u16, base: u16) -> Self {
         let available = RINGS + 16 * u64::from(size);
         let used = (available + 6 + 2 * u64::from(size)).next_multiple_of(4);
-        let config = RingConfig { size, descriptors: RINGS, available, used, base, event_idx: false, indirect: true };
+        let config = RingConfig {
+            packed: false,
+            size,
+            descriptors: RINGS,
+            available,
+            used,
+            base,
+            event_idx: false,
+            indirect: true,
+            in_order: false,
+        };
         let driver = Self { memory: memory(size), config, available: base, seen_used: base };
         driver.set_available_index(base);
         driver.write(used + 2, &base.to_le_bytes());

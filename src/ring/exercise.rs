@@ -1,9 +1,11 @@
-//! A split ring driven by arbitrary bytes, with everything asserted that must hold whatever they are: [`exercise`]. The
-//! fuzz target `ring` calls it, and so do the tests, with the seeds of `fuzz/seeds/ring` and with random bytes.
+//! A ring driven by arbitrary bytes, with everything asserted that must hold whatever they are: [`exercise`] for a split
+//! ring, [`exercise_packed`] for a packed one. The fuzz targets `ring` and `packed` call them, and so do the tests, with the
+//! seeds of `fuzz/seeds` and with random bytes.
 //!
 //! The bytes are, in this order (integers little-endian, missing ones zero):
-//! - 8 bytes: the size as a power of two (modulo 16); flags (1 EVENT_IDX, 2 INDIRECT_DESC, 4 the device writes); the base;
-//!   where the descriptor table, the available ring and the used ring lie, one byte each, in units of 512 bytes; unused
+//! - 8 bytes: the size, of a split ring as a power of two (modulo 16), of a packed one as a number whose high byte comes
+//!   last; flags (1 EVENT_IDX, 2 INDIRECT_DESC, 4 the device writes, 8 IN_ORDER); the base; where the three areas of the
+//!   ring lie, one byte each, in units of 512 bytes; the high byte of a packed ring's size
 //! - 2 bytes: how many bytes of ring memory follow; then these, written from address 0 on
 //! - operations until the end: see [`Exercise::step`]
 //!
@@ -16,8 +18,8 @@ use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegion;
 
-use super::{Chain, Chains, DeviceRing, Direction, Readable, RingConfig, RingFault, SplitRing, Writable};
-use crate::limits::{BATCH_FRAMES, CHAIN_SEGMENTS};
+use super::{Chain, Chains, DeviceRing, Direction, PackedRing, Readable, RingConfig, RingFault, SplitRing, Writable};
+use crate::limits::{BATCH_FRAMES, CHAIN_SEGMENTS, RING_SIZE};
 use crate::mem::{GuestMemory, Region, Span};
 
 /// Bytes of the first region: the largest ring fits.
@@ -44,10 +46,9 @@ pub(super) fn place(memory: &GuestMemory, span: &Span<'_>) -> u64 {
     region.guest + (host - region.host_address()) as u64
 }
 
-/// Asserts what holds for every chain that a ring of `size` descriptors gives.
-pub(super) fn check_chain(memory: &GuestMemory, size: u16, chains: &Chains<'_>, chain: &Chain) {
+/// Asserts what holds for every chain that a ring gives.
+pub(super) fn check_chain(memory: &GuestMemory, chains: &Chains<'_>, chain: &Chain) {
     let pieces = chains.pieces(chain);
-    assert!(chain.head < size);
     assert!(pieces.len() <= CHAIN_SEGMENTS);
     assert!(pieces.iter().all(|piece| !piece.is_empty()));
     pieces.iter().for_each(|piece| _ = place(memory, piece));
@@ -61,35 +62,132 @@ pub(super) fn check_chain(memory: &GuestMemory, size: u16, chains: &Chains<'_>, 
     assert_eq!(chains.single(chain).is_some(), pieces.len() == 1);
 }
 
-/// Drives a ring with `bytes`. Returns the fault that ended it, if one did.
+/// What differs between the forms of a ring for whoever drives one.
+trait Form: DeviceRing + Sized {
+    /// Asserts what holds for a chain of this form of ring only.
+    fn check(&self, chain: &Chain);
+    /// Where the ring stands after it took `chains` at `base`.
+    fn after(&self, base: u16, chains: &[Chain]) -> u16;
+    /// As a driver would: makes `more` chains available beyond those that were taken.
+    fn make_available(&self, config: &RingConfig, memory: &GuestMemory, more: u8);
+    /// What the driver looks at to see that something came back.
+    fn used(&self, config: &RingConfig, memory: &GuestMemory) -> u16;
+}
+
+impl Form for SplitRing {
+    fn check(&self, chain: &Chain) {
+        assert!(chain.head < self.size());
+        assert_eq!(chain.slots, 1);
+    }
+
+    fn after(&self, base: u16, chains: &[Chain]) -> u16 {
+        base.wrapping_add(chains.len() as u16)
+    }
+
+    fn make_available(&self, config: &RingConfig, memory: &GuestMemory, more: u8) {
+        let index = self.base().wrapping_add(more.into());
+        write(memory, config.available + 2, &index.to_le_bytes());
+    }
+
+    fn used(&self, config: &RingConfig, memory: &GuestMemory) -> u16 {
+        read(memory, config.used + 2)
+    }
+}
+
+impl Form for PackedRing {
+    fn check(&self, chain: &Chain) {
+        assert!((1..=self.size()).contains(&chain.slots));
+    }
+
+    fn after(&self, base: u16, chains: &[Chain]) -> u16 {
+        let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
+        let (slot, size) = (u32::from(base & 0x7fff) + slots, u32::from(self.size()));
+        // Each time round flips the wrap counter.
+        (slot % size) as u16 | (base & 0x8000) ^ ((slot / size % 2) as u16) << 15
+    }
+
+    fn make_available(&self, config: &RingConfig, memory: &GuestMemory, more: u8) {
+        let (mut slot, mut wrap) = (self.base() & 0x7fff, self.base() >> 15 == 1);
+        for _ in 0..more {
+            let place = config.descriptors + 16 * u64::from(slot) + 14;
+            let flags = read(memory, place) & !(1 << 7 | 1 << 15) | if wrap { 1 << 7 } else { 1 << 15 };
+            write(memory, place, &flags.to_le_bytes());
+            slot += 1;
+            if slot == self.size() {
+                (slot, wrap) = (0, !wrap);
+            }
+        }
+    }
+
+    /// Whatever was written last is somewhere in the ring, which may be anything; that it did not move is all there is.
+    fn used(&self, _: &RingConfig, _: &GuestMemory) -> u16 {
+        0
+    }
+}
+
+/// Drives a split ring with `bytes`. Returns the fault that ended it, if one did.
 pub fn exercise(bytes: &[u8]) -> Option<RingFault> {
     let mut input = Input(bytes);
     let [power, flags, base_low, base_high, table, available, used, _] = input.take();
-    let area = |unit: u8| 512 * u64::from(unit);
-    let config = RingConfig {
-        size: 1 << (power % 16),
-        descriptors: area(table),
-        available: area(available),
-        used: area(used),
-        base: u16::from_le_bytes([base_low, base_high]),
+    let base = u16::from_le_bytes([base_low, base_high]);
+    let config = config(flags, 1 << (power % 16), base, [table, available, used]);
+    drive(&mut input, flags, config, |memory| SplitRing::start(config, memory).unwrap())
+}
+
+/// Drives a packed ring with `bytes`. Returns the fault that ended it, if one did.
+pub fn exercise_packed(bytes: &[u8]) -> Option<RingFault> {
+    let mut input = Input(bytes);
+    let [size_low, flags, base_low, base_high, table, driver, device, size_high] = input.take();
+    let size = u16::from_le_bytes([size_low, size_high]).clamp(1, RING_SIZE);
+    let base = u16::from_le_bytes([base_low, base_high]);
+    let base = (base & 0x8000) | ((base & 0x7fff) % size);
+    let config = RingConfig { packed: true, ..config(flags, size, base, [table, driver, device]) };
+    drive(&mut input, flags, config, |memory| PackedRing::start(config, memory).unwrap())
+}
+
+fn config(flags: u8, size: u16, base: u16, areas: [u8; 3]) -> RingConfig {
+    let [descriptors, available, used] = areas.map(|unit| 512 * u64::from(unit));
+    RingConfig {
+        packed: false,
+        size,
+        descriptors,
+        available,
+        used,
+        base,
         event_idx: flags & 1 != 0,
         indirect: flags & 2 != 0,
-    };
+        in_order: flags & 8 != 0,
+    }
+}
+
+fn drive<R: Form>(
+    input: &mut Input<'_>,
+    flags: u8,
+    config: RingConfig,
+    start: impl FnOnce(Arc<GuestMemory>) -> R,
+) -> Option<RingFault> {
     let region = |guest, len| Arc::new(Region::new(guest, guest, mapping(len)));
     let first = region(0, FIRST_BYTES);
     let others = [region(FIRST_BYTES as u64, SECOND_BYTES), region(u64::MAX - 4095, 4096)];
     let memory = Arc::new(GuestMemory::new([vec![first], others.to_vec()].concat()));
     let len = input.u16();
     write(&memory, 0, input.slice(len.into()));
-    let ring = SplitRing::start(config, Arc::clone(&memory)).unwrap();
+    let ring = start(Arc::clone(&memory));
     let mut exercise = Exercise { memory, config, ring, taken: Vec::new(), completed: 0, flags };
     while !input.0.is_empty() {
-        if let Err(fault) = exercise.step(&mut input) {
+        if let Err(fault) = exercise.step(input) {
             assert!(!fault.to_string().is_empty());
             return Some(fault);
         }
     }
     None
+}
+
+/// Reads a 16-bit word of guest memory.
+fn read(memory: &GuestMemory, address: u64) -> u16 {
+    let mut bytes = [0; 2];
+    memory.span(address, 2, &mut 0).unwrap().read(&mut bytes);
+    u16::from_le_bytes(bytes)
 }
 
 /// Writes guest memory as far as it is mapped.
@@ -100,10 +198,10 @@ fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) {
 }
 
 /// A ring under exercise.
-struct Exercise {
+struct Exercise<R> {
     memory: Arc<GuestMemory>,
     config: RingConfig,
-    ring: SplitRing,
+    ring: R,
     /// Chains taken and neither completed nor given back, in ring order.
     taken: Vec<Chain>,
     /// How many completed chains are not published.
@@ -111,7 +209,7 @@ struct Exercise {
     flags: u8,
 }
 
-impl Exercise {
+impl<R: Form> Exercise<R> {
     /// One operation: a byte that says which (modulo 9), and what it needs.
     fn step(&mut self, input: &mut Input<'_>) -> Result<(), RingFault> {
         match input.u8() % 9 {
@@ -126,11 +224,7 @@ impl Exercise {
                 let (address, len) = (input.u16(), input.u8());
                 write(&self.memory, address.into(), input.slice(len.into()));
             }
-            7 => {
-                // As a driver would: so many more chains than there were.
-                let index = self.ring.base().wrapping_add(input.u8().into());
-                write(&self.memory, self.config.available + 2, &index.to_le_bytes());
-            }
+            7 => self.ring.make_available(&self.config, &self.memory, input.u8()),
             _ => self.shrink()?,
         }
         Ok(())
@@ -141,9 +235,10 @@ impl Exercise {
         let mut chains = Chains::new();
         let count = self.ring.gather::<D>(&memory, limit, &mut chains)?;
         assert!(count == chains.list().len() && count <= limit.min(BATCH_FRAMES).min(self.config.size.into()));
-        assert_eq!(self.ring.base(), before.wrapping_add(count as u16));
+        assert_eq!(self.ring.base(), self.ring.after(before, chains.list()));
         for chain in chains.list() {
-            check_chain(&memory, self.config.size, &chains, chain);
+            self.ring.check(chain);
+            check_chain(&memory, &chains, chain);
             self.touch(chains.pieces(chain));
             self.taken.push(*chain);
         }
@@ -169,25 +264,19 @@ impl Exercise {
     }
 
     fn publish(&mut self) {
-        let before = self.used_index();
+        let before = self.ring.used(&self.config, &self.memory);
         let published = self.ring.publish();
         assert_eq!(published.is_some(), self.completed != 0);
-        assert!(published.is_some() || self.used_index() == before, "nothing was published");
+        let after = self.ring.used(&self.config, &self.memory);
+        assert!(published.is_some() || after == before, "nothing was published");
         self.completed = 0;
     }
 
-    fn used_index(&self) -> u16 {
-        let mut bytes = [0; 2];
-        self.memory.span(self.config.used + 2, 2, &mut 0).unwrap().read(&mut bytes);
-        u16::from_le_bytes(bytes)
-    }
-
     fn give_back(&mut self, count: usize) {
-        let count = count.min(self.taken.len());
+        let back = self.taken.split_off(self.taken.len() - count.min(self.taken.len()));
         let before = self.ring.base();
-        self.ring.give_back(&self.taken[self.taken.len() - count..]);
-        assert_eq!(self.ring.base(), before.wrapping_sub(count as u16));
-        self.taken.truncate(self.taken.len() - count);
+        self.ring.give_back(&back);
+        assert_eq!(self.ring.after(self.ring.base(), &back), before);
     }
 
     /// Takes the last region away.

@@ -8,6 +8,17 @@ pub enum RingError {
     /// The size is zero, too large, or not a power of two (virtio 1.3, 2.7).
     #[error("a ring of {0} descriptors is not possible: the size must be a power of two up to 32768")]
     Size(u16),
+    /// The size of a packed ring is zero or too large (virtio 1.3, 2.8.10.1).
+    #[error("a packed ring of {0} descriptors is not possible: the size must be 1 to 32768")]
+    PackedSize(u16),
+    /// The base of a packed ring is a descriptor that the ring does not have.
+    #[error("a packed ring of {size} descriptors cannot go on at {base:#06x} (bit 15 is the wrap counter)")]
+    Base {
+        /// What the front end said.
+        base: u16,
+        /// Descriptors of the ring.
+        size: u16,
+    },
     /// One of the three areas is not within one region of the memory that the VM shares.
     #[error(
         "the {area} area of {len} bytes at guest address {address:#x} is not in memory that the VM shares; share all of it (share=on)"
@@ -35,7 +46,8 @@ pub enum RingError {
     Running,
 }
 
-/// What the driver wrote into a running ring that no driver may write. The ring is stopped for it.
+/// What the driver wrote into a running ring that no driver may write. The ring is stopped for it. A chain is named by
+/// its first descriptor, in rings of either form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RingFault {
     /// The available index moved by more than the ring has entries.
@@ -72,6 +84,16 @@ pub enum RingFault {
         /// The chain.
         head: u16,
         /// Descriptors of the table.
+        size: u16,
+    },
+    /// A packed ring has more descriptors available than it has slots, or a chain that goes all the way round it.
+    #[error(
+        "the descriptor chain at {head} runs into descriptors of a ring of {size} that the driver has not got back"
+    )]
+    Overrun {
+        /// The chain's first descriptor.
+        head: u16,
+        /// Descriptors of the ring.
         size: u16,
     },
     /// A descriptor allows the wrong direction of access.

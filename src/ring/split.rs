@@ -24,11 +24,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, add_buffer, check_table, finish};
-use super::device::crosses;
+use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, add_buffer, check_table, find, finish};
+use super::device::area;
 use super::{Chain, Chains, DeviceRing, Direction, RingConfig, RingError, RingFault};
 use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, RING_SIZE};
-use crate::mem::{GuestMemory, Span, Window};
+use crate::mem::GuestMemory;
 use crate::sys::cpu::prefetch_read;
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.7) and VIRTQ_USED_F_NO_NOTIFY (2.7.10).
@@ -134,18 +134,6 @@ impl SplitRing {
         let since = self.signalled.replace(self.published);
         let event = self.read_available(2 + usize::from(self.size), Ordering::Relaxed);
         since.is_none() || crosses(event, self.published, since.unwrap_or(before))
-    }
-
-    /// The buffer of a descriptor, if it lies in one region: that of `window`, or else the one that `window` is moved to.
-    #[inline(always)]
-    fn buffer<'m>(&mut self, memory: &'m GuestMemory, window: &mut Window<'m>, of: &Descriptor) -> Option<Span<'m>> {
-        let span = window.span(of.address, of.len);
-        if span.is_some() {
-            return span;
-        }
-        self.around = of.address;
-        *window = memory.window(of.address);
-        window.span(of.address, of.len)
     }
 
     /// Walks a chain that is more than one buffer in one region: several descriptors, an indirect table, a buffer across
@@ -307,7 +295,7 @@ impl DeviceRing for SplitRing {
             let first = self.descriptor(head);
             // One buffer, of the right direction, not empty, in one region: nearly every chain.
             let plain = first.flags & (NEXT | INDIRECT | WRITE) == D::FLAGS && first.len > 0;
-            if plain && let Some(span) = self.buffer(memory, &mut window, &first) {
+            if plain && let Some(span) = find(memory, &mut window, &mut self.around, &first) {
                 D::prefetch(&span);
                 chains.push_single(head, span);
                 bytes += first.len as usize;
@@ -377,17 +365,18 @@ impl DeviceRing for SplitRing {
     }
 }
 
+/// Whether moving the used index from `old` to `new` passes `event` (vring_need_event of virtio 1.3, 2.7.7.2.1).
+#[inline]
+fn crosses(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
 /// Host addresses of the three areas (descriptors, available, used), each checked for its whole length and alignment.
 fn areas(config: &RingConfig, memory: &GuestMemory) -> Result<(*mut u8, *mut u8, *mut u8), RingError> {
     let size = u32::from(config.size);
-    let area = |area, address, len, align| -> Result<*mut u8, RingError> {
-        let span = memory.span(address, len, &mut 0).ok_or(RingError::Unmapped { area, address, len })?;
-        let host = span.as_iovec().iov_base.cast::<u8>();
-        if host.addr().is_multiple_of(align) { Ok(host) } else { Err(RingError::Misaligned { area, address, align }) }
-    };
     Ok((
-        area("descriptor", config.descriptors, 16 * size, 16)?,
-        area("available", config.available, 6 + 2 * size, 2)?,
-        area("used", config.used, 6 + 8 * size, 4)?,
+        area(memory, "descriptor", config.descriptors, 16 * size, 16)?,
+        area(memory, "available", config.available, 6 + 2 * size, 2)?,
+        area(memory, "used", config.used, 6 + 8 * size, 4)?,
     ))
 }

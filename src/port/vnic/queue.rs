@@ -22,7 +22,7 @@ use crate::ring::{Ring, RingConfig, RingError, RingFault};
 use crate::sys::cpu;
 use crate::sys::doorbell::{self, Rang};
 use crate::sys::eventfd::EventFd;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -141,6 +141,7 @@ impl Queue {
         }
         let negotiated = |bit: u32| setup.features & (1 << bit) != 0;
         let config = RingConfig {
+            packed: negotiated(VIRTIO_F_RING_PACKED),
             size: setup.size,
             descriptors: setup.descriptors,
             available: setup.available,
@@ -148,12 +149,13 @@ impl Queue {
             base: setup.base,
             event_idx: negotiated(VIRTIO_RING_F_EVENT_IDX),
             indirect: negotiated(VIRTIO_RING_F_INDIRECT_DESC),
+            in_order: negotiated(VIRTIO_F_IN_ORDER),
         };
         let mut ring = Ring::start(config, Arc::clone(&setup.memory))?;
         ring.resume();
         ring.disarm();
         let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
-        let long = mergeable || negotiated(VIRTIO_F_VERSION_1);
+        let long = mergeable || negotiated(VIRTIO_F_VERSION_1) || negotiated(VIRTIO_F_RING_PACKED);
         let header = if long { VNET_HEADER_BYTES } else { LEGACY_HEADER_BYTES };
         let (negotiated, may) = (features::accepts(setup.features), features::may(setup.features));
         let accepts = negotiated.within(state.offloads);

@@ -44,6 +44,7 @@ impl ReceiveQueue {
         let turn = Turn { memory, header: *header, may: *may, enabled, queue: self };
         let taken = match ring {
             Ring::Split(ring) => turn.take(ring, heads, process),
+            Ring::Packed(ring) => turn.take(ring, heads, process),
         };
         state.publish();
         taken

@@ -136,6 +136,7 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
     let form = Form { header: *header, mergeable: *mergeable, accepts: *accepts };
     match ring {
         Ring::Split(ring) => fill(ring, buffers, form, batch, picks, outcome),
+        Ring::Packed(ring) => fill(ring, buffers, form, batch, picks, outcome),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Tests of the ring engine. [`setup`], [`batches`], [`chains`], [`buffers`] and [`used`] assert by hand, rule by rule, the
-//! precise fault or the bound that holds; [`reference`] compares with virtio-queue; [`random`] feeds what no rule foresaw.
+//! precise fault or the bound that holds, [`packed`] the same for packed rings; [`reference`] compares with virtio-queue; [`random`] feeds what no rule foresaw.
 //!
 //! The rules, with what they cost other switches where they were missing, have numbers that test names carry:
 //!  1. every field that the guest wrote is read once, checked, and used from the copy
@@ -24,6 +24,7 @@
 mod batches;
 mod buffers;
 mod chains;
+mod packed;
 mod random;
 mod reference;
 mod setup;

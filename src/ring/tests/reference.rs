@@ -357,6 +357,7 @@ fn stricter(fault: RingFault, reference: &mut Reference) {
             assert_eq!(theirs.unwrap().head, head);
         }
         RingFault::MemoryGone => panic!("the memory is where it was"),
+        RingFault::Overrun { .. } => panic!("only a packed ring has it"),
     }
 }
 
