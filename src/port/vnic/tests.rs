@@ -20,6 +20,8 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use super::*;
 use crate::sys::eventfd::EventFd;
 
+mod interrupts;
+
 /// Where the test guest's memory is, in the front end's address space; guest-physical addresses begin at zero.
 const USER: u64 = 0x7f00_0000_0000;
 const MEMORY: u64 = 0x10_0000;

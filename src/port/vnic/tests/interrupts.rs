@@ -1,0 +1,106 @@
+//! Interrupts that are held back, all the way from the ring to the eventfd.
+
+use super::*;
+use crate::port::Flush;
+use crate::port::testing::transmit;
+
+/// Where buffers are, and how long each is.
+const BUFFERS: u64 = 0x8_0000;
+const BUFFER: u64 = 2048;
+
+/// A running guest RX ring with 128 buffers, and the one frame that is sent to it all the time.
+struct Rig {
+    guest: Guest,
+    port: Arc<Vnic>,
+    qemu: Raw,
+    _host: Host,
+}
+
+impl Rig {
+    fn new(latency: LatencySensitivity) -> Self {
+        let (host, guest) = (Host::new(), Guest::new());
+        let port = host.port("vm1");
+        port.set_latency(latency);
+        let mut qemu = host.connect("vm1");
+        qemu.negotiate();
+        // VERSION_1 and vhost-user's own: no event index, so the guest wants every interrupt.
+        assert!(qemu.done(Req::SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]));
+        assert!(qemu.done(Req::ADD_MEM_REG, &guest.region(), &[guest.memory.as_fd()]));
+        let [descriptors, available, _] = areas(0);
+        for index in 0..128u64 {
+            let descriptor =
+                [(BUFFERS + index * BUFFER).to_le_bytes().to_vec(), 2048u32.to_le_bytes().to_vec()].concat();
+            guest.memory.write_all_at(&[descriptor, vec![2, 0, 0, 0]].concat(), descriptors + 16 * index).unwrap();
+            guest.memory.write_all_at(&(index as u16).to_le_bytes(), available + 4 + 2 * index).unwrap();
+        }
+        guest.memory.write_all_at(&128u16.to_le_bytes(), available + 2).unwrap();
+        qemu.start(0, 0, &guest);
+        assert!(qemu.done(Req::SET_VRING_ENABLE, &state(0, 1), &[]));
+        guest.call.drain();
+        Self { guest, port, qemu, _host: host }
+    }
+
+    /// Gives the guest one frame; returns whether the interrupt for it is held back.
+    fn give(&self) -> bool {
+        let outcome = transmit(&*self.port.transmit_side(), &[vec![7; 60]]);
+        assert_eq!(outcome.delivered, 1);
+        outcome.held.is_some()
+    }
+
+    fn flush(&self, which: Flush) -> bool {
+        self.port.transmit_side().flush(which).is_some()
+    }
+
+    fn counters(&self) -> Notifications {
+        self.port.notifications()[0]
+    }
+}
+
+#[test]
+fn low_holds_an_interrupt_back_until_it_is_due_or_the_shard_sleeps() {
+    let rig = Rig::new(LatencySensitivity::Low);
+    let now = crate::sys::cpu::cycles();
+    assert!(rig.give() && rig.give() && rig.give());
+    assert!(rig.flush(Flush::Due(now)) && rig.flush(Flush::Idle(now)), "there is time, and the level is patient");
+    assert_eq!(rig.guest.call.drain(), 0);
+    assert!(!rig.flush(Flush::All) && !rig.flush(Flush::All));
+    assert_eq!(rig.guest.call.drain(), 1);
+    assert!(rig.give());
+    let later = crate::sys::cpu::cycles() + crate::sys::cpu::cycles_per_second();
+    assert!(!rig.flush(Flush::Due(later)));
+    assert_eq!(rig.guest.call.drain(), 1);
+    let expected = Notifications { calls: 2, calls_coalesced: 2, ..Notifications::default() };
+    assert_eq!(rig.counters(), expected);
+}
+
+#[test]
+fn a_ring_that_stops_owes_nothing() {
+    let mut rig = Rig::new(LatencySensitivity::Low);
+    assert!(rig.give());
+    assert_eq!(rig.guest.call.drain(), 0);
+    rig.qemu.base(0);
+    assert_eq!(rig.guest.call.drain(), 1);
+    assert!(!rig.flush(Flush::All));
+}
+
+#[test]
+fn a_guest_that_is_given_a_frame_at_a_time_is_interrupted_at_once_unless_it_is_patient() {
+    for level in [LatencySensitivity::Normal, LatencySensitivity::Medium, LatencySensitivity::High] {
+        let rig = Rig::new(level);
+        for _ in 0..100 {
+            assert!(!rig.give());
+            assert_eq!(rig.guest.call.drain(), 1);
+        }
+        assert_eq!(rig.counters(), Notifications { calls: 100, ..Notifications::default() });
+    }
+}
+
+#[test]
+fn a_level_that_changes_lets_go_of_what_was_held_back() {
+    let rig = Rig::new(LatencySensitivity::Low);
+    assert!(rig.give());
+    rig.port.set_latency(LatencySensitivity::High);
+    assert!(!rig.flush(Flush::Idle(crate::sys::cpu::cycles())));
+    assert!(!rig.give());
+    assert_eq!(rig.guest.call.drain(), 2);
+}
