@@ -15,3 +15,4 @@ pub mod memory;
 pub mod nic;
 pub mod ring;
 pub mod switch;
+pub mod verify;

@@ -74,6 +74,9 @@ struct LoadArgs {
     /// Linecard's `latency-sensitivity` for all ports
     #[arg(long, default_value = "normal")]
     latency: String,
+    /// Check every byte of every frame instead of measuring
+    #[arg(long)]
+    verify: bool,
     /// Where linecardd and linecard are
     #[arg(long, default_value = "target/release")]
     bin_dir: PathBuf,
@@ -106,7 +109,23 @@ impl LoadArgs {
         }
     }
 
+    fn verify(&self) -> Result<(), MeasureError> {
+        for &sizes in &self.sizes {
+            for &kind in &self.switches {
+                let (findings, dropped) = self.scenario(sizes).verify(kind)?;
+                if !findings.is_clean(dropped) {
+                    return Err(MeasureError::Unclean { kind, findings, dropped });
+                }
+                println!("{sizes} {kind:?}: clean, {findings:?}, dropped for want of room: {dropped:?}");
+            }
+        }
+        Ok(())
+    }
+
     fn run(&self) -> Result<(), MeasureError> {
+        if self.verify {
+            return self.verify();
+        }
         println!(
             "{:<6} {:<9} {:>7} {:>8} {:>8} {:>6}   {:>9} {:>6} {:>7}",
             "bytes", "switch", "Mpps", "Gbit/s", "cycles", "busy", "generator", "busy", "lost"

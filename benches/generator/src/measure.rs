@@ -16,6 +16,7 @@ use crate::interrupt;
 use crate::load::{Figures, Load};
 use crate::nic::{Nic, NicError, Settings};
 use crate::switch::{Linecard, LinecardSetup, OpenVswitch, Sample, Switch, SwitchError, Testpmd, Wiring};
+use crate::verify::{Findings, Verifier};
 
 /// Which switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -84,6 +85,16 @@ pub enum MeasureError {
     /// Somebody pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+    /// A switch did something to frames that no switch may.
+    #[error("{kind:?} is not clean: {findings:?}, and it counts {dropped:?} frames dropped for want of room")]
+    Unclean {
+        /// The switch.
+        kind: Kind,
+        /// What was found.
+        findings: Findings,
+        /// What it counted.
+        dropped: Option<u64>,
+    },
     /// The load ended early.
     #[error("the load ended before it was measured")]
     NoLoad,
@@ -129,6 +140,22 @@ impl Scenario {
         let mut switch = self.start(kind)?;
         let nics = self.connect(&*switch)?;
         self.load(nics, &mut *switch)
+    }
+
+    /// The same with every frame checked; what was found, and what the switch says it dropped for want of room.
+    pub fn verify(&self, kind: Kind) -> Result<(Findings, Option<u64>), MeasureError> {
+        let _pages = self.pages(kind)?;
+        let mut switch = self.start(kind)?;
+        let nics = self.connect(&*switch)?;
+        let own = |source| MeasureError::Machine { what: "cannot use the generator's CPU", source };
+        let (sizes, cpu, span) = (self.nic.sizes, self.cpu, self.span);
+        let thread = std::thread::spawn(move || {
+            pin(cpu)?;
+            Ok(Verifier::new(nics, sizes).run(span, interrupt::came))
+        });
+        let findings = thread.join().map_err(|_| MeasureError::NoLoad)?.map_err(own)?;
+        let dropped = switch.sample()?.filter(|_| kind == Kind::Linecard).map(|sample| sample.ring_full);
+        if interrupt::came() { Err(MeasureError::Interrupted) } else { Ok((findings, dropped)) }
     }
 
     /// The load runs in a thread on its own CPU, while this one asks the switch at both ends of the span.

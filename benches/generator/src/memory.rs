@@ -89,6 +89,13 @@ impl Memory {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(offset), bytes.len()) }
     }
 
+    /// Copies what is at `offset`, after the switch has given the place back.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(into.len() <= self.len && offset <= self.len - into.len(), "{} bytes at {offset}", into.len());
+        // SAFETY: in bounds as checked; `into` is ordinary memory. A switch that writes on shows as a wrong byte.
+        unsafe { ptr::copy_nonoverlapping(self.at(offset), into.as_mut_ptr(), into.len()) }
+    }
+
     /// The address of `offset` as descriptors have it.
     pub fn guest(&self, offset: usize) -> u64 {
         GUEST_BASE + offset as u64

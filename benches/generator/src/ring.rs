@@ -210,12 +210,19 @@ impl Ring {
                 Some((id as u16 & (self.layout.size - 1), len))
             }
             Form::Packed { .. } if !self.is_used(at) => None,
-            Form::Packed { .. } => {
+            Form::Packed { in_order } => {
                 // SAFETY: the length word of descriptor `slot` of `size`.
                 let len = unsafe { self.desc.cast::<u32>().add(4 * usize::from(slot) + 2).read_volatile() };
-                Some((self.packed_id(at) & (self.layout.size - 1), len))
+                // In order, the id of an entry that stands for a run is that of the run's end.
+                Some((if in_order { slot } else { self.packed_id(at) & (self.layout.size - 1) }, len))
             }
         }
+    }
+
+    /// The slot of the `nth` completed entry, if buffers come back in order.
+    #[inline]
+    pub fn taken_slot(&self, nth: u16) -> u16 {
+        self.slot(self.taken + u64::from(nth))
     }
 
     /// The slot that the `nth` entry after those offered will use.
