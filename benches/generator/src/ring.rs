@@ -298,6 +298,17 @@ impl Ring {
         }
     }
 
+    /// Asks the switch to interrupt; the driver does not until then.
+    pub fn want_interrupts(&mut self) {
+        let word = if self.form == Form::Split { 0 } else { 1 };
+        self.driver_word(word).store(0, Ordering::Release);
+    }
+
+    /// A split ring's used index: where a switch that starts over goes on.
+    pub fn used_index(&self) -> u16 {
+        self.device_word(1).load(Ordering::Acquire)
+    }
+
     /// Sizes and places for the messages: entries; descriptors, driver's area, device's area.
     pub fn place(&self) -> (u16, [usize; 3]) {
         (self.layout.size, self.layout.areas)
