@@ -4,26 +4,25 @@ use std::io;
 
 use crate::memory::HUGE_PAGE;
 
-const COUNT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+const DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// At least this many pages of 2 MiB are reserved; the count from before comes back when this goes.
+/// Pages of 2 MiB that were added to the machine's; they go again with this. Others may add and remove theirs meanwhile.
 #[derive(Debug)]
 pub struct HugePages {
-    before: usize,
+    added: usize,
 }
 
 impl HugePages {
-    /// Reserves room for `bytes` and `pages` more.
+    /// Makes room for `bytes` and `pages` more.
     pub fn reserve(bytes: usize, pages: usize) -> io::Result<Self> {
         let wanted = bytes.div_ceil(HUGE_PAGE) + pages;
-        let before = count()?;
-        let this = Self { before };
-        if before < wanted {
-            std::fs::write(COUNT, wanted.to_string())?;
+        let this = Self { added: wanted.saturating_sub(number("free_hugepages")?) };
+        if this.added > 0 {
+            set(number("nr_hugepages")? + this.added)?;
         }
-        let have = count()?;
-        if have < wanted {
-            let text = format!("cannot reserve {wanted} huge pages of 2 MiB, only {have}: free some memory");
+        let free = number("free_hugepages")?;
+        if free < wanted {
+            let text = format!("{wanted} huge pages of 2 MiB are needed, {free} are to be had: free some memory");
             return Err(io::Error::other(text));
         }
         Ok(this)
@@ -32,11 +31,17 @@ impl HugePages {
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        let _ = std::fs::write(COUNT, self.before.to_string());
+        if let Ok(have) = number("nr_hugepages") {
+            let _ = set(have.saturating_sub(self.added));
+        }
     }
 }
 
-fn count() -> io::Result<usize> {
-    let text = std::fs::read_to_string(COUNT)?;
-    text.trim().parse().map_err(|_| io::Error::other(format!("{COUNT} has {text:?}")))
+fn number(name: &str) -> io::Result<usize> {
+    let text = std::fs::read_to_string(format!("{DIR}/{name}"))?;
+    text.trim().parse().map_err(|_| io::Error::other(format!("{DIR}/{name} has {text:?}")))
+}
+
+fn set(count: usize) -> io::Result<()> {
+    std::fs::write(format!("{DIR}/nr_hugepages"), count.to_string())
 }

@@ -5,13 +5,17 @@
 //! driver, [`nic`] a device of it, [`load`] the thread that keeps a number of them busy; [`switch`] starts Linecard, Open
 //! vSwitch with DPDK, or testpmd's patch cable beside it, and [`measure`] takes turns with them.
 
+pub mod bench;
 pub mod cycles;
 pub mod frames;
 pub mod hugepages;
 pub mod interrupt;
+pub mod latency;
 pub mod load;
 pub mod measure;
 pub mod memory;
 pub mod nic;
+pub mod report;
 pub mod ring;
 pub mod switch;
+pub mod verify;

@@ -85,16 +85,16 @@ impl Stations {
 /// NICs in pairs, each sending to its neighbour.
 pub struct Load {
     nics: Vec<Nic>,
-    /// For each NIC, if it has more than one station.
+    /// For each NIC, if it writes addresses.
     stations: Vec<Option<Stations>>,
     bulk: u16,
 }
 
 impl Load {
-    /// A load over `nics`, with `stations` addresses behind each; offers their first frames.
-    pub fn new(nics: Vec<Nic>, stations: u32) -> Self {
+    /// A load over `nics`, with `stations` addresses behind each, if frames get new ones; offers their first frames.
+    pub fn new(nics: Vec<Nic>, stations: Option<u32>) -> Self {
         let smallest = nics.iter().flat_map(|nic| &nic.pairs).map(|pair| pair.transmit.place().0).min().unwrap_or(0);
-        let stations = nics.iter().map(|_| (stations > 1).then(|| Stations::new(stations))).collect();
+        let stations = nics.iter().map(|_| stations.map(Stations::new)).collect();
         let mut load = Self { nics, stations, bulk: BULK.min(smallest / 4).max(1) };
         for (nic, stations) in load.nics.iter_mut().zip(&mut load.stations) {
             for pair in 0..nic.pairs.len() {
@@ -105,6 +105,11 @@ impl Load {
             }
         }
         load
+    }
+
+    /// Its NICs, to be connected again.
+    pub fn nics(&mut self) -> &mut [Nic] {
+        &mut self.nics
     }
 
     /// Whether all memory is on huge pages.
@@ -139,7 +144,7 @@ impl Load {
 
     /// Visits every pair once; whether any had something.
     #[inline]
-    fn round(&mut self, figures: &mut Figures) -> bool {
+    pub fn round(&mut self, figures: &mut Figures) -> bool {
         let mut any = false;
         for (nic, stations) in self.nics.iter_mut().zip(&mut self.stations) {
             for index in 0..nic.pairs.len() {

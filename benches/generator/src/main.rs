@@ -5,9 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use generator::bench::Plan;
 use generator::frames::Sizes;
+use generator::latency::{Pings, Trips, Wait};
 use generator::measure::{Kind, MeasureError, Outcome, Scenario};
 use generator::nic::Settings;
+use generator::report;
 use generator::ring::Habit;
 use generator::switch::{LinecardSetup, Wiring};
 
@@ -22,6 +25,10 @@ struct Cli {
 enum Command {
     /// Starts each switch in turn under one load and prints what it forwarded
     Load(LoadArgs),
+    /// Times round trips of single frames through each switch
+    Ping(PingArgs),
+    /// Measures every row of docs/performance.md beside its peers, and writes JSON, tables and plots
+    Bench(BenchArgs),
 }
 
 #[derive(Args)]
@@ -44,9 +51,9 @@ struct LoadArgs {
     /// Queue pairs of each port
     #[arg(short, long, default_value_t = 1)]
     queues: usize,
-    /// Addresses behind each port; with more than one the driver writes the addresses of every frame
-    #[arg(short = 'm', long, default_value_t = 1)]
-    stations: u32,
+    /// Addresses behind each port, which the driver writes into every frame; not given, one that stays
+    #[arg(short = 'm', long)]
+    stations: Option<u32>,
     /// Entries of each ring, a power of two
     #[arg(long, default_value_t = 1024)]
     ring: u16,
@@ -74,6 +81,9 @@ struct LoadArgs {
     /// Linecard's `latency-sensitivity` for all ports
     #[arg(long, default_value = "normal")]
     latency: String,
+    /// Check every byte of every frame instead of measuring
+    #[arg(long)]
+    verify: bool,
     /// Where linecardd and linecard are
     #[arg(long, default_value = "target/release")]
     bin_dir: PathBuf,
@@ -90,6 +100,7 @@ impl LoadArgs {
                 mergeable: !self.no_mergeable,
                 habit: self.habit,
                 sizes,
+                huge: true,
             },
             wiring: Wiring {
                 ports: self.ports,
@@ -98,7 +109,11 @@ impl LoadArgs {
                 cpus: self.cpus.clone(),
                 longest: sizes.longest(),
             },
-            linecard: LinecardSetup { idle: self.idle.clone(), latency: self.latency.clone() },
+            linecard: LinecardSetup {
+                idle: self.idle.clone(),
+                latency: self.latency.clone(),
+                spare: self.generator_cpu,
+            },
             bin_dir: self.bin_dir.clone(),
             cpu: self.generator_cpu,
             warm_up: Duration::from_millis(500),
@@ -106,7 +121,23 @@ impl LoadArgs {
         }
     }
 
+    fn verify(&self) -> Result<(), MeasureError> {
+        for &sizes in &self.sizes {
+            for &kind in &self.switches {
+                let (findings, dropped) = self.scenario(sizes).verify(kind)?;
+                if !findings.is_clean(dropped) {
+                    return Err(MeasureError::Unclean { kind, findings, dropped });
+                }
+                println!("{sizes} {kind:?}: clean, {findings:?}, dropped for want of room: {dropped:?}");
+            }
+        }
+        Ok(())
+    }
+
     fn run(&self) -> Result<(), MeasureError> {
+        if self.verify {
+            return self.verify();
+        }
         println!(
             "{:<6} {:<9} {:>7} {:>8} {:>8} {:>6}   {:>9} {:>6} {:>7}",
             "bytes", "switch", "Mpps", "Gbit/s", "cycles", "busy", "generator", "busy", "lost"
@@ -122,9 +153,96 @@ impl LoadArgs {
     }
 }
 
+#[derive(Args)]
+struct PingArgs {
+    /// Microseconds from one ping to the next; 0: always one in flight
+    #[arg(long, default_value_t = 0)]
+    gap: u64,
+    /// How drivers learn that a frame came
+    #[arg(long, value_enum, default_value_t = Wait::Poll)]
+    wait: Wait,
+    /// Two more ports carry as much as the switch takes
+    #[arg(long)]
+    loaded: bool,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+impl PingArgs {
+    fn run(&self) -> Result<(), MeasureError> {
+        println!(
+            "{:<9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>5}   us",
+            "switch", "pings", "median", "p99", "p99.9", "max", "lost"
+        );
+        for &kind in &self.load.switches {
+            let mut scenario = self.load.scenario(self.load.sizes[0]);
+            scenario.wiring.ports = if self.loaded { 4 } else { 2 };
+            let pings = Pings { gap: Duration::from_micros(self.gap), span: scenario.span, wait: self.wait };
+            let trips = scenario.ping(kind, &pings)?;
+            let sorted = trips.sorted();
+            let [median, p99, p999, max] =
+                [0.5, 0.99, 0.999, 1.0].map(|quantile| Trips::quantile(&sorted, quantile).unwrap_or(f64::NAN));
+            let count = sorted.len();
+            println!(
+                "{:<9} {count:>9} {median:>9.2} {p99:>9.2} {p999:>9.2} {max:>9.1} {:>5}",
+                kind.to_string(),
+                trips.lost
+            );
+        }
+        Ok(())
+    }
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// A few minutes instead of an hour: one round, fewer sizes, ports and addresses
+    #[arg(long)]
+    short: bool,
+    /// Rounds of each row (5; with --short 1)
+    #[arg(short, long)]
+    rounds: Option<usize>,
+    /// Seconds of each turn (3; with --short 0.5)
+    #[arg(short = 't', long)]
+    seconds: Option<f64>,
+    /// Groups: forwarding, rings, ports, addresses, shards, idle, start, restart, latency
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// CPU of the switch
+    #[arg(short, long, default_value_t = 0)]
+    cpu: usize,
+    /// CPU of the generator
+    #[arg(short, long, default_value_t = 1)]
+    generator_cpu: usize,
+    /// Where the results go
+    #[arg(long, default_value = "docs/bench")]
+    out: PathBuf,
+    /// Where linecardd and linecard are
+    #[arg(long, default_value = "target/release")]
+    bin_dir: PathBuf,
+}
+
+impl BenchArgs {
+    fn run(&self) -> Result<(), MeasureError> {
+        let plan = Plan {
+            rounds: self.rounds.unwrap_or(if self.short { 1 } else { 5 }),
+            span: Duration::from_secs_f64(self.seconds.unwrap_or(if self.short { 0.5 } else { 3.0 })),
+            short: self.short,
+            switch_cpu: self.cpu,
+            generator_cpu: self.generator_cpu,
+            bin_dir: self.bin_dir.clone(),
+            only: self.only.clone(),
+        };
+        let results = plan.run(&mut |line| eprintln!("{line}"))?;
+        report::write(&results, &self.out)
+            .map_err(|source| MeasureError::Machine { what: "cannot write the results", source })?;
+        eprintln!("written to {}", self.out.display());
+        Ok(())
+    }
+}
+
 fn print_line(sizes: Sizes, kind: Kind, outcome: &Outcome) {
     let Outcome { load, switch, huge } = outcome;
-    let name = clap::ValueEnum::to_possible_value(&kind).map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let name = kind.to_string();
     let (cycles, busy) = match switch {
         Some(sample) => (format!("{:.1}", sample.cycles_per_frame()), format!("{:.0}%", sample.busy_percent())),
         None => ("-".into(), "-".into()),
@@ -148,6 +266,8 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Load(args) => args.run(),
+        Command::Ping(args) => args.run(),
+        Command::Bench(args) => args.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! One measurement: a switch is started, loaded, asked what it counted in the middle of it, and stopped.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,9 +14,11 @@ use thiserror::Error;
 
 use crate::hugepages::HugePages;
 use crate::interrupt;
+use crate::latency::{self, Pings, Trips};
 use crate::load::{Figures, Load};
-use crate::nic::{Nic, NicError, Settings};
+use crate::nic::{Door, Meeting, Nic, NicError, Settings};
 use crate::switch::{Linecard, LinecardSetup, OpenVswitch, Sample, Switch, SwitchError, Testpmd, Wiring};
+use crate::verify::{Findings, Verifier};
 
 /// Which switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -27,6 +30,16 @@ pub enum Kind {
     Ovs,
     /// testpmd as a patch cable.
     Cable,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Linecard => "linecard",
+            Self::Ovs => "ovs",
+            Self::Cable => "cable",
+        })
+    }
 }
 
 /// What is measured, and where.
@@ -66,10 +79,12 @@ pub enum MeasureError {
     #[error(transparent)]
     Switch(#[from] SwitchError),
     /// The generator's devices.
-    #[error("port {port} did not come up")]
+    #[error("port {port} did not come up; the switch's log ends with {log:?}")]
     Nic {
         /// Its number.
         port: usize,
+        /// What the switch said last.
+        log: String,
         /// Why not.
         source: NicError,
     },
@@ -84,9 +99,26 @@ pub enum MeasureError {
     /// Somebody pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+    /// A switch did something to frames that no switch may.
+    #[error("{kind:?} is not clean: {findings:?}, and it counts {dropped:?} frames dropped for want of room")]
+    Unclean {
+        /// The switch.
+        kind: Kind,
+        /// What was found.
+        findings: Findings,
+        /// What it counted.
+        dropped: Option<u64>,
+    },
     /// The load ended early.
     #[error("the load ended before it was measured")]
     NoLoad,
+}
+
+impl MeasureError {
+    /// Whether the switch lacks a feature that the work needs.
+    pub fn is_features(&self) -> bool {
+        matches!(self, Self::Nic { source: NicError::Features { .. }, .. })
+    }
 }
 
 impl Scenario {
@@ -111,15 +143,20 @@ impl Scenario {
         })
     }
 
+    /// Opens the doors of `switch`.
+    pub fn meetings(&self, switch: &dyn Switch) -> Result<Vec<Meeting>, MeasureError> {
+        let open = |(port, door): (usize, &Door)| door.open().map_err(failed(switch, port));
+        switch.doors().iter().enumerate().map(open).collect()
+    }
+
     /// Connects every device to `switch`.
     pub fn connect(&self, switch: &dyn Switch) -> Result<Vec<Nic>, MeasureError> {
-        let doors = switch.doors();
-        doors
+        // All are opened first: a switch that connects to us finds them at its first attempt, or a second later.
+        let meetings = self.meetings(switch)?;
+        meetings
             .iter()
             .enumerate()
-            .map(|(port, door)| {
-                Nic::connect(port, port ^ 1, door, &self.nic).map_err(|source| MeasureError::Nic { port, source })
-            })
+            .map(|(port, meeting)| Nic::connect(port, port ^ 1, meeting, &self.nic).map_err(failed(switch, port)))
             .collect()
     }
 
@@ -129,6 +166,42 @@ impl Scenario {
         let mut switch = self.start(kind)?;
         let nics = self.connect(&*switch)?;
         self.load(nics, &mut *switch)
+    }
+
+    /// The same with every frame checked; what was found, and what the switch says it dropped for want of room.
+    pub fn verify(&self, kind: Kind) -> Result<(Findings, Option<u64>), MeasureError> {
+        let _pages = self.pages(kind)?;
+        let mut switch = self.start(kind)?;
+        let nics = self.connect(&*switch)?;
+        let own = |source| MeasureError::Machine { what: "cannot use the generator's CPU", source };
+        let (sizes, cpu, span) = (self.nic.sizes, self.cpu, self.span);
+        let thread = std::thread::spawn(move || {
+            pin(cpu)?;
+            Ok(Verifier::new(nics, sizes).run(span, interrupt::came))
+        });
+        let findings = thread.join().map_err(|_| MeasureError::NoLoad)?.map_err(own)?;
+        let dropped = switch.sample()?.filter(|_| kind == Kind::Linecard).map(|sample| sample.ring_full);
+        if interrupt::came() { Err(MeasureError::Interrupted) } else { Ok((findings, dropped)) }
+    }
+
+    /// Round trips between the first two ports; the others, if there are any, carry a load meanwhile.
+    pub fn ping(&self, kind: Kind, pings: &Pings) -> Result<Trips, MeasureError> {
+        let _pages = self.pages(kind)?;
+        let switch = self.start(kind)?;
+        let mut nics = self.connect(&*switch)?;
+        let (cpu, warm_up, stations, pings) = (self.cpu, self.warm_up, self.wiring.stations, *pings);
+        let thread = std::thread::spawn(move || {
+            pin(cpu)?;
+            let others = nics.split_off(2);
+            let mut load = (!others.is_empty()).then(|| Load::new(others, stations));
+            // Addresses are learned and the switch's caches are warm after this.
+            let warm = Pings { span: warm_up, ..pings };
+            latency::ping(&mut nics, load.as_mut(), &warm, interrupt::came);
+            Ok(latency::ping(&mut nics, load.as_mut(), &pings, interrupt::came))
+        });
+        let trips = thread.join().map_err(|_| MeasureError::NoLoad)?;
+        let trips = trips.map_err(|source| MeasureError::Machine { what: "cannot use the generator's CPU", source })?;
+        if interrupt::came() { Err(MeasureError::Interrupted) } else { Ok(trips) }
     }
 
     /// The load runs in a thread on its own CPU, while this one asks the switch at both ends of the span.
@@ -168,6 +241,11 @@ impl Scenario {
         let after = switch.sample()?;
         Ok(before.zip(after).map(|(before, after)| after.since(before)))
     }
+}
+
+/// A port's failure, with what the switch said.
+pub fn failed(switch: &dyn Switch, port: usize) -> impl Fn(NicError) -> MeasureError + '_ {
+    move |source| MeasureError::Nic { port, log: switch.last_words(), source }
 }
 
 /// Puts the calling thread on `cpu`.

@@ -19,7 +19,10 @@ use vhost::VhostUserMemoryRegionInfo;
 /// Where the guest has this memory. Not what it is here, so that a switch that mixes up the two address spaces fails.
 const GUEST_BASE: u64 = 1 << 32;
 
-/// Huge pages of this size are asked for; the size of the mapping is a multiple of it either way.
+/// Pages of other memory.
+const PAGE: usize = 4096;
+
+/// Huge pages of this size are asked for.
 pub const HUGE_PAGE: usize = 2 << 20;
 
 /// One shared mapping.
@@ -36,10 +39,13 @@ pub struct Memory {
 unsafe impl Send for Memory {}
 
 impl Memory {
-    /// `len` bytes or a little more.
-    pub fn new(len: usize) -> io::Result<Self> {
-        let len = len.next_multiple_of(HUGE_PAGE);
-        Self::map(len, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB).or_else(|_| Self::map(len, MemfdFlags::empty()))
+    /// `len` bytes or a little more; on huge pages if they are wanted and there are any.
+    pub fn new(len: usize, huge: bool) -> io::Result<Self> {
+        let small = || Self::map(len.next_multiple_of(PAGE), MemfdFlags::empty());
+        if !huge {
+            return small();
+        }
+        Self::map(len.next_multiple_of(HUGE_PAGE), MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB).or_else(|_| small())
     }
 
     fn map(len: usize, flags: MemfdFlags) -> io::Result<Self> {
@@ -87,6 +93,13 @@ impl Memory {
         // SAFETY: in bounds as checked; `bytes` is ordinary memory, which never overlaps a mapping of our own that
         // nobody has references to.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(offset), bytes.len()) }
+    }
+
+    /// Copies what is at `offset`, after the switch has given the place back.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(into.len() <= self.len && offset <= self.len - into.len(), "{} bytes at {offset}", into.len());
+        // SAFETY: in bounds as checked; `into` is ordinary memory. A switch that writes on shows as a wrong byte.
+        unsafe { ptr::copy_nonoverlapping(self.at(offset), into.as_mut_ptr(), into.len()) }
     }
 
     /// The address of `offset` as descriptors have it.

@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -31,6 +31,9 @@ const IN_ORDER: u64 = 1 << 35;
 /// How long the switch may take to make a socket, or to connect to ours.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Between two attempts to meet it.
+const RETRY: Duration = Duration::from_micros(500);
+
 /// What every guest posts at least: a full frame and its header.
 const LEAST_BUFFER: usize = 2048;
 
@@ -41,6 +44,15 @@ pub enum Door {
     Connect(PathBuf),
     /// The switch will connect there.
     Listen(PathBuf),
+}
+
+/// A [`Door`] that is open.
+#[derive(Debug)]
+pub enum Meeting {
+    /// The switch listens there.
+    Connect(PathBuf),
+    /// The switch connects to this, which is there.
+    Listen(UnixListener, PathBuf),
 }
 
 /// A device's settings.
@@ -60,24 +72,20 @@ pub struct Settings {
     pub habit: Habit,
     /// Lengths of its frames.
     pub sizes: Sizes,
+    /// Memory on huge pages, if there are any.
+    pub huge: bool,
 }
 
 /// Why a NIC did not come up.
 #[derive(Debug, Error)]
 pub enum NicError {
-    /// The switch never made its socket.
+    /// The switch never made its socket, or never connected to ours.
     #[error("no switch at {path} within {} s", PATIENCE.as_secs())]
-    NobodyListens {
+    NobodyThere {
         /// The socket.
         path: PathBuf,
         /// The last attempt's failure.
         source: io::Error,
-    },
-    /// The switch never connected.
-    #[error("no switch connected to {path} within {} s", PATIENCE.as_secs())]
-    NobodyConnects {
-        /// The socket.
-        path: PathBuf,
     },
     /// Our own side of it.
     #[error("{what}")]
@@ -169,6 +177,16 @@ impl Settings {
 }
 
 impl Pair {
+    /// Asks for an interrupt with each batch that comes in.
+    pub fn want_interrupts(&mut self) {
+        self.receive.want_interrupts();
+    }
+
+    /// Whether an interrupt came since the last look.
+    pub fn was_interrupted(&self) -> bool {
+        self.calls[0].read().is_ok()
+    }
+
     /// Tells the switch of receive buffers, if it asked for that.
     #[inline]
     pub fn kick_receive(&self) {
@@ -194,10 +212,10 @@ fn ring_bell(bell: &EventFd) {
 
 impl Nic {
     /// Connects device `port`, whose frames go to `peer`, and offers all of its receive buffers.
-    pub fn connect(port: usize, peer: usize, door: &Door, settings: &Settings) -> Result<Self, NicError> {
-        let stream = meet(door)?;
+    pub fn connect(port: usize, peer: usize, meeting: &Meeting, settings: &Settings) -> Result<Self, NicError> {
+        let stream = meeting.wait()?;
         let own = |what| move |source| NicError::Own { what, source };
-        let mut memory = Memory::new(settings.memory()).map_err(own("no memory to share"))?;
+        let mut memory = Memory::new(settings.memory(), settings.huge).map_err(own("no memory to share"))?;
         let (mut pairs, mut slots, mut receive_slots) = (Vec::new(), Vec::new(), Vec::new());
         for queue in 0..settings.queues {
             let (pair, transmit, receive) =
@@ -208,7 +226,7 @@ impl Nic {
         }
         let frontend = Frontend::from_stream(stream, 2 * settings.queues as u64);
         let mut nic = Self { port, pairs, slots, receive_slots, memory, features: settings.features(), frontend };
-        nic.introduce(settings.queues)?;
+        nic.introduce()?;
         nic.start()?;
         for pair in &mut nic.pairs {
             pair.receive.offer(settings.ring);
@@ -217,8 +235,21 @@ impl Nic {
         Ok(nic)
     }
 
+    /// Comes back to a switch that was started again, with rings as they are: what it had not given back is to be done.
+    /// Split rings only, whose used index says where that is.
+    pub fn reconnect(&mut self, meeting: &Meeting) -> Result<(), NicError> {
+        self.frontend = Frontend::from_stream(meeting.wait()?, 2 * self.pairs.len() as u64);
+        self.introduce()?;
+        self.start()?;
+        for pair in &self.pairs {
+            ring_bell(&pair.receive_kick);
+            ring_bell(&pair.transmit_kick);
+        }
+        Ok(())
+    }
+
     /// Negotiates features and protocol features.
-    fn introduce(&mut self, queues: usize) -> Result<(), NicError> {
+    fn introduce(&mut self) -> Result<(), NicError> {
         self.frontend.set_owner().map_err(refused("SET_OWNER"))?;
         let offered = self.frontend.get_features().map_err(refused("GET_FEATURES"))?;
         self.features |= offered & ANY_LAYOUT;
@@ -226,6 +257,7 @@ impl Nic {
         if missing != 0 {
             return Err(NicError::Features { offered, missing });
         }
+        let queues = self.pairs.len();
         let wanted = if queues > 1 { VhostUserProtocolFeatures::MQ } else { VhostUserProtocolFeatures::empty() };
         let offered = self.frontend.get_protocol_features().map_err(refused_vu("GET_PROTOCOL_FEATURES"))?;
         self.frontend.set_protocol_features(offered & wanted).map_err(refused_vu("SET_PROTOCOL_FEATURES"))?;
@@ -261,7 +293,7 @@ impl Nic {
         let (size, [desc, driver, device]) = ring.place();
         self.frontend.set_vring_num(index, size).map_err(refused("SET_VRING_NUM"))?;
         match ring.form() {
-            Form::Split => self.frontend.set_vring_base(index, 0).map_err(refused("SET_VRING_BASE"))?,
+            Form::Split => self.frontend.set_vring_base(index, ring.used_index()).map_err(refused("SET_VRING_BASE"))?,
             Form::Packed { .. } => self.packed_base(index)?,
         }
         let config = VringConfigData {
@@ -323,39 +355,43 @@ fn pair(
     Ok((rings, transmit, receive))
 }
 
-/// The connection, whoever makes it.
-fn meet(door: &Door) -> Result<UnixStream, NicError> {
-    let end = Instant::now() + PATIENCE;
-    match door {
-        Door::Connect(path) => loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => return Ok(stream),
-                Err(source) if Instant::now() > end || interrupt::came() => {
-                    return Err(NicError::NobodyListens { path: path.clone(), source });
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+impl Door {
+    /// Gets ready to meet the switch, which may connect from here on.
+    pub fn open(&self) -> Result<Meeting, NicError> {
+        Ok(match self {
+            Self::Connect(path) => Meeting::Connect(path.clone()),
+            Self::Listen(path) => {
+                let _ = std::fs::remove_file(path);
+                let own = |source| NicError::Own { what: "cannot listen for the switch", source };
+                let listener = UnixListener::bind(path).map_err(own)?;
+                listener.set_nonblocking(true).map_err(own)?;
+                Meeting::Listen(listener, path.clone())
             }
-        },
-        Door::Listen(path) => listen(path, end).map_err(|source| match source.kind() {
-            io::ErrorKind::TimedOut => NicError::NobodyConnects { path: path.clone() },
-            _ => NicError::Own { what: "cannot listen for the switch", source },
-        }),
+        })
     }
 }
 
-fn listen(path: &Path, end: Instant) -> io::Result<UnixStream> {
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
-    loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                return Ok(stream);
+impl Meeting {
+    /// The connection, as soon as there is one.
+    pub fn wait(&self) -> Result<UnixStream, NicError> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (met, path) = match self {
+                Self::Connect(path) => (UnixStream::connect(path), path),
+                Self::Listen(listener, path) => (listener.accept().map(|(stream, _)| stream), path),
+            };
+            match met {
+                Ok(stream) => {
+                    stream
+                        .set_nonblocking(false)
+                        .map_err(|source| NicError::Own { what: "cannot wait for answers", source })?;
+                    return Ok(stream);
+                }
+                Err(source) if Instant::now() > end || interrupt::came() => {
+                    return Err(NicError::NobodyThere { path: path.clone(), source });
+                }
+                Err(_) => std::thread::sleep(RETRY),
             }
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-            Err(_) if Instant::now() > end || interrupt::came() => return Err(io::ErrorKind::TimedOut.into()),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
     }
 }

@@ -210,12 +210,19 @@ impl Ring {
                 Some((id as u16 & (self.layout.size - 1), len))
             }
             Form::Packed { .. } if !self.is_used(at) => None,
-            Form::Packed { .. } => {
+            Form::Packed { in_order } => {
                 // SAFETY: the length word of descriptor `slot` of `size`.
                 let len = unsafe { self.desc.cast::<u32>().add(4 * usize::from(slot) + 2).read_volatile() };
-                Some((self.packed_id(at) & (self.layout.size - 1), len))
+                // In order, the id of an entry that stands for a run is that of the run's end.
+                Some((if in_order { slot } else { self.packed_id(at) & (self.layout.size - 1) }, len))
             }
         }
+    }
+
+    /// The slot of the `nth` completed entry, if buffers come back in order.
+    #[inline]
+    pub fn taken_slot(&self, nth: u16) -> u16 {
+        self.slot(self.taken + u64::from(nth))
     }
 
     /// The slot that the `nth` entry after those offered will use.
@@ -289,6 +296,17 @@ impl Ring {
             Form::Split => self.device_word(0).load(Ordering::Relaxed) & NO_NOTIFY == 0,
             Form::Packed { .. } => self.device_word(1).load(Ordering::Relaxed) != EVENTS_OFF,
         }
+    }
+
+    /// Asks the switch to interrupt; the driver does not until then.
+    pub fn want_interrupts(&mut self) {
+        let word = if self.form == Form::Split { 0 } else { 1 };
+        self.driver_word(word).store(0, Ordering::Release);
+    }
+
+    /// A split ring's used index: where a switch that starts over goes on.
+    pub fn used_index(&self) -> u16 {
+        self.device_word(1).load(Ordering::Acquire)
     }
 
     /// Sizes and places for the messages: entries; descriptors, driver's area, device's area.

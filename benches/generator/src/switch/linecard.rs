@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::process::{Process, run};
-use super::{Sample, Switch, SwitchError, Wiring};
+use super::{Sample, Switch, SwitchError, Wiring, tail};
 use crate::nic::Door;
 
 const HINT: &str = "cargo build --release --bins, or --bin-dir";
@@ -29,12 +30,14 @@ pub struct Setup {
     pub idle: String,
     /// `latency-sensitivity` of every port.
     pub latency: String,
+    /// A CPU that is not the switch's: there must be a shared one, and at `high` all of the switch's are exclusive.
+    pub spare: usize,
 }
 
 impl Default for Setup {
     /// As Open vSwitch with DPDK: always polling.
     fn default() -> Self {
-        Self { idle: "never".into(), latency: "normal".into() }
+        Self { idle: "never".into(), latency: "normal".into(), spare: 1 }
     }
 }
 
@@ -68,6 +71,31 @@ impl Linecard {
     }
 }
 
+impl Linecard {
+    /// Frames that were dropped since it was started, whatever the reason.
+    pub fn dropped(&self) -> Result<u64, SwitchError> {
+        let drops = self.drops()?;
+        let received = drops.iter().filter(|drop| drop["direction"] == "rx");
+        Ok(received.filter_map(|drop| drop["count"].as_u64()).sum())
+    }
+
+    /// Changes the profile of all ports in the file and has that applied; how long `linecard apply` took.
+    pub fn reload(&self) -> Result<Duration, SwitchError> {
+        let path = self.dir.path().join("linecard.yaml");
+        let file = |source| SwitchError::File { path: path.clone(), source };
+        let text = std::fs::read_to_string(&path).map_err(file)?;
+        std::fs::write(&path, text.replacen("limits: { macs: ", "limits: { macs: 1", 1)).map_err(file)?;
+        let start = Instant::now();
+        self.linecard(&["apply"])?;
+        Ok(start.elapsed())
+    }
+
+    fn drops(&self) -> Result<Vec<Value>, SwitchError> {
+        let drops = self.linecard(&["drops"])?;
+        Ok(drops.as_array().or_else(|| drops["drops"].as_array()).cloned().unwrap_or_default())
+    }
+}
+
 impl Switch for Linecard {
     fn doors(&self) -> Vec<Door> {
         (0..self.ports).map(|port| Door::Connect(self.dir.path().join(format!("p{port}.sock")))).collect()
@@ -84,18 +112,33 @@ impl Switch for Linecard {
         let sum = |key: &str| list.iter().filter_map(|shard| shard[key].as_u64()).sum::<u64>();
         let mut sample = Sample { frames: sum("frames"), busy: sum("busy-cycles"), cycles: 0, ring_full: 0 };
         sample.cycles = sample.busy + sum("poll-cycles") + sum("sleep-cycles");
-        let drops = self.linecard(&["drops"])?;
-        let drops = drops.as_array().or_else(|| drops["drops"].as_array()).cloned().unwrap_or_default();
+        let drops = self.drops()?;
         // A frame that found no room counts once at its sender and once at its receiver.
         let full = drops.iter().filter(|drop| drop["reason"] == "ring-full" && drop["direction"] == "rx");
         sample.ring_full = full.filter_map(|drop| drop["count"].as_u64()).sum();
         Ok(Some(sample))
     }
 
-    fn version(&self) -> Result<String, SwitchError> {
-        let said = run(Command::new(self.bin.join("linecardd")).arg("--version"), HINT)?;
-        Ok(said.trim().to_owned())
+    fn last_words(&self) -> String {
+        tail(&self.dir.path().join("log"))
     }
+
+    fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    fn restart(&mut self) -> Result<Instant, SwitchError> {
+        self.process.take().map(Process::kill);
+        let start = Instant::now();
+        self.launch()?;
+        Ok(start)
+    }
+}
+
+/// Which version it is.
+pub fn version(bin: &Path) -> Result<String, SwitchError> {
+    let said = run(Command::new(bin.join("linecardd")).arg("--version"), HINT)?;
+    Ok(said.trim().to_owned())
 }
 
 /// The configuration for `wiring`, all of its files in `dir`.
@@ -104,8 +147,8 @@ fn yaml(dir: &Path, wiring: &Wiring, setup: &Setup) -> String {
     let cpus: Vec<_> = wiring.cpus.iter().map(usize::to_string).collect();
     let cpus = cpus.join(",");
     let high = setup.latency == "high";
-    let (shared, exclusive) = if high { ("", cpus.as_str()) } else { (cpus.as_str(), "") };
-    let stations = wiring.stations.max(4096);
+    let (shared, exclusive) = if high { (setup.spare.to_string(), cpus) } else { (cpus, String::new()) };
+    let stations = wiring.stations.unwrap_or(1).max(4096);
     let all = (stations as usize * wiring.ports).min(1 << 20);
     let mut yaml = format!(
         "version: 1\n\

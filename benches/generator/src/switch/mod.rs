@@ -7,13 +7,14 @@ mod process;
 mod testpmd;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use thiserror::Error;
 
-pub use linecard::{Linecard, Setup as LinecardSetup};
-pub use openvswitch::OpenVswitch;
-pub use testpmd::Testpmd;
+pub use linecard::{Linecard, Setup as LinecardSetup, version as linecard_version};
+pub use openvswitch::{OpenVswitch, version as openvswitch_version};
+pub use testpmd::{Testpmd, version as dpdk_version};
 
 use crate::nic::Door;
 
@@ -24,8 +25,8 @@ pub struct Wiring {
     pub ports: usize,
     /// Queue pairs of each.
     pub queues: usize,
-    /// Addresses behind each.
-    pub stations: u32,
+    /// Addresses behind each, written into every frame; `None` for one that stays in the frames.
+    pub stations: Option<u32>,
     /// The CPUs that it forwards on.
     pub cpus: Vec<usize>,
     /// Longest frame.
@@ -94,8 +95,14 @@ pub trait Switch {
     /// What it has counted; `None` if it does not count cycles.
     fn sample(&mut self) -> Result<Option<Sample>, SwitchError>;
 
-    /// Its version.
-    fn version(&self) -> Result<String, SwitchError>;
+    /// The last lines of its log.
+    fn last_words(&self) -> String;
+
+    /// The process that forwards.
+    fn pid(&self) -> Option<u32>;
+
+    /// Kills that process outright, and starts it again over the same configuration; when it was started.
+    fn restart(&mut self) -> Result<Instant, SwitchError>;
 }
 
 impl Sample {
@@ -118,6 +125,13 @@ impl Sample {
     pub fn busy_percent(&self) -> f64 {
         100.0 * self.busy as f64 / self.cycles.max(1) as f64
     }
+}
+
+/// The last lines of the log at `path`.
+fn tail(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<_> = text.lines().rev().take(5).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
 /// CPUs as a mask in hexadecimal.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::process::{Process, run};
-use super::{Sample, Switch, SwitchError, Wiring, mask};
+use super::{Sample, Switch, SwitchError, Wiring, mask, tail};
 use crate::nic::Door;
 
 const HINT: &str = "Debian package openvswitch-switch-dpdk: qemu-tests/setup.sh all";
@@ -84,7 +84,7 @@ impl OpenVswitch {
     fn add_ports(&mut self, wiring: &Wiring) -> Result<(), SwitchError> {
         let mut args: Vec<String> =
             ["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"].map(Into::into).into();
-        let table = (wiring.stations as usize * wiring.ports).clamp(8192, 1 << 20);
+        let table = (wiring.stations.unwrap_or(1) as usize * wiring.ports).clamp(8192, 1 << 20);
         args.push(format!("other_config:mac-table-size={table}"));
         for port in 0..wiring.ports {
             let socket = self.dir.path().join(format!("p{port}.sock"));
@@ -125,10 +125,26 @@ impl Switch for OpenVswitch {
         Ok(Some(sample))
     }
 
-    fn version(&self) -> Result<String, SwitchError> {
-        let said = run(Command::new(DAEMON).arg("--version"), HINT)?;
-        Ok(said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", "))
+    fn last_words(&self) -> String {
+        tail(&self.dir.path().join("vswitchd.log"))
     }
+
+    fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Process::id)
+    }
+
+    fn restart(&mut self) -> Result<Instant, SwitchError> {
+        self.daemon.take().map(Process::kill);
+        let start = Instant::now();
+        self.start_daemon()?;
+        Ok(start)
+    }
+}
+
+/// Which version it is.
+pub fn version() -> Result<String, SwitchError> {
+    let said = run(Command::new(DAEMON).arg("--version"), HINT)?;
+    Ok(said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", "))
 }
 
 /// Sums what poll-mode threads report; the main thread's paragraph forwards nothing that counts here.

@@ -31,6 +31,17 @@ impl Process {
         self.0.stdin.take()
     }
 
+    /// Its number.
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Kills it outright.
+    pub(super) fn kill(mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
     /// Whether it has ended.
     pub(super) fn has_ended(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))

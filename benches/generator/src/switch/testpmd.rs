@@ -3,11 +3,12 @@
 
 use std::io::Write as _;
 use std::process::{ChildStdin, Command, Stdio};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
 use super::process::{Process, run};
-use super::{Sample, Switch, SwitchError, Wiring};
+use super::{Sample, Switch, SwitchError, Wiring, tail};
 use crate::nic::Door;
 
 const HINT: &str = "Debian package dpdk: qemu-tests/setup.sh all";
@@ -17,7 +18,7 @@ const HINT: &str = "Debian package dpdk: qemu-tests/setup.sh all";
 pub struct Testpmd {
     // In this order: testpmd ends when its input does.
     input: Option<ChildStdin>,
-    _process: Process,
+    process: Process,
     dir: TempDir,
     ports: usize,
 }
@@ -50,7 +51,7 @@ impl Testpmd {
         if let Some(input) = &mut input {
             let _ = input.flush();
         }
-        Ok(Self { input, _process: process, dir, ports: wiring.ports })
+        Ok(Self { input, process, dir, ports: wiring.ports })
     }
 }
 
@@ -63,10 +64,24 @@ impl Switch for Testpmd {
         Ok(None)
     }
 
-    fn version(&self) -> Result<String, SwitchError> {
-        let said = run(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "dpdk"]), "Debian")?;
-        Ok(format!("DPDK {}", said.trim()))
+    fn last_words(&self) -> String {
+        tail(&self.dir.path().join("log"))
     }
+
+    fn pid(&self) -> Option<u32> {
+        Some(self.process.id())
+    }
+
+    fn restart(&mut self) -> Result<Instant, SwitchError> {
+        let said = "testpmd keeps nothing that it could be started again with".into();
+        Err(SwitchError::Failed { program: "dpdk-testpmd".into(), said })
+    }
+}
+
+/// Which version it is.
+pub fn version() -> Result<String, SwitchError> {
+    let said = run(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "dpdk"]), "Debian")?;
+    Ok(format!("DPDK {}", said.trim()))
 }
 
 impl Drop for Testpmd {

@@ -1,0 +1,254 @@
+//! `generator bench`: every row that docs/performance.md shows, Linecard and its peers taking turns, written as JSON, tables
+//! and plots.
+//!
+//! Machines that this runs on are noisy. What is compared is therefore measured in turns (A B A B ...), and a ratio is that
+//! of one round's two figures; medians and the spread of all rounds are shown.
+
+mod control;
+mod machine;
+mod quiet;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use machine::Machine;
+
+use crate::frames::Sizes;
+use crate::measure::{Kind, MeasureError, Scenario};
+use crate::nic::Settings;
+use crate::ring::Habit;
+use crate::switch::{LinecardSetup, Wiring};
+
+/// How much to measure.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Rounds of each row.
+    pub rounds: usize,
+    /// Seconds of each turn.
+    pub span: Duration,
+    /// Fewer ports and addresses.
+    pub short: bool,
+    /// CPU of the switch.
+    pub switch_cpu: usize,
+    /// CPU of the generator.
+    pub generator_cpu: usize,
+    /// Where linecardd and linecard are.
+    pub bin_dir: PathBuf,
+    /// Only groups whose name has one of these in it; all if empty.
+    pub only: Vec<String>,
+}
+
+/// One quantity of one piece of work, by every switch that does it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Row {
+    /// Rows of a group make a table.
+    pub group: &'static str,
+    /// The work.
+    pub name: String,
+    /// Where it stands on a plot's axis.
+    pub at: f64,
+    /// What the numbers are.
+    pub unit: &'static str,
+    /// What is asked of Linecard, for the reader.
+    pub target: Option<&'static str>,
+    /// Each switch's figures, one for each round.
+    pub turns: BTreeMap<Kind, Vec<f64>>,
+    /// What stands behind them.
+    pub detail: BTreeMap<Kind, Vec<Detail>>,
+    /// Why there are none, or what to know about them.
+    pub note: Option<String>,
+}
+
+/// What stands behind a figure of traffic.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Detail {
+    /// Gbit/s of frames.
+    pub gbps: f64,
+    /// The switch's cycles per frame while it had work.
+    pub cycles_per_frame: Option<f64>,
+    /// The share of time the switch had work, in percent.
+    pub busy_percent: Option<f64>,
+    /// The generator's own cycles per frame.
+    pub generator_cycles: f64,
+    /// And its share of time, in percent.
+    pub generator_busy_percent: f64,
+    /// Frames taken and not brought, in percent.
+    pub lost_percent: f64,
+}
+
+/// Round trips through one switch, as it is set up.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TripRow {
+    /// What goes on: `in flight`, `1 kHz`, `1 kHz under load`, `1 kHz, interrupts`.
+    pub work: &'static str,
+    /// The switch and its level.
+    pub who: String,
+    /// Which switch.
+    pub kind: Kind,
+    /// Round trips that were timed.
+    pub count: usize,
+    /// Frames that did not come back.
+    pub lost: u64,
+    /// Microseconds: median, p99, p99.9, longest.
+    pub median: f64,
+    /// See `median`.
+    pub p99: f64,
+    /// See `median`.
+    pub p999: f64,
+    /// See `median`.
+    pub max: f64,
+    /// For a plot: the range of each of a hundred spans of time, as lowest, median, highest, in microseconds.
+    pub jitter: Vec<[f64; 3]>,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Results {
+    /// Where and with what.
+    pub machine: Machine,
+    /// Rounds of each row.
+    pub rounds: usize,
+    /// Seconds of each turn.
+    pub seconds: f64,
+    /// All but latency.
+    pub rows: Vec<Row>,
+    /// Latency.
+    pub trips: Vec<TripRow>,
+}
+
+/// Middle and ends of some figures.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The middle one, or the mean of the two in the middle.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of `figures`; `None` if there are none.
+    pub fn of(figures: &[f64]) -> Option<Self> {
+        let mut sorted = figures.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (&min, &max) = (sorted.first()?, sorted.last()?);
+        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+        Some(Self { median: (low + high) / 2.0, min, max })
+    }
+}
+
+impl Row {
+    /// A row without figures yet.
+    fn new(group: &'static str, name: impl Into<String>, at: f64, unit: &'static str) -> Self {
+        Self {
+            group,
+            name: name.into(),
+            at,
+            unit,
+            target: None,
+            turns: BTreeMap::new(),
+            detail: BTreeMap::new(),
+            note: None,
+        }
+    }
+
+    fn target(self, target: &'static str) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    /// The spread of `kind`'s figures.
+    pub fn spread(&self, kind: Kind) -> Option<Spread> {
+        Spread::of(self.turns.get(&kind)?)
+    }
+
+    /// Linecard's figure to `peer`'s, round by round.
+    pub fn ratio(&self, peer: Kind) -> Option<Spread> {
+        let (ours, theirs) = (self.turns.get(&Kind::Linecard)?, self.turns.get(&peer)?);
+        Spread::of(&ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect::<Vec<_>>())
+    }
+}
+
+impl Plan {
+    /// Measures all of it; `tell` hears what is being done.
+    pub fn run(&self, tell: &mut dyn FnMut(&str)) -> Result<Results, MeasureError> {
+        let machine = Machine::look(self)?;
+        let mut rows = Vec::new();
+        if self.wants("forwarding") {
+            rows.extend(traffic::forwarding(self, tell)?);
+        }
+        if self.wants("rings") {
+            rows.extend(traffic::rings(self, tell)?);
+        }
+        if self.wants("ports") {
+            rows.extend(traffic::ports(self, tell)?);
+        }
+        if self.wants("addresses") {
+            rows.extend(traffic::addresses(self, tell)?);
+        }
+        if self.wants("shards") {
+            rows.extend(traffic::shards(self, tell)?);
+        }
+        if self.wants("idle") {
+            rows.extend(control::idle(self, tell)?);
+        }
+        if self.wants("start") {
+            rows.extend(control::start(self, tell)?);
+        }
+        if self.wants("restart") {
+            rows.extend(control::restart(self, tell)?);
+        }
+        let trips = if self.wants("latency") { quiet::trips(self, tell)? } else { Vec::new() };
+        Ok(Results { machine, rounds: self.rounds, seconds: self.span.as_secs_f64(), rows, trips })
+    }
+
+    fn wants(&self, group: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| group == only)
+    }
+
+    /// Two ports, one queue, split rings of 1024, 64 B: what rows differ from.
+    fn scenario(&self) -> Scenario {
+        Scenario {
+            nic: Settings {
+                queues: 1,
+                ring: 1024,
+                packed: false,
+                in_order: false,
+                mergeable: true,
+                habit: Habit::Recycle,
+                sizes: Sizes::Fixed(64),
+                huge: true,
+            },
+            wiring: Wiring { ports: 2, queues: 1, stations: None, cpus: vec![self.switch_cpu], longest: 1518 },
+            linecard: LinecardSetup { spare: self.generator_cpu, ..LinecardSetup::default() },
+            bin_dir: self.bin_dir.clone(),
+            cpu: self.generator_cpu,
+            warm_up: self.span.mul_f64(0.25).max(Duration::from_millis(300)),
+            span: self.span,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_of_rounds() {
+        let mut row = Row::new("g", "n", 0.0, "u");
+        assert_eq!(row.ratio(Kind::Ovs), None);
+        row.turns.insert(Kind::Linecard, vec![10.0, 1.0, 6.0]);
+        row.turns.insert(Kind::Ovs, vec![5.0, 1.0, 2.0]);
+        assert_eq!(row.ratio(Kind::Ovs), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(row.spread(Kind::Linecard), Some(Spread { median: 6.0, min: 1.0, max: 10.0 }));
+        assert_eq!(Spread::of(&[1.0, 2.0]), Some(Spread { median: 1.5, min: 1.0, max: 2.0 }));
+    }
+}
