@@ -15,8 +15,25 @@ use crate::nic::Nic;
 use crate::wait::{self, BOOT};
 use crate::{Error, Result, Scenario};
 
-/// As much bandwidth as there is, in bytes per second.
-pub const UNLIMITED: u64 = 4 << 30;
+/// How hard QEMU tries to end a migration.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Bytes per second.
+    bandwidth: u64,
+    /// Stop the guest for the rest when QEMU thinks that this many milliseconds are enough...
+    downtime: u64,
+    /// ...at so many bytes per second; 0 for as many as went through so far.
+    switchover: u64,
+}
+
+impl Pace {
+    /// All that there is.
+    pub const FULL: Pace = Pace { bandwidth: 4 << 30, downtime: 300, switchover: 0 };
+    /// A few seconds for the memory of a test's guest, and then on for as long as the guest writes any.
+    pub const BRISK: Pace = Pace { bandwidth: 32 << 20, ..Pace::TRICKLE };
+    /// Without an end: any guest that runs writes more than this.
+    pub const TRICKLE: Pace = Pace { bandwidth: 64 << 10, downtime: 1, switchover: 1000 };
+}
 
 /// A QEMU that waits for a guest's state.
 #[derive(Debug)]
@@ -103,7 +120,7 @@ impl Guest {
 
     /// Saves the guest to `save`, ends its QEMU, and has one called `name` go on from `restore`, on the same ports.
     pub fn save_and_restore(&self, s: &Scenario, name: &str, ports: &[&str], save: &str, restore: &str) -> Result<()> {
-        self.send_state(save, UNLIMITED)?;
+        self.send_state(save, Pace::FULL)?;
         self.migration_ended("completed")?;
         // The one QEMU has to leave the ports before the other can have them.
         self.process().qemu.kill();
@@ -112,16 +129,18 @@ impl Guest {
         self.arrive(restored)
     }
 
-    /// Starts sending the state at up to `bandwidth` bytes per second.
-    pub fn send_state(&self, uri: &str, bandwidth: u64) -> Result<()> {
+    /// Starts sending the state.
+    pub fn send_state(&self, uri: &str, pace: Pace) -> Result<()> {
         self.qmp("migrate-set-capabilities", json!({ "capabilities": capabilities(uri) }))?;
-        self.limit_bandwidth(bandwidth)?;
+        self.pace_migration(pace)?;
         self.qmp("migrate", json!({ "uri": uri })).map(drop)
     }
 
-    /// Changes the bandwidth of a migration that runs.
-    pub fn limit_bandwidth(&self, bandwidth: u64) -> Result<()> {
-        let limits = json!({ "max-bandwidth": bandwidth, "downtime-limit": 300 });
+    /// Changes the pace of a migration that runs.
+    pub fn pace_migration(&self, pace: Pace) -> Result<()> {
+        let Pace { bandwidth, downtime, switchover } = pace;
+        let limits =
+            json!({ "max-bandwidth": bandwidth, "downtime-limit": downtime, "avail-switchover-bandwidth": switchover });
         self.qmp("migrate-set-parameters", limits).map(drop)
     }
 
@@ -167,7 +186,7 @@ impl Guest {
 
     /// Moves to `destination` without a limit, and ends the QEMU that was left.
     pub fn migrate(&self, destination: Destination) -> Result<Summary> {
-        self.send_state(&destination.uri, UNLIMITED)?;
+        self.send_state(&destination.uri, Pace::FULL)?;
         let summary = self.migration_ended("completed")?;
         self.arrive(destination)?;
         Ok(summary)

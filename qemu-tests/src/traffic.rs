@@ -62,7 +62,7 @@ impl<'m> Flow<'m> {
     }
 
     /// Starts a stream (`tcp` or `udp`) that the receiver does not read before [`Flow::release`]: what has arrived stays
-    /// where the NIC has put it, in memory that no CPU writes. UDP needs a large `net.core.rmem_default` there.
+    /// where the NIC has put it, in memory that no CPU writes. The receiver's sockets get room for megabytes by default.
     pub fn held(protocol: &str, sender: &'m dyn Machine, receiver: &'m dyn Machine) -> Result<Flow<'m>> {
         Flow::start(protocol, sender, receiver, true)
     }
@@ -80,7 +80,9 @@ impl<'m> Flow<'m> {
         let progress = receiver.scratch().join(format!("flow-{port}.progress"));
         let hold = receiver.scratch().join(format!("flow-{port}.hold"));
         if held {
-            receiver.sh(&format!("touch {}", hold.display()))?;
+            let room = "echo 33554432 >/proc/sys/net/core/rmem_default; \
+                        echo 4096 8388608 16777216 >/proc/sys/net/ipv4/tcp_rmem";
+            receiver.sh(&format!("touch {}; {room}", hold.display()))?;
         }
         let files = format!("{} {}", progress.display(), hold.display());
         let receiving = receiver.start(&format!("payload receive {protocol} {port} {files}"))?;

@@ -2,7 +2,7 @@
 //!
 //! Every scenario prints how long the migration and the longest gap between replies took; nothing judges that.
 
-use qemu_tests::migration::{Summary, UNLIMITED};
+use qemu_tests::migration::{Pace, Summary};
 use qemu_tests::nic::Mode;
 use qemu_tests::traffic::{Machine, advance_all, finish_all, ping_both};
 use qemu_tests::wait::{self, STEP};
@@ -10,9 +10,6 @@ use qemu_tests::{Config, Daemon, Flow, Guest, Netns, Nic, Pings, Result, Scenari
 
 /// Payload per stream before and after each thing that happens.
 const BYTES: u64 = 1 << 18;
-
-/// Slow enough that a migration does not end before it is told to: 256 MiB of memory take minutes.
-const CRAWL: u64 = 1 << 20;
 
 /// The guest that moves, the one that stays, and the switch: ports `a`, `away` and `b`.
 struct Stage {
@@ -110,23 +107,23 @@ fn streams_survive_with_four_queue_pairs() -> Result<()> {
 fn what_lies_unread_in_receive_buffers_moves_too() -> Result<()> {
     scenario(|s| {
         let stage = Stage::set(s, 1, "")?;
-        stage.a.sh("echo 67108864 > /proc/sys/net/core/rmem_default")?;
         for (round, port) in ["away", "a"].into_iter().enumerate() {
             let destination = stage.a.destination(s, &format!("a-{round}"), &[port])?;
-            // Dirty memory faster than it is sent, so that the migration goes on until the limit is raised.
-            let mill = stage.a.start("while [ ! -e /tmp/enough ]; do head -c 16000000 /dev/zero > /tmp/grist; done")?;
-            stage.a.send_state(destination.uri(), 12 << 20)?;
+            // So much is written meanwhile that the second round leaves time to slow down.
+            let mill = stage.a.start("while [ ! -e /tmp/enough ]; do head -c 16000000 /dev/zero >/tmp/grist; done")?;
+            stage.a.send_state(destination.uri(), Pace::BRISK)?;
             stage.a.migration_rounds(2)?;
+            stage.a.pace_migration(Pace::TRICKLE)?;
+            stage.a.sh("touch /tmp/enough")?;
+            mill.output(STEP)?;
+            stage.a.sh("rm /tmp/enough /tmp/grist")?;
             let flows = [Flow::held("tcp", &stage.b, &stage.a)?, Flow::held("udp", &stage.b, &stage.a)?];
             for flow in &flows {
                 wait::until_true("bytes to lie in the guest", STEP, || Ok(flow.waiting()? > 2 * BYTES))?;
             }
-            stage.a.sh("touch /tmp/enough")?;
-            stage.a.limit_bandwidth(UNLIMITED)?;
+            stage.a.pace_migration(Pace::FULL)?;
             stage.a.migration_ended("completed")?;
             stage.a.arrive(destination)?;
-            mill.output(STEP)?;
-            stage.a.sh("rm /tmp/enough /tmp/grist")?;
             flows.iter().try_for_each(Flow::release)?;
             finish_all(flows.into(), BYTES)?;
             // A wrong byte that the guest's own checksum finds is lost, not corrupt: it must not come to that.
@@ -156,7 +153,7 @@ fn a_cancelled_migration_can_be_tried_again() -> Result<()> {
         for round in 0..3 {
             let destination = stage.a.destination(s, &format!("no-{round}"), &["away"])?;
             destination.may_end();
-            stage.a.send_state(destination.uri(), CRAWL)?;
+            stage.a.send_state(destination.uri(), Pace::TRICKLE)?;
             stage.a.migration_rounds(1)?;
             advance(&flows)?;
             assert_eq!(port_of(&stage.daemon, &Nic::default_mac("a", 1))?, "a", "nobody has announced anything");
@@ -183,7 +180,7 @@ fn the_source_goes_on_when_its_destination_fails() -> Result<()> {
         advance(&flows)?;
 
         let dies = stage.a.destination(s, "dies", &["away"])?;
-        stage.a.send_state(dies.uri(), CRAWL)?;
+        stage.a.send_state(dies.uri(), Pace::TRICKLE)?;
         stage.a.migration_rounds(1)?;
         dies.kill();
         stage.a.migration_ended("failed")?;
@@ -192,7 +189,7 @@ fn the_source_goes_on_when_its_destination_fails() -> Result<()> {
         // Takes all memory, then finds a NIC whose state it cannot load: the source has stopped by then, and starts again.
         let other = stage.a.destination_like(s, "refuses", &["away"], |nic| nic.options("mrg_rxbuf=off"))?;
         other.may_end();
-        stage.a.send_state(other.uri(), UNLIMITED)?;
+        stage.a.send_state(other.uri(), Pace::FULL)?;
         stage.a.migration_ended("failed")?;
         other.kill();
         advance(&flows)?;
@@ -212,13 +209,13 @@ fn a_guest_reboots_while_it_moves() -> Result<()> {
     scenario(|s| {
         let stage = Stage::set(s, 2, "")?;
         let destination = stage.a.destination(s, "a-0", &["away"])?;
-        stage.a.send_state(destination.uri(), CRAWL)?;
+        stage.a.send_state(destination.uri(), Pace::TRICKLE)?;
         stage.a.migration_rounds(1)?;
         stage.a.reset()?;
         ping_both(&stage.a, &stage.b)?;
         let flows = Flow::all(&stage.a, &stage.b)?;
         advance(&flows)?;
-        stage.a.limit_bandwidth(UNLIMITED)?;
+        stage.a.pace_migration(Pace::FULL)?;
         stage.a.migration_ended("completed")?;
         stage.a.arrive(destination)?;
         finish_all(flows, BYTES)?;
@@ -233,12 +230,12 @@ fn the_daemon_restarts_while_a_guest_moves() -> Result<()> {
         let flows = Flow::all(&stage.a, &stage.b)?;
         advance(&flows)?;
         let destination = stage.a.destination(s, "a-0", &["away"])?;
-        stage.a.send_state(destination.uri(), CRAWL)?;
+        stage.a.send_state(destination.uri(), Pace::TRICKLE)?;
         stage.a.migration_rounds(1)?;
         stage.daemon.kill();
         stage.daemon.restart()?;
         advance(&flows)?;
-        stage.a.limit_bandwidth(UNLIMITED)?;
+        stage.a.pace_migration(Pace::FULL)?;
         stage.a.migration_ended("completed")?;
         stage.a.arrive(destination)?;
         finish_all(flows, BYTES)?;
