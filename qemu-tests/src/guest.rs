@@ -185,7 +185,7 @@ impl Spec {
 /// The guest kernel's command line. The clock parameters matter under emulation: without the TSC's real frequency,
 /// calibration on a loaded host goes wrong and guests disagree about what a second is. init_on_alloc=0 saves the CPU a write
 /// to each page of a receive buffer; that write would also hide from QEMU that the switch has to report its own.
-fn kernel_arguments(reboots: bool) -> String {
+pub(crate) fn kernel_arguments(reboots: bool) -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mhz = cpuinfo.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1)?.trim().parse().ok());
     let tsc = mhz.map_or(String::new(), |mhz: f64| format!(" tsc_early_khz={}", (mhz * 1000.0) as u64));

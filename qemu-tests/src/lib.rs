@@ -9,7 +9,7 @@
 //!                      └──────────── guest ────────────┘
 //!                 nic (command line)   qmp (control socket)   agent (virtio-serial) <─> bin/guest-init
 //!                     migration                           traffic <─> bin/payload
-//! daemon  netns  pair  peer/testpmd                        pings
+//! daemon  netns  pair  libvirt  peer/testpmd               pings
 //! ```
 //!
 //! Rules: every wait has a generous deadline and ends early when the process it waits for dies; no time is ever
@@ -22,6 +22,7 @@ pub mod daemon;
 pub mod guest;
 pub mod image;
 pub mod kit;
+pub mod libvirt;
 pub mod migration;
 pub mod modules;
 pub mod netns;

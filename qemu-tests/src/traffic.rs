@@ -132,9 +132,15 @@ impl<'m> Flow<'m> {
 /// Waits until `bytes` more than now have arrived on every flow.
 pub fn advance_all(flows: &[Flow<'_>], bytes: u64) -> Result<()> {
     let goals: Vec<u64> = received(flows)?.into_iter().map(|now| now + bytes).collect();
-    let what = || flows.iter().map(|flow| flow.what.as_str()).collect::<Vec<_>>().join(", ");
-    wait::until_true(&format!("{bytes} bytes more on {}", what()), BOOT, || {
-        Ok(received(flows)?.iter().zip(&goals).all(|(now, goal)| now >= goal))
+    let mut seen = Vec::new();
+    let arrived = wait::until_true("all flows to advance", BOOT, || {
+        seen = received(flows)?;
+        Ok(seen.iter().zip(&goals).all(|(now, goal)| now >= goal))
+    });
+    arrived.map_err(|error| {
+        let state = flows.iter().zip(seen.iter().zip(&goals));
+        let state = state.map(|(flow, (now, goal))| format!("\n{}: {now} of {goal} bytes", flow.what));
+        Error::Unexpected(format!("{error}{}", state.collect::<String>()))
     })
 }
 
