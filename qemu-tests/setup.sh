@@ -2,7 +2,7 @@
 # Prepare this machine for the real-guest tests and the demo: Debian packages, and a kernel for the guests.
 #
 #   qemu-tests/setup.sh guests   what `make demo` needs: QEMU 10 and what goes into a guest
-#   qemu-tests/setup.sh all      that, and the other switches and tools that tests and benches compare with (default)
+#   qemu-tests/setup.sh all      that, libvirt, and the switches and tools that tests and benches compare with (default)
 #
 # Runs on Debian 12 and 13 (amd64), as root or through sudo; quick when nothing is missing. Packages stay installed.
 # Everything else goes to guest-kit/ in cargo's target directory; apt's own sources and lists are left as they are.
@@ -13,6 +13,7 @@ kit=${LINECARD_KIT_DIR:-${CARGO_TARGET_DIR:-$here/../target}/guest-kit}
 
 guests=(busybox-static dash ethtool iperf3 iproute2 iputils-ping kmod procps util-linux xz-utils zstd)
 peers=(dpdk dpdk-dev openvswitch-switch-dpdk tcpdump g++)    # dpdk-dev: testpmd and drivers; g++: libFuzzer of the fuzz targets
+libvirt=(libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu)
 toolchain=(gcc libc6-dev make)    # rustc links with cc
 
 say() { echo "setup: $*" >&2; }
@@ -27,8 +28,8 @@ case "${VERSION_CODENAME:-}" in
 esac
 
 case "${1:-all}" in
-    guests) wanted=("${guests[@]}" "${toolchain[@]}") ;;
-    all) wanted=("${guests[@]}" "${toolchain[@]}" "${peers[@]}") ;;
+    guests) wanted=("${guests[@]}" "${toolchain[@]}") with_qemu=() ;;
+    all) wanted=("${guests[@]}" "${toolchain[@]}" "${peers[@]}") with_qemu=("${libvirt[@]}") ;;
     *) die "usage: setup.sh [guests|all]" ;;
 esac
 
@@ -109,14 +110,21 @@ install() { # [-t SUITE] PACKAGE...
         { tail -n 20 "$scratch/apt.log" >&2; die "apt-get install failed"; }
 }
 
-missing=()
-for package in "${wanted[@]}"; do
-    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
-done
-[ ${#missing[@]} = 0 ] || install "${missing[@]}"
+missing() { # PACKAGE...
+    local package
+    for package; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
+    done
+}
+mapfile -t lacking < <(missing "${wanted[@]}")
+[ ${#lacking[@]} = 0 ] || install "${lacking[@]}"
 
 qemu_version=$(dpkg-query -W -f '${Version}' qemu-system-x86 2>/dev/null || true)
 [ -n "$qemu_version" ] && dpkg --compare-versions "$qemu_version" ge 1:10 || install -t "$suite" qemu-system-x86
+
+# From where QEMU comes: an older libvirt does not know what a newer QEMU can do.
+mapfile -t lacking < <(missing "${with_qemu[@]}")
+[ ${#lacking[@]} = 0 ] || install -t "$suite" "${lacking[@]}"
 
 # The compressed kernel inside a bzImage starts somewhere behind the boot code: try each place that looks like it.
 extract_vmlinux() { # BZIMAGE VMLINUX

@@ -1,6 +1,6 @@
 //! The host side of a guest's command agent (`bin/guest-init.rs` has the protocol): any number of scripts at once,
-//! each a [`Job`] to be waited for. A reader thread hands replies to their jobs; when the connection ends, so does
-//! every wait.
+//! each a [`Job`] to be waited for. A reader thread hands replies to their jobs; it ends with the agent, and every wait
+//! with it.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -50,12 +50,13 @@ impl Job {
     }
 }
 
-/// A connection to one guest's agent.
+/// A connection to one guest's agent, through one QEMU after the other when the guest moves.
 #[derive(Debug)]
 pub struct Agent {
     machine: String,
     shared: Arc<Shared>,
     requests: Mutex<UnixStream>,
+    successors: Sender<UnixStream>,
     next: AtomicU64,
 }
 
@@ -77,6 +78,8 @@ impl Agent {
     pub fn new(machine: &str, stream: UnixStream) -> Result<Agent> {
         let shared = Arc::new(Shared::default());
         let replies = stream.try_clone().map_err(Error::io("clone an agent socket"))?;
+        let (successors, followers) = channel();
+        let replies = Replies { stream: replies, followers };
         let reader = shared.clone();
         thread::spawn(move || {
             read_replies(&reader, BufReader::new(replies));
@@ -84,7 +87,16 @@ impl Agent {
             jobs.closed = true;
             jobs.waiting.clear();
         });
-        Ok(Agent { machine: machine.to_owned(), shared, requests: Mutex::new(stream), next: AtomicU64::new(1) })
+        let (machine, requests) = (machine.to_owned(), Mutex::new(stream));
+        Ok(Agent { machine, shared, requests, successors, next: AtomicU64::new(1) })
+    }
+
+    /// Has the guest, which has moved, go on talking on `stream`: to be called before the QEMU that it left is ended.
+    pub fn follow(&self, stream: UnixStream) -> Result<()> {
+        let replies = stream.try_clone().map_err(Error::io("clone an agent socket"))?;
+        self.successors.send(replies).map_err(|_| Error::Unexpected(format!("{} is gone", self.machine)))?;
+        *lock(&self.requests) = stream;
+        Ok(())
     }
 
     /// How many boots of the guest have come up since QEMU started.
@@ -118,7 +130,30 @@ impl Agent {
     }
 }
 
-fn read_replies(shared: &Shared, mut replies: BufReader<UnixStream>) {
+/// What the guest sends. A reply that one QEMU had half delivered when its guest left goes on in the next.
+struct Replies {
+    stream: UnixStream,
+    followers: Receiver<UnixStream>,
+}
+
+impl Read for Replies {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            // A QEMU that is killed while a request waits in its socket resets the connection: an end like any other.
+            let read = self.stream.read(buffer).unwrap_or(0);
+            if read > 0 {
+                return Ok(read);
+            }
+            // A guest may be nowhere for a while, saved to a file. That a QEMU dies unasked shows in every wait (`check_all`).
+            match self.followers.recv() {
+                Ok(next) => self.stream = next,
+                Err(_) => return Ok(0),
+            }
+        }
+    }
+}
+
+fn read_replies(shared: &Shared, mut replies: BufReader<Replies>) {
     let mut header = String::new();
     loop {
         header.clear();

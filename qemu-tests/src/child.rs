@@ -78,7 +78,7 @@ impl Child {
     }
 
     /// From here on the process may end.
-    fn unwatch(&self) {
+    pub fn unwatch(&self) {
         let pid = Pid::from_child(&self.process);
         WATCHED.with_borrow_mut(|watched| watched.retain(|(watched, ..)| *watched != pid));
     }

@@ -143,6 +143,18 @@ impl Daemon {
         value.ok_or_else(|| Error::Unexpected(format!("port {port} has no counter {counter}: {shown}")))
     }
 
+    /// Checks that every frame of these ports had an end: received = delivered + dropped, once the last ones have arrived.
+    pub fn balanced(&self, ports: &[&str]) -> Result<()> {
+        ports.iter().try_for_each(|port| {
+            wait::until_true(&format!("port {port}'s frames to be delivered or dropped"), STEP, || {
+                let shown = self.port(port)?;
+                let counter = |name: &str| shown["counters"][name].as_u64();
+                let ends = counter("rx_delivered").zip(counter("rx_dropped"));
+                Ok(ends.is_some() && counter("rx_frames") == ends.map(|(delivered, dropped)| delivered + dropped))
+            })
+        })
+    }
+
     /// Waits until a port is in `state`, such as `up`.
     pub fn wait_state(&self, port: &str, state: &str) -> Result<()> {
         wait::until_true(&format!("port {port} to be {state}"), STEP, || Ok(self.port(port)?["state"] == state))

@@ -8,11 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::Result;
 use crate::agent::{Agent, Job, PORT_NAME};
 use crate::child::Child;
 use crate::kit::{Accel, Kit, QEMU};
@@ -20,7 +21,6 @@ use crate::nic::Nic;
 use crate::qmp::Qmp;
 use crate::traffic::Machine;
 use crate::wait::{self, BOOT, STEP};
-use crate::{Error, Result};
 
 /// A guest to be.
 #[derive(Clone, Debug)]
@@ -33,18 +33,45 @@ pub struct Spec {
     address: Option<String>,
     accel: Option<Accel>,
     reboots: bool,
+    incoming: bool,
 }
 
 /// A guest, until dropped.
 #[derive(Debug)]
 pub struct Guest {
-    spec: Spec,
-    dir: PathBuf,
-    _qemu: Child,
-    agent: OnceLock<Agent>,
-    qmp: Mutex<Option<Qmp>>,
+    pub(crate) spec: Spec,
+    pub(crate) dir: PathBuf,
+    /// The QEMU that runs it now; another one after a migration.
+    pub(crate) process: Mutex<Process>,
+    pub(crate) agent: OnceLock<Agent>,
     /// Boots that [`Guest::ready`] has seen.
     boots: AtomicU64,
+}
+
+/// One QEMU process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Names its sockets and logs: the guest's own name until the guest moves.
+    name: String,
+    dir: PathBuf,
+    pub(crate) qemu: Child,
+    qmp: Option<Qmp>,
+}
+
+impl Process {
+    pub(crate) fn connect(&self, socket: &str) -> Result<UnixStream> {
+        let path = self.dir.join(format!("{}.{socket}", self.name));
+        wait::until(&format!("{}'s {socket} socket", self.name), STEP, || Ok(UnixStream::connect(&path).ok()))
+    }
+
+    /// The QMP connection, opened at the first use.
+    pub(crate) fn qmp(&mut self) -> Result<&mut Qmp> {
+        let qmp = match self.qmp.take() {
+            Some(qmp) => qmp,
+            None => Qmp::new(&self.name, self.connect("qmp")?)?,
+        };
+        Ok(self.qmp.insert(qmp))
+    }
 }
 
 impl Spec {
@@ -90,22 +117,29 @@ impl Spec {
         self
     }
 
+    /// The same machine under another name, which waits for a guest's state, its NICs on these sockets.
+    pub(crate) fn destination(&self, name: &str, sockets: &[PathBuf], change: impl Fn(Nic) -> Nic) -> Spec {
+        let nics = (1..).zip(&self.nics).zip(sockets);
+        let moved = |((at, nic), to): ((usize, &Nic), &PathBuf)| nic.moved(to, Nic::default_mac(&self.name, at));
+        let nics = nics.map(moved).map(change).collect();
+        Spec { name: name.to_owned(), nics, incoming: true, ..self.clone() }
+    }
+
     /// Starts QEMU; sockets and logs go to `dir`. [`Guest::ready`] waits for the boot.
     pub fn start(self, kit: &Kit, dir: &Path) -> Result<Guest> {
+        let process = Mutex::new(self.process(kit, dir)?);
+        let (agent, boots) = (OnceLock::new(), AtomicU64::new(0));
+        Ok(Guest { spec: self, dir: dir.to_owned(), process, agent, boots })
+    }
+
+    pub(crate) fn process(&self, kit: &Kit, dir: &Path) -> Result<Process> {
         for socket in ["qmp", "agent"] {
             // A QEMU of this name that was killed has left its sockets; a connection must not find those.
             let _ = fs::remove_file(dir.join(format!("{}.{socket}", self.name)));
         }
         let command = self.command(kit, dir);
-        let child = Child::start(&self.name, &command, &dir.join(format!("{}.log", self.name)), Stdio::null())?;
-        Ok(Guest {
-            spec: self,
-            dir: dir.to_owned(),
-            _qemu: child,
-            agent: OnceLock::new(),
-            qmp: Mutex::new(None),
-            boots: AtomicU64::new(0),
-        })
+        let qemu = Child::start(&self.name, &command, &dir.join(format!("{}.log", self.name)), Stdio::null())?;
+        Ok(Process { name: self.name.clone(), dir: dir.to_owned(), qemu, qmp: None })
     }
 
     fn command(&self, kit: &Kit, dir: &Path) -> Vec<String> {
@@ -138,6 +172,9 @@ impl Spec {
         if !self.reboots {
             line.push("-no-reboot".to_owned());
         }
+        if self.incoming {
+            line.extend(["-incoming", "defer"].map(str::to_owned));
+        }
         for (index, nic) in (1..).zip(&self.nics) {
             line.extend(nic.arguments(name, index));
         }
@@ -146,8 +183,9 @@ impl Spec {
 }
 
 /// The guest kernel's command line. The clock parameters matter under emulation: without the TSC's real frequency,
-/// calibration on a loaded host goes wrong and guests disagree about what a second is.
-fn kernel_arguments(reboots: bool) -> String {
+/// calibration on a loaded host goes wrong and guests disagree about what a second is. init_on_alloc=0 saves the CPU a write
+/// to each page of a receive buffer; that write would also hide from QEMU that the switch has to report its own.
+pub(crate) fn kernel_arguments(reboots: bool) -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mhz = cpuinfo.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1)?.trim().parse().ok());
     let tsc = mhz.map_or(String::new(), |mhz: f64| format!(" tsc_early_khz={}", (mhz * 1000.0) as u64));
@@ -155,7 +193,7 @@ fn kernel_arguments(reboots: bool) -> String {
     let panic = if reboots { 0 } else { -1 };
     format!(
         "console=hvc0 quiet loglevel=4 panic={panic} tsc=reliable{tsc} no_timer_check lpj=5192240 mitigations=off \
-         random.trust_cpu=on nokaslr audit=0 apparmor=0 nowatchdog cryptomgr.notests"
+         random.trust_cpu=on nokaslr audit=0 apparmor=0 nowatchdog cryptomgr.notests init_on_alloc=0"
     )
 }
 
@@ -171,6 +209,7 @@ impl Guest {
             address: None,
             accel: None,
             reboots: false,
+            incoming: false,
         }
     }
 
@@ -233,25 +272,19 @@ impl Guest {
 
     /// Uses the QMP connection, opened at the first use.
     pub fn with_qmp<T>(&self, work: impl FnOnce(&mut Qmp) -> Result<T>) -> Result<T> {
-        let mut slot = self.qmp.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if slot.is_none() {
-            *slot = Some(Qmp::new(&self.spec.name, self.connect("qmp")?)?);
-        }
-        // The line above has filled it.
-        slot.as_mut().map_or_else(|| Err(Error::Unexpected("no QMP connection".into())), work)
+        work(self.process().qmp()?)
     }
 
-    fn agent(&self) -> Result<&Agent> {
+    pub(crate) fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn agent(&self) -> Result<&Agent> {
         if let Some(agent) = self.agent.get() {
             return Ok(agent);
         }
-        let agent = Agent::new(&self.spec.name, self.connect("agent")?)?;
+        let agent = Agent::new(&self.spec.name, self.process().connect("agent")?)?;
         Ok(self.agent.get_or_init(|| agent))
-    }
-
-    fn connect(&self, socket: &str) -> Result<UnixStream> {
-        let path = self.dir.join(format!("{}.{socket}", self.spec.name));
-        wait::until(&format!("{}'s {socket} socket", self.spec.name), STEP, || Ok(UnixStream::connect(&path).ok()))
     }
 
     /// Runs a script and waits up to `deadline` for its end.

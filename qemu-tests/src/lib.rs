@@ -8,7 +8,8 @@
 //! setup.sh ─> kit (kernel, accelerator, lock)     image (initramfs: busybox, tools, guest-init, payload)
 //!                      └──────────── guest ────────────┘
 //!                 nic (command line)   qmp (control socket)   agent (virtio-serial) <─> bin/guest-init
-//! daemon  netns  pair  peer/testpmd                        traffic <─> bin/payload
+//!                     migration                           traffic <─> bin/payload
+//! daemon  netns  pair  libvirt  peer/testpmd               pings
 //! ```
 //!
 //! Rules: every wait has a generous deadline and ends early when the process it waits for dies; no time is ever
@@ -21,12 +22,15 @@ pub mod daemon;
 pub mod guest;
 pub mod image;
 pub mod kit;
+pub mod libvirt;
+pub mod migration;
 pub mod modules;
 pub mod netns;
 pub mod nic;
 pub mod pair;
 pub mod payload;
 pub mod peer;
+pub mod pings;
 pub mod qmp;
 pub mod scenario;
 pub mod traffic;
@@ -34,9 +38,11 @@ pub mod wait;
 
 pub use daemon::{Config, Daemon};
 pub use guest::Guest;
+pub use migration::Destination;
 pub use netns::Netns;
 pub use nic::Nic;
 pub use pair::Pair;
+pub use pings::Pings;
 pub use scenario::{Scenario, scenario};
 pub use traffic::Flow;
 

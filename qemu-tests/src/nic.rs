@@ -45,6 +45,11 @@ impl Nic {
         self
     }
 
+    /// The same NIC on another socket, as the destination of a migration has it.
+    pub fn moved(&self, socket: &Path, mac: String) -> Nic {
+        Nic { socket: socket.to_owned(), mac: Some(self.mac.clone().unwrap_or(mac)), ..self.clone() }
+    }
+
     /// Which side of the socket listens.
     pub fn socket_mode(&self) -> Mode {
         self.mode

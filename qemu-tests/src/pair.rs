@@ -5,7 +5,6 @@ use crate::guest::{Guest, Spec};
 use crate::nic::Nic;
 use crate::scenario::Scenario;
 use crate::traffic::{self, Flow};
-use crate::wait::{self, STEP};
 use crate::{Error, Result};
 
 /// Guests `a` (10.9.0.1, port `a`) and `b` (10.9.0.2, port `b`) on one daemon.
@@ -56,17 +55,8 @@ impl Pair {
         traffic::finish_all(self.flows()?, bytes)
     }
 
-    /// Checks that every frame had an end: received = delivered + dropped, once the last ones have arrived.
+    /// Checks that every frame had an end ([`Daemon::balanced`]).
     pub fn balanced(&self) -> Result<()> {
-        for port in ["a", "b"] {
-            wait::until_true(&format!("port {port}'s frames to be delivered or dropped"), STEP, || {
-                let shown = self.daemon.port(port)?;
-                let counter = |name: &str| shown["counters"][name].as_u64();
-                let sum =
-                    counter("rx_delivered").zip(counter("rx_dropped")).map(|(delivered, dropped)| delivered + dropped);
-                Ok(sum.is_some() && counter("rx_frames") == sum)
-            })?;
-        }
-        Ok(())
+        self.daemon.balanced(&["a", "b"])
     }
 }

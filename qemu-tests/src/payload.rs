@@ -94,9 +94,11 @@ pub fn send_tcp(address: &str, stop: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Accepts one TCP stream on `port` and reads it to its end; `progress` gets the bytes so far now and then.
-pub fn receive_tcp(port: u16, progress: &Path) -> io::Result<Report> {
+/// Accepts one TCP stream on `port` and reads it to its end; `progress` gets the bytes so far now and then. Nothing is
+/// read before the file `hold`, if one is named, is gone: until then the bytes stay where the NIC has put them.
+pub fn receive_tcp(port: u16, progress: &Path, hold: Option<&Path>) -> io::Result<Report> {
     let (stream, _) = TcpListener::bind(("0.0.0.0", port))?.accept()?;
+    wait_for_release(hold);
     let mut stream = io::BufReader::with_capacity(64 * 1024, stream);
     let (mut report, mut expected, mut noted) = (Report::default(), 0, Instant::now());
     let mut bytes = vec![0; TCP_BLOCK];
@@ -145,9 +147,10 @@ pub fn send_udp(address: &str, stop: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives datagrams on `port` until the sender says it is done, or nothing has come for long.
-pub fn receive_udp(port: u16, progress: &Path) -> io::Result<Report> {
+/// Receives datagrams on `port` until the sender says it is done, or nothing has come for long; `hold` as for TCP.
+pub fn receive_udp(port: u16, progress: &Path, hold: Option<&Path>) -> io::Result<Report> {
     let socket = UdpSocket::bind(("0.0.0.0", port))?;
+    wait_for_release(hold);
     socket.set_read_timeout(Some(PATIENCE))?;
     let (mut report, mut expected, mut noted) = (Report::default(), 0, Instant::now());
     let mut bytes = vec![0; 65536];
@@ -159,6 +162,12 @@ pub fn receive_udp(port: u16, progress: &Path) -> io::Result<Report> {
             None => report.corrupt += 1,
         }
         note(progress, report.bytes, &mut noted);
+    }
+}
+
+fn wait_for_release(hold: Option<&Path>) {
+    while hold.is_some_and(Path::exists) {
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -274,7 +283,7 @@ mod tests {
         let (stop, progress) = (dir.path().join("stop"), dir.path().join("progress"));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let report = thread::scope(|scope| {
-            let receiver = scope.spawn(|| receive_tcp(port, &progress).unwrap());
+            let receiver = scope.spawn(|| receive_tcp(port, &progress, None).unwrap());
             let sender = scope.spawn(|| send_tcp(&format!("127.0.0.1:{port}"), &stop).unwrap());
             while !progress.exists() {
                 thread::sleep(Duration::from_millis(5));

@@ -52,6 +52,11 @@ impl Scenario {
         self.dir.path()
     }
 
+    /// What guests boot from.
+    pub fn kit(&self) -> &'static Kit {
+        self.kit
+    }
+
     /// A path in the scenario's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

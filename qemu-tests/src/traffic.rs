@@ -42,8 +42,10 @@ pub struct Flow<'m> {
     sender: &'m dyn Machine,
     receiver: &'m dyn Machine,
     what: String,
+    port: u16,
     stop: PathBuf,
     progress: PathBuf,
+    hold: PathBuf,
     sending: Job,
     receiving: Job,
 }
@@ -51,12 +53,18 @@ pub struct Flow<'m> {
 impl<'m> Flow<'m> {
     /// Starts a TCP stream.
     pub fn tcp(sender: &'m dyn Machine, receiver: &'m dyn Machine) -> Result<Flow<'m>> {
-        Flow::start("tcp", sender, receiver)
+        Flow::start("tcp", sender, receiver, false)
     }
 
     /// Starts a stream of UDP datagrams, 2000 per second at most.
     pub fn udp(sender: &'m dyn Machine, receiver: &'m dyn Machine) -> Result<Flow<'m>> {
-        Flow::start("udp", sender, receiver)
+        Flow::start("udp", sender, receiver, false)
+    }
+
+    /// Starts a stream (`tcp` or `udp`) that the receiver does not read before [`Flow::release`]: what has arrived stays
+    /// where the NIC has put it, in memory that no CPU writes. The receiver's sockets get room for megabytes by default.
+    pub fn held(protocol: &str, sender: &'m dyn Machine, receiver: &'m dyn Machine) -> Result<Flow<'m>> {
+        Flow::start(protocol, sender, receiver, true)
     }
 
     /// Starts TCP and UDP streams in both directions.
@@ -64,30 +72,47 @@ impl<'m> Flow<'m> {
         Ok(vec![Flow::tcp(a, b)?, Flow::tcp(b, a)?, Flow::udp(a, b)?, Flow::udp(b, a)?])
     }
 
-    fn start(protocol: &str, sender: &'m dyn Machine, receiver: &'m dyn Machine) -> Result<Flow<'m>> {
+    fn start(protocol: &str, sender: &'m dyn Machine, receiver: &'m dyn Machine, held: bool) -> Result<Flow<'m>> {
         // A port per flow of this process; guests and namespaces are its own, so nobody else is on them.
         static PORT: AtomicU16 = AtomicU16::new(5001);
         let port = PORT.fetch_add(1, Ordering::Relaxed);
         let stop = sender.scratch().join(format!("flow-{port}.stop"));
         let progress = receiver.scratch().join(format!("flow-{port}.progress"));
-        let receiving = receiver.start(&format!("payload receive {protocol} {port} {}", progress.display()))?;
+        let hold = receiver.scratch().join(format!("flow-{port}.hold"));
+        if held {
+            let room = "echo 33554432 >/proc/sys/net/core/rmem_default; \
+                        echo 4096 8388608 16777216 >/proc/sys/net/ipv4/tcp_rmem";
+            receiver.sh(&format!("touch {}; {room}", hold.display()))?;
+        }
+        let files = format!("{} {}", progress.display(), hold.display());
+        let receiving = receiver.start(&format!("payload receive {protocol} {port} {files}"))?;
         let address = receiver.address();
         let sending = sender.start(&format!("payload send {protocol} {address}:{port} {}", stop.display()))?;
         let what = format!("{protocol} from {} to {}", sender.name(), receiver.name());
-        Ok(Flow { sender, receiver, what, stop, progress, sending, receiving })
+        Ok(Flow { sender, receiver, what, port, stop, progress, hold, sending, receiving })
     }
 
-    /// Bytes that the receiver has seen so far.
-    pub fn received(&self) -> Result<u64> {
-        let text = self.receiver.sh(&format!("cat {} 2>/dev/null || true", self.progress.display()))?;
-        // The receiver may be rewriting the file right now.
-        Ok(text.trim().parse().unwrap_or(0))
+    /// Bytes that have arrived and wait for the receiver to read them, as the kernel counts them.
+    pub fn waiting(&self) -> Result<u64> {
+        let sockets = self.receiver.sh("cat /proc/net/tcp /proc/net/udp")?;
+        let local = format!(":{:04X}", self.port);
+        // "sl local_address rem_address st tx_queue:rx_queue ...", numbers in hexadecimal
+        let queues = sockets.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let queue = fields.get(1)?.ends_with(&local).then(|| fields.get(4)?.split(':').nth(1))??;
+            u64::from_str_radix(queue, 16).ok()
+        });
+        Ok(queues.sum())
+    }
+
+    /// Lets the receiver of a held stream read.
+    pub fn release(&self) -> Result<()> {
+        self.receiver.sh(&format!("rm -f {}", self.hold.display())).map(drop)
     }
 
     /// Waits until `bytes` more than now have arrived: traffic flows (again).
     pub fn advance(&self, bytes: u64) -> Result<()> {
-        let goal = self.received()? + bytes;
-        wait::until_true(&format!("{}, up to byte {goal}", self.what), BOOT, || Ok(self.received()? >= goal))
+        advance_all(std::slice::from_ref(self), bytes)
     }
 
     /// Ends the stream; fails unless something arrived and every byte of it was right.
@@ -104,8 +129,43 @@ impl<'m> Flow<'m> {
     }
 }
 
+/// Waits until `bytes` more than now have arrived on every flow.
+pub fn advance_all(flows: &[Flow<'_>], bytes: u64) -> Result<()> {
+    let goals: Vec<u64> = received(flows)?.into_iter().map(|now| now + bytes).collect();
+    let mut seen = Vec::new();
+    let arrived = wait::until_true("all flows to advance", BOOT, || {
+        seen = received(flows)?;
+        Ok(seen.iter().zip(&goals).all(|(now, goal)| now >= goal))
+    });
+    arrived.map_err(|error| {
+        let state = flows.iter().zip(seen.iter().zip(&goals));
+        let state = state.map(|(flow, (now, goal))| format!("\n{}: {now} of {goal} bytes", flow.what));
+        Error::Unexpected(format!("{error}{}", state.collect::<String>()))
+    })
+}
+
+/// Bytes that each flow's receiver has seen so far. One script per machine: under load, starting one takes an emulated
+/// guest longer than the bytes do.
+fn received(flows: &[Flow<'_>]) -> Result<Vec<u64>> {
+    let mut seen = vec![0; flows.len()];
+    let mut receivers: Vec<&dyn Machine> = flows.iter().map(|flow| flow.receiver).collect();
+    receivers.sort_by_key(|receiver| receiver.name().to_owned());
+    receivers.dedup_by_key(|receiver| receiver.name().to_owned());
+    for receiver in receivers {
+        let here = || flows.iter().enumerate().filter(|(_, flow)| flow.receiver.name() == receiver.name());
+        let files: Vec<String> = here().map(|(_, flow)| flow.progress.display().to_string()).collect();
+        let script = format!("for f in {}; do n=0; [ ! -e $f ] || read n <$f; echo $n; done", files.join(" "));
+        let counts = receiver.sh(&script)?;
+        for ((at, _), count) in here().zip(counts.lines()) {
+            // The receiver may be rewriting the file right now.
+            seen[at] = count.trim().parse().unwrap_or(0);
+        }
+    }
+    Ok(seen)
+}
+
 /// Lets every flow advance by `bytes`, then finishes them all.
 pub fn finish_all(flows: Vec<Flow<'_>>, bytes: u64) -> Result<()> {
-    flows.iter().try_for_each(|flow| flow.advance(bytes))?;
+    advance_all(&flows, bytes)?;
     flows.into_iter().try_for_each(|flow| flow.finish().map(drop))
 }

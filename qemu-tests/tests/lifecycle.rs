@@ -1,6 +1,6 @@
 //! What guests and their QEMU do to a running device: stop, lose their link, change drivers, reboot, plug memory.
 
-use qemu_tests::traffic::{Machine, finish_all};
+use qemu_tests::traffic::{Machine, advance_all, finish_all};
 use qemu_tests::wait::{self, STEP};
 use qemu_tests::{Flow, Guest, Pair, Result, scenario};
 use serde_json::json;
@@ -8,7 +8,7 @@ use serde_json::json;
 const BYTES: u64 = 1 << 18;
 
 fn advance(flows: &[Flow<'_>]) -> Result<()> {
-    flows.iter().try_for_each(|flow| flow.advance(BYTES))
+    advance_all(flows, BYTES)
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One side of the socket dies, and another takes its place.
 
 use qemu_tests::nic::Mode;
-use qemu_tests::traffic::{finish_all, ping_both};
+use qemu_tests::traffic::{advance_all, finish_all, ping_both};
 use qemu_tests::wait::{self, STEP};
 use qemu_tests::{Flow, Guest, Nic, Pair, Result, scenario};
 
@@ -12,7 +12,7 @@ fn daemon_restarts(mode: Mode) -> Result<()> {
     scenario(|s| {
         let mut pair = Pair::boot(s, |_, nic| nic.mode(mode).queues(2), |_, guest| guest)?;
         let flows = Flow::all(&pair.a, &pair.b)?;
-        let advance = || flows.iter().try_for_each(|flow| flow.advance(BYTES));
+        let advance = || advance_all(&flows, BYTES);
         advance()?;
         for _ in 0..3 {
             pair.daemon.kill();
@@ -43,7 +43,7 @@ fn another_qemu_takes_the_place_of_a_killed_one() -> Result<()> {
         let Pair { mut a, b, daemon } = Pair::plain(s)?;
         for round in 0..2 {
             let flows = [Flow::udp(&a, &b)?, Flow::udp(&b, &a)?];
-            flows.iter().try_for_each(|flow| flow.advance(BYTES))?;
+            advance_all(&flows, BYTES)?;
             a.kill();
             wait::until_true("port a to lose its guest", STEP, || Ok(daemon.port("a")?["state"] != "up"))?;
             assert_eq!(daemon.port("b")?["state"], "up", "the other port does not notice");

@@ -1,6 +1,6 @@
 //! Two guests on one network: pings and checksummed payload, over every shape of ring that QEMU can be told to use.
 
-use qemu_tests::traffic::{Machine, finish_all};
+use qemu_tests::traffic::{Machine, advance_all, finish_all};
 use qemu_tests::{Guest, Pair, Result, scenario};
 
 /// Payload per stream and direction.
@@ -61,7 +61,7 @@ fn queue_pairs_change_under_traffic() -> Result<()> {
         for (a, b) in [(4, 2), (1, 1), (2, 2), (4, 1), (3, 2)] {
             pair.a.sh(&format!("ethtool -L eth0 combined {a}"))?;
             pair.b.sh(&format!("ethtool -L eth0 combined {b}"))?;
-            flows.iter().try_for_each(|flow| flow.advance(BYTES / 8))?;
+            advance_all(&flows, BYTES / 8)?;
         }
         finish_all(flows, BYTES / 8)?;
         pair.ping()?;

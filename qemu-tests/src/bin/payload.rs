@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! payload send    tcp|udp ADDRESS:PORT STOP-FILE
-//! payload receive tcp|udp PORT PROGRESS-FILE
+//! payload receive tcp|udp PORT PROGRESS-FILE [HOLD-FILE]
 //! ```
 
 use std::io;
@@ -27,9 +27,13 @@ fn run(arguments: &[&str]) -> io::Result<()> {
     let report = match *arguments {
         ["send", "tcp", address, stop] => return payload::send_tcp(address, Path::new(stop)),
         ["send", "udp", address, stop] => return payload::send_udp(address, Path::new(stop)),
-        ["receive", "tcp", number, progress] => payload::receive_tcp(port(number)?, Path::new(progress))?,
-        ["receive", "udp", number, progress] => payload::receive_udp(port(number)?, Path::new(progress))?,
-        _ => return Err(io::Error::other("usage: payload send|receive tcp|udp ADDRESS:PORT|PORT FILE")),
+        ["receive", "tcp", number, progress, ref hold @ ..] => {
+            payload::receive_tcp(port(number)?, Path::new(progress), hold.first().map(Path::new))?
+        }
+        ["receive", "udp", number, progress, ref hold @ ..] => {
+            payload::receive_udp(port(number)?, Path::new(progress), hold.first().map(Path::new))?
+        }
+        _ => return Err(io::Error::other("usage: payload send|receive tcp|udp ADDRESS:PORT|PORT FILE [HOLD]")),
     };
     println!("{}", report.to_json());
     Ok(())
