@@ -90,18 +90,31 @@ pub struct Outcome {
     pub delivered: u64,
     /// For frames that were not: why. Valid where a pick's bit in `delivered` is not set.
     pub reasons: [DropReason; BATCH_FRAMES],
+    /// Frames delivered as several, because the far end cannot segment.
+    pub segmented: u32,
+    /// Frames delivered with a checksum that the far end could not complete.
+    pub completed: u32,
 }
 
 impl Outcome {
     /// Nothing delivered yet.
     pub const fn new() -> Self {
-        Self { delivered: 0, reasons: [DropReason::NoDestination; BATCH_FRAMES] }
+        Self { delivered: 0, reasons: [DropReason::NoDestination; BATCH_FRAMES], segmented: 0, completed: 0 }
     }
 
     /// Notes that frame `index` was delivered.
     #[inline]
     pub fn deliver(&mut self, index: u8) {
         self.delivered |= 1 << (index % 64);
+    }
+
+    /// Notes that a frame that was delivered had to be made complete: by segmentation, or else by its checksum.
+    pub fn rewritten(&mut self, by_segmentation: bool) {
+        if by_segmentation {
+            self.segmented += 1;
+        } else {
+            self.completed += 1;
+        }
     }
 
     /// Notes that frame `index` could not be delivered here.

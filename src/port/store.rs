@@ -3,20 +3,32 @@
 //! What the ports without a far end stand on: `loopback` and `faulty` append to a store, `replay` lays one over the bytes
 //! of a file. A store fills up, is drained from front to back and starts over; nothing is allocated after it was made.
 //!
+//! A frame keeps the virtio-net header that it came with, so what its sender left undone is still known when it goes on; the
+//! header is checked anew then, because a `faulty` port changes frames on purpose.
+//!
 //! Invariant: the places ascend, do not overlap, and lie within the buffer.
 
 use std::ops::Range;
 
-use crate::frame::{Batch, Heads};
+use crate::frame::{Batch, Heads, Needs};
 use crate::limits::{BATCH_BYTES, BATCH_FRAMES, VNET_HEADER_BYTES};
 use crate::mem::Span;
+use crate::offload;
+use crate::wire::virtio_net::VnetHeader;
 
 /// Frames one behind the other, of which those before `next` were lent already.
 pub(super) struct FrameStore {
     bytes: Box<[u8]>,
-    places: Vec<Range<u32>>,
+    places: Vec<Place>,
     next: usize,
     most: usize,
+}
+
+/// Where a frame lies and what its sender left to others.
+#[derive(Debug, Clone)]
+struct Place {
+    bytes: Range<u32>,
+    header: [u8; VNET_HEADER_BYTES],
 }
 
 impl FrameStore {
@@ -28,6 +40,8 @@ impl FrameStore {
     /// A full store: the frames that lie at `places` of `bytes`, which ascend, do not overlap and end within it.
     pub(super) fn over(bytes: Vec<u8>, places: Vec<Range<u32>>) -> Self {
         let most = places.len();
+        let header = VnetHeader::PLAIN.to_bytes();
+        let places = places.into_iter().map(|bytes| Place { bytes, header }).collect();
         Self { bytes: bytes.into(), places, next: 0, most }
     }
 
@@ -55,38 +69,34 @@ impl FrameStore {
     /// Appends a copy of frame `index` of `batch` and returns it for changes; `None` if there is no room.
     pub(super) fn push(&mut self, batch: &Batch<'_>, index: usize) -> Option<&mut [u8]> {
         let frame = batch.frames().get(index)?;
-        let start = self.places.last().map_or(0, |last| last.end);
+        let start = self.places.last().map_or(0, |last| last.bytes.end);
         let end = start.checked_add(frame.len)?;
         if self.places.len() == self.most {
             return None;
         }
         let to = self.bytes.get_mut(start as usize..end as usize)?;
-        let head_len = usize::from(frame.head_len);
-        to[..head_len].copy_from_slice(&batch.head(index).bytes[VNET_HEADER_BYTES..][..head_len]);
-        let mut at = head_len;
-        for piece in batch.tail(index) {
-            at += piece.read(&mut to[at..]);
-        }
-        self.places.push(start..end);
+        batch.source(index).read(to);
+        self.places.push(Place { bytes: start..end, header: batch.head(index).header().to_bytes() });
         self.bytes.get_mut(start as usize..end as usize)
     }
 
     /// Appends a copy of the last frame; `false` if there is none or no room.
     pub(super) fn repeat_last(&mut self) -> bool {
         let Some(last) = self.places.last().cloned() else { return false };
-        let Some(end) = last.end.checked_add(last.end - last.start) else { return false };
+        let Place { bytes: Range { start, end: next }, header } = last;
+        let Some(end) = next.checked_add(next - start) else { return false };
         if self.places.len() == self.most || end as usize > self.bytes.len() {
             return false;
         }
-        self.bytes.copy_within(last.start as usize..last.end as usize, last.end as usize);
-        self.places.push(last.end..end);
+        self.bytes.copy_within(start as usize..next as usize, next as usize);
+        self.places.push(Place { bytes: next..end, header });
         true
     }
 
     /// Shortens the last frame to `len` bytes, if it is longer.
     pub(super) fn cut_last(&mut self, len: u32) {
         if let Some(last) = self.places.last_mut() {
-            last.end = last.end.min(last.start.saturating_add(len));
+            last.bytes.end = last.bytes.end.min(last.bytes.start.saturating_add(len));
         }
     }
 
@@ -95,11 +105,17 @@ impl FrameStore {
         let mut batch = Batch::new(heads, 0);
         let (mut rest, mut at, mut taken) = (&mut self.bytes[..], 0u32, 0);
         for place in self.places[self.next..].iter().take(most.min(BATCH_FRAMES)) {
-            let len = (place.end - place.start) as usize;
-            let (_, from) = std::mem::take(&mut rest).split_at_mut((place.start - at) as usize);
+            let Range { start, end } = place.bytes;
+            let len = (end - start) as usize;
+            let (_, from) = std::mem::take(&mut rest).split_at_mut((start - at) as usize);
             let (frame, after) = from.split_at_mut(len);
-            batch.push(len, &[Span::from_buffer(frame)]);
-            (rest, at) = (after, place.end);
+            let pieces = [Span::from_buffer(frame)];
+            if VnetHeader::asks_nothing(&place.header) {
+                batch.push(len, &pieces);
+            } else {
+                offload::admit(&mut batch, len, &pieces, &place.header, Needs::ALL);
+            }
+            (rest, at) = (after, end);
             taken += len;
             if taken >= BATCH_BYTES {
                 break;
@@ -115,6 +131,22 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::frame::heads;
+    use crate::verdict::{DropReason, Verdict};
+
+    #[test]
+    fn a_frame_that_needs_something_still_does_unless_it_was_changed() {
+        let mut bytes = vec![0x52; 200];
+        let header = VnetHeader { flags: 1, csum_start: 34, csum_offset: 16, ..VnetHeader::PLAIN };
+        let (mut first, mut second) = (heads(), heads());
+        let mut batch = Batch::new(&mut first, 0);
+        offload::admit(&mut batch, 200, &[Span::from_buffer(&mut bytes)], &header.to_bytes(), Needs::CSUM);
+        let mut store = FrameStore::with_capacity(4, 1000);
+        assert!(store.push(&batch, 0).is_some() && store.repeat_last());
+        store.cut_last(40);
+        let again = store.lend(4, &mut second);
+        assert_eq!((again.head(0).header(), again.frames()[0].needs), (header, Needs::CSUM));
+        assert_eq!(again.frames()[1].verdict, Verdict::Drop(DropReason::ChecksumInvalid));
+    }
 
     /// The frames of the store's next batch.
     fn drain(store: &mut FrameStore, most: usize) -> Vec<Vec<u8>> {

@@ -81,6 +81,13 @@ impl<'m> Chains<'m> {
         self.pieces.get(start..start + usize::from(chain.count)).unwrap_or(&[])
     }
 
+    /// The pieces of several chains that follow one another in the list, in order.
+    #[inline]
+    pub fn pieces_of(&self, run: &[Chain]) -> &[Span<'m>] {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return &[] };
+        self.pieces.get(usize::from(first.start)..usize::from(last.start + last.count)).unwrap_or(&[])
+    }
+
     /// The only piece of `chain`, if it has just one: the common case.
     #[inline]
     pub fn single(&self, chain: &Chain) -> Option<Span<'m>> {

@@ -104,12 +104,13 @@ impl<'t> Ingress<'t> {
         })
     }
 
-    /// Why a frame that is longer than the longest untagged one is dropped, unless its tags account for that.
+    /// Why a frame that is longer than the longest untagged one is dropped, unless its tags account for that, or it is
+    /// several frames that are not.
     #[cold]
     fn too_long(&self, frame: &Frame<'_>, head: &Head) -> Option<DropReason> {
         let tags = Ethernet::parse(head.bytes_of(frame)).map_or(0, |view| view.tag_count());
         let longest = self.longest.saturating_add((ethernet::TAG_BYTES * tags) as u32);
-        if frame.len <= longest {
+        if frame.wire_len(head) <= longest {
             None
         } else if head.source().is_station() {
             Some(DropReason::MtuExceeded)

@@ -3,6 +3,8 @@
 //! Both sets are part of a port's contract: QEMU refuses a backend that lost a bit on reconnect, and a migration needs at
 //! least the same set on the other host. So what is offered depends on this table and on nothing that happens at run time.
 
+use crate::frame::Needs;
+
 /// One feature bit.
 #[derive(Debug)]
 pub(super) struct Feature {
@@ -27,7 +29,15 @@ pub(super) const F_LOG_ALL: u64 = 1 << 26;
 
 /// Virtio bits that are offered (virtio 1.3, 5.1.3 and 6).
 pub(super) const VIRTIO: &[Feature] = &[
+    feature(0, "CSUM", "the guest leaves checksums to us; between guests nobody computes them"),
+    feature(1, "GUEST_CSUM", "the guest takes frames whose checksum another guest left out"),
     feature(3, "MTU", "the guest takes over the MTU that its VM was configured with"),
+    feature(7, "GUEST_TSO4", "the guest takes 64 KiB of TCP over IPv4 in one frame"),
+    feature(8, "GUEST_TSO6", "the same over IPv6"),
+    feature(9, "GUEST_ECN", "the same when the first segment reduces the congestion window"),
+    feature(11, "HOST_TSO4", "the guest sends 64 KiB of TCP over IPv4 in one frame: a fortieth of the work per byte"),
+    feature(12, "HOST_TSO6", "the same over IPv6"),
+    feature(13, "HOST_ECN", "the same when the first segment reduces the congestion window"),
     feature(15, "MRG_RXBUF", "a long frame may fill several small buffers, so guests need not post 64 KiB ones"),
     feature(17, "CTRL_VQ", "cloud-hypervisor gives its guest a control queue only if we offer it; QEMU ignores it"),
     feature(21, "GUEST_ANNOUNCE", "after a migration the guest announces itself; without it QEMU sends SEND_RARP"),
@@ -43,6 +53,13 @@ pub(super) const VIRTIO: &[Feature] = &[
         "IN_ORDER",
         "DPDK asks for it by default, and with it a reconnect of cloud-hypervisor loses no buffers",
     ),
+    feature(
+        54,
+        "GUEST_USO4",
+        "the guest takes several UDP datagrams over IPv4 in one frame; QEMU does not pass it on yet",
+    ),
+    feature(55, "GUEST_USO6", "the same over IPv6"),
+    feature(56, "HOST_USO", "the guest sends several UDP datagrams in one frame, over either"),
 ];
 
 /// Protocol features that are offered (vhost-user, "Protocol features").
@@ -79,6 +96,31 @@ pub(super) const fn header_bytes(acked: u64) -> usize {
     if acked & (1 << 15 | 1 << 32) != 0 { 12 } else { 10 }
 }
 
+/// Offloads that a guest can do when it receives, by feature bit (virtio 1.3, 5.1.3).
+const GUEST_OFFLOADS: &[(u32, Needs)] =
+    &[(1, Needs::CSUM), (7, Needs::TSO4), (8, Needs::TSO6), (9, Needs::ECN), (54, Needs::USO4), (55, Needs::USO6)];
+
+/// Offloads that a guest may leave to us when it sends.
+const HOST_OFFLOADS: &[(u32, Needs)] =
+    &[(0, Needs::CSUM), (11, Needs::TSO4), (12, Needs::TSO6), (13, Needs::ECN), (56, Needs::USO4.and(Needs::USO6))];
+
+/// What of a table's offloads was acknowledged. All of them stand on the checksum (5.1.3.1): a driver that acknowledged
+/// others without it has none.
+fn offloads(table: &[(u32, Needs)], acked: u64) -> Needs {
+    let all = table.iter().fold(Needs::NONE, |all, (bit, needs)| all.and(needs.when(acked & 1 << bit != 0)));
+    all.when(Needs::CSUM.met_by(all))
+}
+
+/// What a guest that acknowledged `acked` can do when it receives.
+pub(super) fn accepts(acked: u64) -> Needs {
+    offloads(GUEST_OFFLOADS, acked)
+}
+
+/// What a guest that acknowledged `acked` may leave to us when it sends.
+pub(super) fn may(acked: u64) -> Needs {
+    offloads(HOST_OFFLOADS, acked)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,12 +131,20 @@ mod tests {
             assert_eq!(bits(table).count_ones() as usize, table.len());
             assert!(table.iter().all(|feature| !feature.why.is_empty()));
         }
-        assert_eq!((bits(VIRTIO), bits(PROTOCOL)), (0x9_7c62_8008, 0x801f));
+        assert_eq!((bits(VIRTIO), bits(PROTOCOL)), (0x1c0_0009_7c62_bb8b, 0x801f));
         // NOTIFY_ON_EMPTY, NOTIFICATION_DATA, RING_RESET, HASH_REPORT, RSS, RSC_EXT.
         for never in [24, 38, 40, 57, 60, 61] {
             assert_eq!(bits(VIRTIO) & 1 << never, 0, "bit {never}");
         }
         assert_eq!(names(PROTOCOL, 0b101), ["MQ", "RARP"]);
         assert_eq!((header_bytes(0), header_bytes(1 << 15), header_bytes(1 << 32)), (10, 12, 12));
+    }
+    #[test]
+    fn offloads_are_those_of_the_bits_and_none_without_the_checksum() {
+        assert_eq!((accepts(bits(VIRTIO)), may(bits(VIRTIO))), (Needs::ALL, Needs::ALL));
+        assert_eq!((accepts(1 << 1), may(1 << 1)), (Needs::CSUM, Needs::NONE));
+        assert_eq!((accepts(1), may(1)), (Needs::NONE, Needs::CSUM));
+        assert_eq!(accepts(1 << 1 | 1 << 7 | 1 << 55), Needs::CSUM.and(Needs::TSO4).and(Needs::USO6));
+        assert_eq!((accepts(1 << 7 | 1 << 9), may(1 << 11 | 1 << 56)), (Needs::NONE, Needs::NONE));
     }
 }

@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use super::features;
+use crate::frame::Needs;
 use crate::ident::MacAddr;
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::{DirtyLog, GuestMemory};
@@ -91,6 +93,8 @@ pub(super) struct State {
     pub wake: Option<Arc<dyn Wake>>,
     /// The kernel would not wait for the ring's kicks, so the queue must not rest.
     pub deaf: bool,
+    /// Which offloads the guest is left with of those that it can do.
+    offloads: Needs,
     counters: QueueReport,
 }
 
@@ -102,6 +106,11 @@ pub(super) struct Running {
     pub header: usize,
     /// A frame may span several chains.
     pub mergeable: bool,
+    /// What of offloads the guest's driver can do when it receives, as negotiated and as the port's settings leave it.
+    pub accepts: Needs,
+    /// What of offloads the guest's driver may leave to us when it sends.
+    pub may: Needs,
+    negotiated: Needs,
     /// Where to note what is written, while the guest is being migrated.
     pub log: Option<Arc<DirtyLog>>,
     /// The area of the ring that the device writes: guest-physical address and length.
@@ -115,7 +124,8 @@ pub(super) struct Running {
 impl Queue {
     /// A queue whose ring is not running. `attention` is signalled when a shard finds a fault.
     pub fn new(attention: Arc<EventFd>) -> Self {
-        Self { state: Mutex::default(), ready: AtomicBool::new(false), blocked: Arc::default(), attention }
+        let state = State { offloads: Needs::ALL, ..State::default() };
+        Self { state: Mutex::new(state), ready: AtomicBool::new(false), blocked: Arc::default(), attention }
     }
 
     /// Starts the ring and has it looked at once: the driver may have kicked before we were there.
@@ -140,11 +150,27 @@ impl Queue {
         let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
         let long = mergeable || negotiated(VIRTIO_F_VERSION_1);
         let header = if long { VNET_HEADER_BYTES } else { LEGACY_HEADER_BYTES };
+        let (negotiated, may) = (features::accepts(setup.features), features::may(setup.features));
+        let accepts = negotiated.within(state.offloads);
         let RingSetup { memory, kick, call, log, .. } = setup;
         // The used ring: flags, index, elements, avail_event (virtio 1.3, 2.7.8).
         let written = (setup.used, 6 + 8 * u64::from(setup.size));
         let (blocked, attention) = (Arc::clone(&self.blocked), Arc::clone(&self.attention));
-        let running = Running { ring, memory, header, mergeable, log, written, kick, call, blocked, attention };
+        let running = Running {
+            ring,
+            memory,
+            header,
+            mergeable,
+            accepts,
+            may,
+            negotiated,
+            log,
+            written,
+            kick,
+            call,
+            blocked,
+            attention,
+        };
         running.log_ring();
         state.fault = None;
         state.running = Some(running);
@@ -217,6 +243,15 @@ impl Queue {
         if let Some(running) = &mut self.lock().running {
             running.log = log;
             running.log_ring();
+        }
+    }
+
+    /// Changes which offloads the guest is left with of those that it can do, from the next batch on.
+    pub fn set_offloads(&self, offloads: Needs) {
+        let mut state = self.lock();
+        state.offloads = offloads;
+        if let Some(running) = &mut state.running {
+            running.accepts = running.negotiated.within(offloads);
         }
     }
 

@@ -8,14 +8,16 @@ use std::sync::Arc;
 
 use super::queue::{Queue, Running, State};
 use super::steering::Steering;
-use crate::frame::{Batch, Heads};
+use crate::frame::{Batch, Heads, Needs};
 use crate::limits::{BATCH_FRAMES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{GuestMemory, Span};
+use crate::offload;
 use crate::port::{Receive, Received, Wake};
 use crate::ring::{Chain, Chains, DeviceRing, Readable, Ring, RingFault};
 use crate::verdict::DropReason;
 use crate::wire::flow::flow_hash;
 use crate::wire::rarp;
+use crate::wire::virtio_net::VnetHeader;
 
 /// The receive queue of one queue pair.
 pub(super) struct ReceiveQueue {
@@ -38,8 +40,8 @@ impl ReceiveQueue {
         process: &mut dyn FnMut(&mut Batch<'_>),
     ) -> Result<usize, RingFault> {
         let enabled = state.enabled;
-        let Some(Running { ring, memory, header, .. }) = &mut state.running else { return Ok(0) };
-        let turn = Turn { memory, header: *header, enabled, queue: self };
+        let Some(Running { ring, memory, header, may, .. }) = &mut state.running else { return Ok(0) };
+        let turn = Turn { memory, header: *header, may: *may, enabled, queue: self };
         let taken = match ring {
             Ring::Split(ring) => turn.take(ring, heads, process),
         };
@@ -74,6 +76,8 @@ impl ReceiveQueue {
 struct Turn<'a> {
     memory: &'a GuestMemory,
     header: usize,
+    /// What the guest may leave to us.
+    may: Needs,
     enabled: bool,
     queue: &'a ReceiveQueue,
 }
@@ -97,7 +101,7 @@ impl Turn<'_> {
         let mut batch = Batch::new(heads, self.queue.pair);
         for chain in chains.list() {
             if self.enabled {
-                push(&mut batch, &chains, chain, self.header);
+                push(&mut batch, &chains, chain, self.header, self.may);
             } else {
                 let len = (chain.bytes as usize).saturating_sub(self.header);
                 push_dropped(&mut batch, len, DropReason::QueueDisabled);
@@ -163,7 +167,7 @@ fn push_dropped(batch: &mut Batch<'_>, len: usize, reason: DropReason) {
 
 /// Adds the frame that `chain` carries behind its virtio-net header of `header` bytes.
 #[inline]
-fn push<'m>(batch: &mut Batch<'m>, chains: &Chains<'m>, chain: &Chain, header: usize) {
+fn push<'m>(batch: &mut Batch<'m>, chains: &Chains<'m>, chain: &Chain, header: usize, may: Needs) {
     let len = (chain.bytes as usize).saturating_sub(header);
     if chain.overlong {
         return push_dropped(batch, len, DropReason::TooManySegments);
@@ -178,16 +182,13 @@ fn push<'m>(batch: &mut Batch<'m>, chains: &Chains<'m>, chain: &Chain, header: u
     if let Some(piece) = chains.single(chain) {
         let (front, frame) = piece.split_at(header);
         front.read(&mut vnet);
-        return match check_header(&vnet) {
-            Ok(()) => batch.push(len, &[frame]),
-            Err(reason) => batch.push_dropped(len, reason),
-        };
+        return add(batch, len, &[frame], &vnet, may);
     }
-    push_scattered(batch, chains.pieces(chain), header, len);
+    push_scattered(batch, chains.pieces(chain), header, len, may);
 }
 
 /// [`push`] for a chain of several pieces. The header may be spread over any of them, a byte each (CVE-2022-2132).
-fn push_scattered<'m>(batch: &mut Batch<'m>, pieces: &[Span<'m>], header: usize, len: usize) {
+fn push_scattered<'m>(batch: &mut Batch<'m>, pieces: &[Span<'m>], header: usize, len: usize, may: Needs) {
     let mut vnet = [0; VNET_HEADER_BYTES];
     let (mut at, mut index) = (0, 0);
     while at + pieces[index].len() <= header {
@@ -196,22 +197,19 @@ fn push_scattered<'m>(batch: &mut Batch<'m>, pieces: &[Span<'m>], header: usize,
     }
     let (front, first) = pieces[index].split_at(header - at);
     front.read(&mut vnet[at..header]);
-    if let Err(reason) = check_header(&vnet) {
-        return batch.push_dropped(len, reason);
-    }
     let mut frame = arrayvec::ArrayVec::<_, { crate::limits::CHAIN_SEGMENTS }>::new_const();
     frame.push(first);
     frame.extend(pieces[index + 1..].iter().copied());
-    batch.push(len, &frame);
+    add(batch, len, &frame, &vnet, may);
 }
 
-/// Checks the virtio-net header of a guest that negotiated no offload: it must not ask for any. Flags that mean nothing
-/// to a device (DATA_VALID, unknown bits) are ignored, as virtio 1.3, 5.1.6.2.2 says.
+/// Adds a frame whose virtio-net header has been read. The header is looked at for what it asks, once; a frame that asks
+/// for nothing is told apart by one comparison.
 #[inline]
-fn check_header(vnet: &[u8; VNET_HEADER_BYTES]) -> Result<(), DropReason> {
-    let [flags, gso_type, ..] = *vnet;
-    if flags & NEEDS_CSUM != 0 || gso_type != 0 { Err(DropReason::OffloadNotNegotiated) } else { Ok(()) }
+fn add<'m>(batch: &mut Batch<'m>, len: usize, pieces: &[Span<'m>], vnet: &[u8; VNET_HEADER_BYTES], may: Needs) {
+    if VnetHeader::asks_nothing(vnet) {
+        batch.push(len, pieces);
+    } else {
+        offload::admit(batch, len, pieces, vnet, may);
+    }
 }
-
-/// VIRTIO_NET_HDR_F_NEEDS_CSUM (virtio 1.3, 5.1.6).
-const NEEDS_CSUM: u8 = 1;

@@ -1,26 +1,30 @@
 //! Frames for a guest: its receive rings, as the [`Transmit`] side of the port.
 //!
 //! For each frame there is one chain of guest buffers in the common case, and the frame is written into its only piece:
-//! header and head in one copy of constant size, the tail in another, straight from the sender's memory. Everything else
-//! (scattered buffers, a frame over several chains with VIRTIO_NET_F_MRG_RXBUF, the 10-byte header) takes the slower way
-//! through [`Scatter`]. The used index is published once for all frames, and the guest interrupted at most once.
+//! header and head in one copy of constant size, the tail in another, straight from the sender's memory. Scattered buffers,
+//! a frame over several chains with VIRTIO_NET_F_MRG_RXBUF and the 10-byte header take the slower way through a [`Cursor`];
+//! frames that need what the guest cannot do are made complete in [`rewrite`]. The used index is published once for all frames, and the guest interrupted at most once.
 //!
 //! A guest that uses several queue pairs has frames spread over them by flow ([`super::steering`]); a flow keeps its order,
 //! because it stays on its queue.
+
+mod rewrite;
 
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use self::rewrite::Rewrites;
 use super::queue::{Queue, Running};
 use super::steering::Steering;
-use crate::frame::{Batch, Frame, Head};
+use crate::frame::{Batch, Frame, Head, Needs};
 use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
-use crate::mem::{DirtyLog, GuestMemory, Span};
+use crate::mem::{Cursor, DirtyLog, GuestMemory, Span};
 use crate::port::{Outcome, Transmit};
 use crate::ring::{Chain, Chains, DeviceRing, Ring, RingFault, Writable};
 use crate::verdict::DropReason;
 use crate::wire::flow::flow_hash;
+use crate::wire::virtio_net::VnetHeader;
 
 /// The transmit side of a vNIC: the guest's receive rings, by queue pair.
 pub(super) struct TransmitSide {
@@ -115,30 +119,53 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
 
 /// Writes the picked frames into the ring and completes their chains; the caller publishes.
 fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> Result<(), RingFault> {
-    let Running { ring, memory, header, mergeable, log, .. } = running;
+    let Running { ring, memory, header, mergeable, accepts, log, .. } = running;
     let buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref() };
-    let form = (*header, *mergeable);
+    let form = Form { header: *header, mergeable: *mergeable, accepts: *accepts };
     match ring {
         Ring::Split(ring) => fill(ring, buffers, form, batch, picks, outcome),
     }
 }
 
-/// [`deliver`], compiled for each form of ring. `form` is that of the guest's buffers: bytes of the virtio-net header, and
-/// whether a frame may span several chains.
+/// How a guest takes frames.
+#[derive(Clone, Copy)]
+struct Form {
+    /// Bytes of the virtio-net header.
+    header: usize,
+    /// A frame may span several chains.
+    mergeable: bool,
+    /// What of offloads it can do.
+    accepts: Needs,
+}
+
+impl Form {
+    /// Most chains that one frame may span.
+    fn most(self) -> usize {
+        if self.mergeable { BATCH_FRAMES } else { 1 }
+    }
+}
+
+/// [`deliver`], compiled for each form of ring.
 #[inline]
 fn fill<R: DeviceRing>(
     ring: &mut R,
     mut buffers: Buffers<'_>,
-    (header, mergeable): (usize, bool),
+    form: Form,
     batch: &Batch<'_>,
     picks: &[u8],
     outcome: &mut Outcome,
 ) -> Result<(), RingFault> {
-    let mut dry = false;
+    let Form { header, mergeable, accepts } = form;
+    let (mut dry, mut rewrites) = (false, Rewrites::new(form));
     buffers.refill(ring, picks.len())?;
     for &index in picks {
         let frame = &batch.frames()[usize::from(index)];
         let bytes = header + frame.len as usize;
+        if !frame.needs.met_by(accepts) {
+            rewrites.deliver(ring, &mut buffers, batch, index, outcome)?;
+            dry = false;
+            continue;
+        }
         if buffers.left() == 0 {
             buffers.refill(ring, picks.len())?;
             dry = false;
@@ -157,7 +184,7 @@ fn fill<R: DeviceRing>(
             outcome.deliver(index);
             continue;
         }
-        let most = if mergeable { BATCH_FRAMES } else { 1 };
+        let most = form.most();
         if mergeable && !dry && buffers.left() < most && buffers.run(bytes, most).is_none() {
             buffers.refill(ring, BATCH_FRAMES)?;
             // All that there is has been walked: once per batch, however many frames do not fit, because a guest may post
@@ -241,15 +268,20 @@ impl<'m> Buffers<'m> {
 
     /// Writes frame `index` over the next `count` chains and completes them.
     fn scatter<R: DeviceRing>(&mut self, ring: &mut R, batch: &Batch<'_>, index: u8, header: usize, count: usize) {
+        let run = &self.chains.list()[self.next..self.next + count];
+        scatter(batch, usize::from(index), header, count, Cursor::new(self.chains.pieces_of(run)));
+        let len = header + batch.frames()[usize::from(index)].len as usize;
+        self.used(count, len, |chain, written| ring.complete(chain, written));
+    }
+
+    /// Hands out the next `count` chains, over which `len` bytes were written, each with its share of them.
+    fn used(&mut self, count: usize, len: usize, mut each: impl FnMut(&Chain, u32)) {
         let chains = &self.chains;
-        let run = &chains.list()[self.next..self.next + count];
-        Scatter::new(run.iter().flat_map(|chain| chains.pieces(chain).iter().copied()))
-            .write(batch, index, header, count);
-        let mut left = header + batch.frames()[usize::from(index)].len as usize;
-        for chain in run {
+        let mut left = len;
+        for chain in &chains.list()[self.next..self.next + count] {
             let written = if chain.overlong { 0 } else { left.min(chain.bytes as usize) };
             left -= written;
-            ring.complete(chain, written as u32);
+            each(chain, written as u32);
             if let Some(log) = self.log.filter(|_| chains.single(chain).is_none()) {
                 log.mark_pieces(self.memory, chains.pieces(chain), written);
             }
@@ -281,46 +313,10 @@ fn write(batch: &Batch<'_>, index: u8, frame: &Frame<'_>, buffer: Span<'_>) {
     }
 }
 
-/// Writes one frame over pieces of any length.
-struct Scatter<'m, I: Iterator<Item = Span<'m>>> {
-    pieces: I,
-    room: Span<'m>,
-}
-
-impl<'m, I: Iterator<Item = Span<'m>>> Scatter<'m, I> {
-    fn new(pieces: I) -> Self {
-        Self { pieces, room: Span::EMPTY }
-    }
-
-    /// Writes frame `index` behind a header of `header` bytes which says that it takes `chains` chains.
-    fn write(&mut self, batch: &Batch<'_>, index: u8, header: usize, chains: usize) {
-        let head = batch.head(usize::from(index));
-        let mut vnet: [u8; VNET_HEADER_BYTES] = *head.bytes.first_chunk().unwrap_or(&[0; VNET_HEADER_BYTES]);
-        // num_buffers is the last field of the header, in little-endian (virtio 1.3, 5.1.6).
-        [vnet[10], vnet[11]] = (chains as u16).to_le_bytes();
-        self.put(Some(&vnet[..header]), Span::EMPTY);
-        let frame = &batch.frames()[usize::from(index)];
-        self.put(Some(&head.bytes[VNET_HEADER_BYTES..][..usize::from(frame.head_len)]), Span::EMPTY);
-        for piece in batch.tail(usize::from(index)) {
-            self.put(None, piece);
-        }
-    }
-
-    /// Writes `bytes`, or what `span` holds, and goes on to the next piece where one is full. The caller has made sure
-    /// that there is room for all.
-    fn put(&mut self, bytes: Option<&[u8]>, span: Span<'_>) {
-        let (mut done, total) = (0, bytes.map_or(span.len(), <[u8]>::len));
-        while done < total {
-            while self.room.is_empty() {
-                let Some(piece) = self.pieces.next() else { return };
-                self.room = piece;
-            }
-            let copied = match bytes {
-                Some(bytes) => self.room.write(&bytes[done..]),
-                None => span.split_at(done).1.copy_to(self.room),
-            };
-            self.room = self.room.split_at(copied).1;
-            done += copied;
-        }
-    }
+/// Writes frame `index` behind a header of `header` bytes which says that it takes `chains` chains. The caller has made
+/// sure that there is room for all.
+fn scatter(batch: &Batch<'_>, index: usize, header: usize, chains: usize, mut to: Cursor<'_, '_>) {
+    let vnet = VnetHeader { num_buffers: chains as u16, ..batch.head(index).header() }.to_bytes();
+    to.write(&vnet[..header.min(VNET_HEADER_BYTES)]);
+    batch.source(index).copy(batch.frames()[index].len as usize, &mut to);
 }

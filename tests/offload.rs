@@ -1,0 +1,222 @@
+//! Guests with different offloads on one network: whatever one leaves undone, each other gets what it can take, with every
+//! byte of payload and every checksum right. Checksums and segments are verified by code of this file's own.
+
+#![allow(clippy::unwrap_used)]
+
+mod frontend;
+
+use frontend::daemon::{self, Daemon};
+use frontend::frame::{BROADCAST, frame};
+use frontend::nic::{LINUX, Nic, NicConfig, meet};
+use frontend::session::feature::{self, GUEST_OFFLOADS, HOST_OFFLOADS};
+
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+const SEGMENT: usize = 1400;
+
+/// RFC 1071, 16 bits at a time.
+fn sum(bytes: &[u8]) -> u32 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    words.fold(0, |sum, word| {
+        let sum = sum + word;
+        (sum & 0xffff) + (sum >> 16)
+    })
+}
+
+/// One kind of large frame: TCP or UDP over IPv4 or IPv6.
+#[derive(Debug, Clone, Copy)]
+struct Large {
+    v6: bool,
+    udp: bool,
+}
+
+const KINDS: [Large; 4] = [
+    Large { v6: false, udp: false },
+    Large { v6: true, udp: false },
+    Large { v6: false, udp: true },
+    Large { v6: true, udp: true },
+];
+
+impl Large {
+    fn transport(self) -> usize {
+        if self.v6 { 54 } else { 34 }
+    }
+
+    fn headers(self) -> usize {
+        self.transport() + if self.udp { 8 } else { 20 }
+    }
+
+    /// The sum of the pseudo-header for `len` bytes of TCP or UDP.
+    fn pseudo(self, bytes: &[u8], len: usize) -> u32 {
+        let addresses = if self.v6 { &bytes[22..54] } else { &bytes[26..34] };
+        let rest = [(len >> 8) as u8, len as u8, 0, if self.udp { 17 } else { 6 }];
+        sum(&[addresses, &rest].concat())
+    }
+
+    /// A frame with `payload` bytes, whose checksum is that of the pseudo-header, and its virtio-net header.
+    fn make(self, to: [u8; 6], from: [u8; 6], payload: usize, seed: u64) -> ([u8; 12], Vec<u8>) {
+        let mut bytes = [to, from].concat();
+        let len = self.headers() - self.transport() + payload;
+        let protocol = if self.udp { 17 } else { 6 };
+        if self.v6 {
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, (len >> 8) as u8, len as u8, protocol, 64]);
+            bytes.extend((0..32).map(|i| i + 1));
+        } else {
+            let total = len + 20;
+            bytes.extend([8, 0, 0x45, 0, (total >> 8) as u8, total as u8, 0, 7, 0x40, 0, 64, protocol, 0, 0]);
+            bytes.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+            let header = !(sum(&bytes[14..34]) as u16);
+            bytes[24..26].copy_from_slice(&header.to_be_bytes());
+        }
+        bytes.extend([0x9c, 0x40, 0, 53]);
+        if self.udp {
+            bytes.extend([(len >> 8) as u8, len as u8, 0, 0]);
+        } else {
+            bytes.extend([0, 0, 0, 0, 0, 0, 0, 1, 0x50, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
+        }
+        let offset = if self.udp { 6 } else { 16 };
+        let pseudo = self.pseudo(&bytes, len) as u16;
+        bytes[self.transport() + offset..][..2].copy_from_slice(&pseudo.to_be_bytes());
+        bytes.extend(&frame(to, from, 14 + payload, seed)[14..]);
+        let kind = match (self.udp, self.v6) {
+            (true, _) => GSO_UDP_L4,
+            (_, false) => GSO_TCPV4,
+            (_, true) => GSO_TCPV6,
+        };
+        let [size, start] = [SEGMENT as u16, self.transport() as u16].map(u16::to_le_bytes);
+        let header = [1, kind, 0, 0, size[0], size[1], start[0], start[1], offset as u8, 0, 0, 0];
+        (header, bytes)
+    }
+
+    /// Checks a complete frame and returns its payload.
+    fn payload(self, bytes: &[u8]) -> &[u8] {
+        let len = bytes.len() - self.transport();
+        let written = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+        if self.v6 {
+            assert_eq!(written(18), len);
+        } else {
+            assert_eq!((written(16), sum(&bytes[14..34])), (len + 20, 0xffff), "IPv4 header of {self:?}");
+        }
+        if self.udp {
+            assert_eq!(written(38 + if self.v6 { 20 } else { 0 }), len);
+        }
+        let whole = sum(&bytes[self.transport()..]) + self.pseudo(bytes, len);
+        assert_eq!((whole & 0xffff) + (whole >> 16), 0xffff, "checksum of {self:?}");
+        &bytes[self.headers()..]
+    }
+}
+
+fn config(features: u64) -> NicConfig {
+    NicConfig { features, size: 256, tx_buffer: 65_600, rx_buffer: 2048, ..NicConfig::default() }
+}
+
+/// Receives segments until all of `payload` has come.
+fn receive_segments(nic: &mut Nic, kind: Large, payload: &[u8]) {
+    let mut got = Vec::<u8>::new();
+    while got.len() < payload.len() {
+        for (_, received) in nic.receive(1) {
+            assert_eq!(received.header[..10], [0; 10], "nothing is left to a guest that can do nothing");
+            assert!(received.frame.len() <= kind.headers() + SEGMENT);
+            got.extend(kind.payload(&received.frame));
+        }
+    }
+    assert!(got == payload, "{kind:?}: payload differs");
+}
+
+/// Receives one whole frame with its header as it was sent.
+fn receive_whole(nic: &mut Nic, kind: Large, sent: &([u8; 12], Vec<u8>)) {
+    let (_, received) = nic.receive(1).remove(0);
+    assert!(received.frame == sent.1, "{kind:?} differs");
+    let mut expected = sent.0;
+    expected[2..4].copy_from_slice(&(kind.headers() as u16).to_le_bytes());
+    assert_eq!(received.header[..10], expected[..10]);
+    assert_eq!(received.num_buffers(), Some(received.buffers as u16));
+}
+
+#[test]
+fn each_receiver_of_a_flood_gets_what_it_can_take() {
+    let daemon = Daemon::with_ports(&["sender", "all", "csum", "none", "legacy"]);
+    let mut sender = Nic::up(&daemon.socket("sender"), &config(LINUX | HOST_OFFLOADS));
+    let mut all = Nic::up(&daemon.socket("all"), &config(LINUX | GUEST_OFFLOADS));
+    let mut csum = Nic::up(&daemon.socket("csum"), &config(LINUX | feature::GUEST_CSUM));
+    let mut none = Nic::up(&daemon.socket("none"), &config(LINUX));
+    let mut legacy = Nic::up(&daemon.socket("legacy"), &config(feature::ANY_LAYOUT));
+    for (seed, kind) in (0..).zip(KINDS) {
+        let sent = kind.make(BROADCAST, sender.mac, 50_000, seed);
+        let payload = &sent.1[kind.headers()..];
+        sender.send_behind(&sent.0, &sent.1);
+        receive_whole(&mut all, kind, &sent);
+        receive_segments(&mut none, kind, payload);
+        receive_segments(&mut legacy, kind, payload);
+        let mut got = Vec::<u8>::new();
+        for (_, received) in csum.receive(50_000usize.div_ceil(SEGMENT)) {
+            assert_eq!((received.header[0], received.header[1]), (1, 0), "checksums are left to a guest that can");
+            let (start, offset) = (usize::from(received.header[6]), usize::from(received.header[8]));
+            let mut bytes = received.frame;
+            let sum = !(sum(&bytes[start..]) as u16);
+            bytes[start + offset..][..2].copy_from_slice(&sum.to_be_bytes());
+            got.extend(kind.payload(&bytes));
+        }
+        assert!(got == payload);
+    }
+    sender.drain();
+    let port = daemon.port_when("sender", "all are counted", |port| port.counter("rx_frames") == 4);
+    assert!(port.is_conserved() && port.all_drops() == 0);
+}
+
+#[test]
+fn a_checksum_is_completed_for_whom_cannot() {
+    let daemon = Daemon::with_ports(&["a", "b"]);
+    let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));
+    let mut b = Nic::up(&daemon.socket("b"), &config(LINUX));
+    for (seed, kind) in (0..).zip(KINDS) {
+        for payload in [0, 1, 10, 1000] {
+            let (mut header, bytes) = kind.make(b.mac, a.mac, payload, seed);
+            header[1..6].fill(0);
+            a.send_behind(&header, &bytes);
+            let (_, received) = b.receive(1).remove(0);
+            assert_eq!(
+                (kind.payload(&received.frame), &received.header[..10]),
+                (&bytes[kind.headers()..], &[0; 10][..])
+            );
+        }
+    }
+}
+
+#[test]
+fn a_guest_whose_ring_cannot_hold_the_segments_gets_none_of_them() {
+    let daemon = Daemon::with_ports(&["a", "b"]);
+    let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));
+    let mut b = Nic::up(&daemon.socket("b"), &NicConfig { size: 32, ..config(LINUX) });
+    meet(&mut a, &mut b);
+    let kind = KINDS[0];
+    for turn in 1..4 {
+        let (header, bytes) = kind.make(b.mac, a.mac, 33 * SEGMENT, turn);
+        a.send_behind(&header, &bytes);
+        daemon.port_when("a", "it is dropped", |port| port.drops("ring-full") == turn);
+        assert_eq!(b.poll().len(), 0);
+        let (header, bytes) = kind.make(b.mac, a.mac, 32 * SEGMENT, turn);
+        a.send_behind(&header, &bytes);
+        receive_segments(&mut b, kind, &bytes[kind.headers()..]);
+    }
+}
+
+#[test]
+fn the_mtu_is_that_of_the_segments() {
+    let yaml = |dir: &std::path::Path| {
+        let ports =
+            [("a", ", mtu: 1440"), ("b", "")].map(|(name, more)| daemon::port_with(dir, name, "lan", "server", more));
+        daemon::preamble(dir) + "networks: { lan: {} }\nports:\n" + &ports.concat()
+    };
+    let daemon = Daemon::start(yaml);
+    let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));
+    let mut b = Nic::up(&daemon.socket("b"), &config(LINUX | GUEST_OFFLOADS));
+    let sent = KINDS[0].make(b.mac, a.mac, 20_000, 1);
+    a.send_behind(&sent.0, &sent.1);
+    receive_whole(&mut b, KINDS[0], &sent);
+    let mut longer = sent.clone();
+    longer.0[4..6].copy_from_slice(&(SEGMENT as u16 + 1).to_le_bytes());
+    a.send_behind(&longer.0, &longer.1);
+    daemon.port_when("a", "it is dropped", |port| port.drops("mtu-exceeded") == 1);
+}
