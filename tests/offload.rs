@@ -66,6 +66,8 @@ impl Large {
             let total = len + 20;
             bytes.extend([8, 0, 0x45, 0, (total >> 8) as u8, total as u8, 0, 7, 0x40, 0, 64, protocol, 0, 0]);
             bytes.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+            let header = !(sum(&bytes[14..34]) as u16);
+            bytes[24..26].copy_from_slice(&header.to_be_bytes());
         }
         bytes.extend([0x9c, 0x40, 0, 53]);
         if self.udp {
@@ -111,7 +113,7 @@ fn config(features: u64) -> NicConfig {
 
 /// Receives segments until all of `payload` has come.
 fn receive_segments(nic: &mut Nic, kind: Large, payload: &[u8]) {
-    let mut got: Vec<u8> = Vec::new();
+    let mut got = Vec::<u8>::new();
     while got.len() < payload.len() {
         for (_, received) in nic.receive(1) {
             assert_eq!(received.header[..10], [0; 10], "nothing is left to a guest that can do nothing");
@@ -147,7 +149,7 @@ fn each_receiver_of_a_flood_gets_what_it_can_take() {
         receive_whole(&mut all, kind, &sent);
         receive_segments(&mut none, kind, payload);
         receive_segments(&mut legacy, kind, payload);
-        let mut got: Vec<u8> = Vec::new();
+        let mut got = Vec::<u8>::new();
         for (_, received) in csum.receive(50_000usize.div_ceil(SEGMENT)) {
             assert_eq!((received.header[0], received.header[1]), (1, 0), "checksums are left to a guest that can");
             let (start, offset) = (usize::from(received.header[6]), usize::from(received.header[8]));
