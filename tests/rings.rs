@@ -1,4 +1,4 @@
-//! Split rings in all their forms: every combination of header, merging, indirect tables, event index and order, with
+//! Rings in all their forms: split and packed, every combination of header, merging, indirect tables, event index and order, with
 //! frames of every interesting length, flooded and to one port. Whatever is received is delivered or dropped for a reason.
 
 #![allow(clippy::unwrap_used)]
@@ -55,12 +55,15 @@ fn check_header(got: &Received) {
 fn every_combination_carries_every_frame() {
     let daemon = Daemon::with_ports(&["a", "b", "c"]);
     for header in HEADER_FORMS {
-        for bits in 0..8u64 {
+        // A packed ring always goes with VERSION_1.
+        let forms = if header & feature::VERSION_1 != 0 { 16 } else { 8u64 };
+        for bits in 0..forms {
             let option = |bit: u64, feature: u64| if bits & bit != 0 { feature } else { 0 };
             let features = header
                 | option(1, feature::INDIRECT_DESC)
                 | option(2, feature::EVENT_IDX)
-                | option(4, feature::IN_ORDER);
+                | option(4, feature::IN_ORDER)
+                | option(8, feature::RING_PACKED);
             for shape in [Shape::Joined, Shape::HeaderApart, Shape::Pieces(700)] {
                 flood_then_unicast(&daemon, &jumbo(features, shape));
             }
@@ -126,8 +129,10 @@ fn ports_with_different_headers_understand_each_other() {
 #[test]
 fn rings_of_every_size_wrap() {
     let daemon = Daemon::with_ports(&["a", "b"]);
-    for size in [1, 2, 4, 64, 256, 1024, 4096, 32768] {
-        let config = NicConfig { size, tx_buffer: 2048, rx_buffer: 2048, ..NicConfig::default() };
+    let split = [1, 2, 4, 64, 256, 1024, 4096, 32768].map(|size| (size, LINUX));
+    let packed = [1, 2, 3, 5, 64, 255, 300, 1024, 9999, 32768].map(|size| (size, LINUX | feature::RING_PACKED));
+    for (size, features) in split.into_iter().chain(packed) {
+        let config = NicConfig { size, features, tx_buffer: 2048, rx_buffer: 2048, ..NicConfig::default() };
         let mut a = Nic::up(&daemon.socket("a"), &config);
         let mut b = Nic::up(&daemon.socket("b"), &config);
         meet(&mut a, &mut b);
@@ -154,6 +159,42 @@ fn the_sixteen_bit_indices_wrap() {
             }
         }
         assert!(a.pairs[0].tx.queue.ring.avail_idx() < 20_000, "the index has wrapped");
+    }
+}
+
+#[test]
+fn packed_and_split_rings_understand_each_other() {
+    let daemon = Daemon::with_ports(&["a", "b"]);
+    let mut a = Nic::up(&daemon.socket("a"), &jumbo(LINUX | feature::RING_PACKED, Shape::Pieces(333)));
+    let mut b = Nic::up(&daemon.socket("b"), &jumbo(LINUX, Shape::Joined));
+    meet(&mut a, &mut b);
+    exchange(&mut a, &mut b, 500);
+}
+
+#[test]
+fn a_packed_ring_goes_on_where_it_was_stopped() {
+    let daemon = Daemon::with_ports(&["a", "b"]);
+    for kind in [Kind::Qemu72, Kind::Qemu10, Kind::Dpdk] {
+        for features in [LINUX | feature::RING_PACKED, LINUX | feature::RING_PACKED | feature::IN_ORDER] {
+            let config = NicConfig { size: 128, features, ..NicConfig::of(kind) };
+            let mut a = Nic::up(&daemon.socket("a"), &config);
+            let mut b = Nic::up(&daemon.socket("b"), &config);
+            meet(&mut a, &mut b);
+            for count in [1, 37, 127, 128, 200] {
+                exchange(&mut a, &mut b, count);
+                a.stop().unwrap();
+                let next = a.pairs[0].tx.queue.place().unwrap().word();
+                assert_eq!(a.vmm.vrings[1].base, next, "all that was sent was taken");
+                a.cont().unwrap();
+            }
+            // A guest that binds its driver anew begins at the first slot, and may take the other form.
+            a.rebind(features ^ feature::RING_PACKED).unwrap();
+            meet(&mut a, &mut b);
+            exchange(&mut a, &mut b, 10);
+            a.rebind(features).unwrap();
+            meet(&mut a, &mut b);
+            exchange(&mut a, &mut b, 110);
+        }
     }
 }
 
@@ -221,7 +262,8 @@ fn direct_descriptors_may_be_followed_by_an_indirect_one() {
 #[test]
 fn a_receiver_without_buffers_costs_frames_and_nothing_else() {
     let daemon = Daemon::with_ports(&["a", "b"]);
-    for features in [LINUX, feature::ANY_LAYOUT, LINUX | feature::IN_ORDER] {
+    let packed = LINUX | feature::RING_PACKED;
+    for features in [LINUX, feature::ANY_LAYOUT, LINUX | feature::IN_ORDER, packed, packed | feature::IN_ORDER] {
         let config = NicConfig { size: 64, features, ..NicConfig::default() };
         let mut a = Nic::up(&daemon.socket("a"), &config);
         let mut b = Nic::up(&daemon.socket("b"), &config);
@@ -275,7 +317,8 @@ fn nobody_to_deliver_to_is_a_reason_too() {
 #[test]
 fn interrupts_stay_away_when_asked_and_come_back() {
     let daemon = Daemon::with_ports(&["a", "b"]);
-    for features in [LINUX, LINUX & !feature::EVENT_IDX] {
+    let packed = LINUX | feature::RING_PACKED;
+    for features in [LINUX, LINUX & !feature::EVENT_IDX, packed, packed & !feature::EVENT_IDX] {
         let config = NicConfig { features, ..NicConfig::default() };
         let mut a = Nic::up(&daemon.socket("a"), &config);
         let mut b = Nic::up(&daemon.socket("b"), &config);

@@ -49,3 +49,17 @@ pub struct RingConfig {
     /// VIRTIO_F_IN_ORDER was negotiated.
     pub in_order: bool,
 }
+
+impl RingConfig {
+    /// The areas that the device writes: guest-physical addresses and lengths.
+    pub fn written(&self) -> [(u64, u64); 2] {
+        let size = u64::from(self.size);
+        if self.packed {
+            // Descriptors, and what it says about notifications (virtio 1.3, 2.8.10).
+            [(self.descriptors, 16 * size), (self.used, 4)]
+        } else {
+            // Flags, index, elements, avail_event (2.7.8).
+            [(self.used, 6 + 8 * size), (self.used, 0)]
+        }
+    }
+}

@@ -277,8 +277,10 @@ impl PackedRing {
             let address = table.address.wrapping_add(u64::from(at) * 16);
             let unmapped = RingFault::Unmapped { head, address, len: 16 };
             let descriptor = Descriptor::read(memory, address, &mut self.region).ok_or(unmapped)?;
-            // The words of a table's entry lie as those of a split ring's descriptor but for the last two fields.
-            let descriptor = Descriptor { flags: descriptor.next, next: 0, ..descriptor };
+            // The words of a table's entry lie as those of a split ring's descriptor but for the last two fields. DPDK's
+            // driver (22.11) leaves WRITE in entries that it means to be read; reading them harms nobody.
+            let flags = if D::DEVICE_WRITES { descriptor.next } else { descriptor.next & !WRITE };
+            let descriptor = Descriptor { flags, next: 0, ..descriptor };
             if descriptor.flags & INDIRECT != 0 {
                 return Err(RingFault::Indirect { head, why: "a table within a table", len: table.len });
             }

@@ -1,4 +1,4 @@
-//! The guest's virtio-net driver on one side of split rings: [`Queue`] does the virtqueue bookkeeping, [`TxQueue`] and
+//! The guest's virtio-net driver on one side of its rings, split or packed: [`Queue`] does the virtqueue bookkeeping, [`TxQueue`] and
 //! [`RxQueue`] put frames over it.
 //!
 //! It keeps every promise that virtio 1.2 asks of a driver and panics when the device breaks one of its own: a used
@@ -9,6 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::doorbell::{Doorbell, wait_any};
+use super::packed::{BY_DESC, DISABLE, ENABLE, FIRST_BASE, Packed, Place};
 use super::ring::{DESC_LEN, Desc, INDIRECT, NO_INTERRUPT, NO_NOTIFY, Ring, WRITE};
 use super::session::feature;
 
@@ -76,6 +77,8 @@ pub struct Queue {
     /// Outstanding heads in the order in which they were made available.
     order: VecDeque<u16>,
     tables: Option<u64>,
+    /// Where the driver stands in a packed ring; heads are then ids.
+    packed: Option<Packed>,
 }
 
 impl Queue {
@@ -98,6 +101,7 @@ impl Queue {
             chains: (0..ring.size).map(|_| None).collect(),
             order: VecDeque::new(),
             tables,
+            packed: packed(features),
             ring,
         }
     }
@@ -112,7 +116,18 @@ impl Queue {
         self.free = free_list(self.ring.size, features);
         self.chains.fill_with(|| None);
         self.order.clear();
+        self.packed = packed(features);
         self.call.take();
+    }
+
+    /// Where a new ring of this form begins, as SET_VRING_BASE says it.
+    pub fn first_base(features: u64) -> u16 {
+        if features & feature::RING_PACKED != 0 { FIRST_BASE } else { 0 }
+    }
+
+    /// Where the driver of a packed ring makes its next descriptor available.
+    pub fn place(&self) -> Option<Place> {
+        self.packed.as_ref().map(|packed| packed.next)
     }
 
     /// The head that the next [`Queue::add`] takes, if any descriptor is free.
@@ -144,10 +159,17 @@ impl Queue {
             let table = self.tables.expect("a queue made with tables") + u64::from(head) * TABLE * DESC_LEN;
             assert!(buffers.len() as u64 <= TABLE, "{} buffers for a table of {TABLE}", buffers.len());
             for (slot, desc) in linked(buffers, |at| at as u16) {
-                self.ring.ram.write(table + DESC_LEN * slot as u64, &desc.to_bytes());
+                let entry = if self.packed.is_some() { desc.to_packed_entry() } else { desc.to_bytes() };
+                self.ring.ram.write(table + DESC_LEN * slot as u64, &entry);
             }
             let len = (buffers.len() as u64 * DESC_LEN) as u32;
-            self.ring.set_desc(head, Desc { addr: table, len, flags: INDIRECT, next: 0 });
+            let table = Desc { addr: table, len, flags: INDIRECT, next: 0 };
+            match &mut self.packed {
+                Some(packed) => packed.add(&self.ring, &[table], head),
+                None => self.ring.set_desc(head, table),
+            }
+        } else if let Some(packed) = &mut self.packed {
+            packed.add(&self.ring, buffers, head);
         } else {
             for (slot, desc) in linked(buffers, |at| descs[at]) {
                 self.ring.set_desc(descs[slot], desc);
@@ -155,7 +177,9 @@ impl Queue {
         }
         let writable = buffers.iter().filter(|desc| desc.flags & WRITE != 0).map(|desc| desc.len).sum();
         self.chains[usize::from(head)] = Some(Chain { descs, writable });
-        self.ring.set_avail_entry(self.next_avail, head);
+        if self.packed.is_none() {
+            self.ring.set_avail_entry(self.next_avail, head);
+        }
         self.next_avail = self.next_avail.wrapping_add(1);
         self.order.push_back(head);
         Some(head)
@@ -167,11 +191,19 @@ impl Queue {
         if old == new {
             return false;
         }
-        self.ring.set_avail_idx(new);
+        let published = match &mut self.packed {
+            Some(packed) => packed.publish(&self.ring),
+            None => {
+                self.ring.set_avail_idx(new);
+                None
+            }
+        };
         self.published = new;
         // The index must be visible before the device's wish is read (virtio 1.2, 2.7.13.4.1).
         fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
+        let wanted = if let Some((before, count)) = published {
+            Packed::is_wanted(&self.ring, before, count)
+        } else if self.event_idx {
             crosses(self.ring.avail_event(), new, old)
         } else {
             self.ring.used_flags() & NO_NOTIFY == 0
@@ -185,6 +217,39 @@ impl Queue {
 
     /// Takes what the device has used, and frees the descriptors.
     pub fn collect(&mut self) -> Vec<Used> {
+        let used = if self.packed.is_some() { self.collect_packed() } else { self.collect_split() };
+        for Used { head, len } in &used {
+            let chain = self.chains[usize::from(*head)].take().expect("a chain for an outstanding head");
+            if let Some(len) = *len {
+                assert!(len <= chain.writable, "head {head}: {len} bytes used of {} writable", chain.writable);
+            }
+            self.free.extend(chain.descs);
+        }
+        used
+    }
+
+    fn collect_packed(&mut self) -> Vec<Used> {
+        let packed = self.packed.as_mut().expect("a packed ring");
+        let mut used = Vec::new();
+        while let Some((id, len)) = packed.peek(&self.ring) {
+            let at = self.order.iter().position(|&head| head == id);
+            let at = at.unwrap_or_else(|| panic!("used descriptor of buffer {id}, which is not outstanding"));
+            // With IN_ORDER one may stand for a batch that ends with it (virtio 1.2, 2.8.9).
+            let heads: Vec<_> = if self.in_order { self.order.drain(..=at).collect() } else { vec![id] };
+            if !self.in_order {
+                self.order.remove(at);
+            }
+            for head in heads {
+                let slots = self.chains[usize::from(head)].as_ref().map_or(0, |chain| chain.descs.len());
+                packed.used = packed.used.on(slots, self.ring.size);
+                used.push(Used { head, len: (head == id).then_some(len) });
+            }
+        }
+        self.last_used = self.last_used.wrapping_add(used.len() as u16);
+        used
+    }
+
+    fn collect_split(&mut self) -> Vec<Used> {
         let idx = self.ring.used_idx();
         let pending = usize::from(idx.wrapping_sub(self.last_used));
         assert!(
@@ -211,13 +276,6 @@ impl Queue {
             }
         }
         self.last_used = idx;
-        for Used { head, len } in &used {
-            let chain = self.chains[usize::from(*head)].take().expect("a chain for an outstanding head");
-            if let Some(len) = *len {
-                assert!(len <= chain.writable, "head {head}: {len} bytes used of {} writable", chain.writable);
-            }
-            self.free.extend(chain.descs);
-        }
         used
     }
 
@@ -225,7 +283,9 @@ impl Queue {
     pub fn set_quiet(&mut self, quiet: bool) {
         self.quiet = quiet;
         if quiet {
-            if self.event_idx {
+            if let Some(packed) = &self.packed {
+                packed.ask(&self.ring, DISABLE);
+            } else if self.event_idx {
                 // Half the index space away: not crossed by fewer than 32768 entries.
                 self.ring.set_used_event(self.last_used.wrapping_add(0x8000));
             } else {
@@ -237,7 +297,9 @@ impl Queue {
     }
 
     fn arm(&mut self) {
-        if self.event_idx {
+        if let Some(packed) = &self.packed {
+            packed.ask(&self.ring, if self.event_idx { BY_DESC } else { ENABLE });
+        } else if self.event_idx {
             self.ring.set_used_event(self.last_used);
         } else {
             self.ring.set_avail_flags(0);
@@ -246,7 +308,10 @@ impl Queue {
     }
 
     fn has_used(&self) -> bool {
-        self.ring.used_idx() != self.last_used
+        match &self.packed {
+            Some(packed) => packed.peek(&self.ring).is_some(),
+            None => self.ring.used_idx() != self.last_used,
+        }
     }
 
     /// Counts interrupts that nobody waited for.
@@ -271,9 +336,16 @@ impl Queue {
 
 /// All descriptors; scattered unless IN_ORDER asks for ring order, so that nobody takes a head for a position.
 fn free_list(size: u16, features: u64) -> VecDeque<u16> {
-    let step = if features & feature::IN_ORDER != 0 { 1 } else { 5 };
-    // Sizes are powers of two, so an odd step visits each descriptor once.
-    (0..u32::from(size)).map(|at| (at * step % u32::from(size)) as u16).collect()
+    let in_order = features & feature::IN_ORDER != 0;
+    // A prime that does not divide the size visits each descriptor once.
+    let step =
+        if in_order { 1 } else { [5, 7, 11, 13, 17].into_iter().find(|step| !size.is_multiple_of(*step)).unwrap_or(1) };
+    (0..u32::from(size)).map(|at| (at * u32::from(step) % u32::from(size)) as u16).collect()
+}
+
+/// A packed ring's driver at its start, if the feature was acked.
+fn packed(features: u64) -> Option<Packed> {
+    (features & feature::RING_PACKED != 0).then(Packed::new)
 }
 
 /// Sleeps until the device has used something on one of `queues` that was not collected, or `end` passes; true if it
@@ -318,7 +390,7 @@ fn crosses(event: u16, new: u16, old: u16) -> bool {
 
 /// Length of the virtio-net header: `num_buffers` is there with MRG_RXBUF or VERSION_1 (virtio 1.2, 5.1.6.1).
 pub fn header_len(features: u64) -> usize {
-    if features & (feature::MRG_RXBUF | feature::VERSION_1) == 0 { 10 } else { 12 }
+    if features & (feature::MRG_RXBUF | feature::VERSION_1 | feature::RING_PACKED) == 0 { 10 } else { 12 }
 }
 
 /// What a TX or RX queue is made with.

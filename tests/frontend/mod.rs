@@ -7,6 +7,7 @@
 //! | [`session`] | a connection: requests, replies, acknowledgements |
 //! | [`vmm`] | the message orders of QEMU 7.2, QEMU 10, DPDK's virtio-user and cloud-hypervisor |
 //! | [`ring`] | every field of a split virtqueue, for friend and foe |
+//! | [`packed`] | those of a packed one, and where its driver stands |
 //! | [`driver`] | the guest's driver on top of it: transmit and receive queues |
 //! | [`nic`] | all of that brought up in one call |
 //! | [`random`] | repeatable random numbers |
@@ -30,6 +31,7 @@ pub mod frame;
 pub mod loopback;
 pub mod message;
 pub mod nic;
+pub mod packed;
 pub mod ram;
 pub mod random;
 pub mod ring;

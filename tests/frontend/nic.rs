@@ -164,6 +164,7 @@ impl Nic {
             nic.vmm.vrings.extend([vring(&rx.queue), vring(&tx.queue)]);
             nic.pairs.push(Pair { rx, tx });
         }
+        nic.vmm.begin_anew();
         Ok(nic)
     }
 
@@ -256,6 +257,7 @@ impl Nic {
     pub fn rebind(&mut self, want: u64) -> io::Result<()> {
         self.vmm.reset()?;
         self.vmm.features = self.vmm.offered & (want | feature::PROTOCOL_FEATURES);
+        self.vmm.begin_anew();
         for pair in &mut self.pairs {
             pair.rx.reset(self.vmm.features);
             pair.tx.reset(self.vmm.features);
@@ -273,7 +275,7 @@ impl Nic {
     }
 
     /// Connects again after [`Nic::disconnect`] or the back end's end: QEMU takes each ring's base from its used index and
-    /// starts at once.
+    /// starts at once. A packed ring has no such index: QEMU repeats what it said at the last start.
     #[track_caller]
     pub fn reconnect(&mut self, path: &Path) {
         self.disconnect();
@@ -289,8 +291,10 @@ impl Nic {
         vmm.mtu = self.vmm.mtu;
         vmm.enabled_pairs = self.vmm.enabled_pairs;
         vmm.vrings = std::mem::take(&mut self.vmm.vrings);
-        for vring in &mut vmm.vrings {
-            vring.base = vring.ring.used_idx();
+        if vmm.features & feature::RING_PACKED == 0 {
+            for vring in &mut vmm.vrings {
+                vring.base = vring.ring.used_idx();
+            }
         }
         self.vmm = vmm;
         self.vmm.start().and_then(|()| self.vmm.settle()).expect("rings started again");

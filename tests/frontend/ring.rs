@@ -50,6 +50,17 @@ impl Desc {
     }
 }
 
+impl Desc {
+    /// As an entry of a packed ring's indirect table: what would be `next` is an id there, which means nothing, and so is
+    /// NEXT (virtio 1.2, 2.8.7).
+    pub fn to_packed_entry(self) -> [u8; 16] {
+        let mut bytes = self.to_bytes();
+        bytes[12..14].copy_from_slice(&self.next.to_le_bytes());
+        bytes[14..].copy_from_slice(&self.flags.to_le_bytes());
+        bytes
+    }
+}
+
 /// Where one ring lies.
 #[derive(Clone)]
 pub struct Ring {
@@ -65,7 +76,7 @@ impl Ring {
     pub fn alloc(ram: &Arc<GuestRam>, size: u16) -> Self {
         let entries = u64::from(size);
         let desc = ram.alloc(DESC_LEN * entries, 4096);
-        let avail = ram.alloc(6 + 2 * entries, 2);
+        let avail = ram.alloc(6 + 2 * entries, 4);
         let used = ram.alloc(6 + 8 * entries, 4096);
         let ring = Self { ram: ram.clone(), size, desc, avail, used };
         ring.clear();

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::doorbell::Doorbell;
+use super::driver::Queue;
 use super::ram::{GuestRam, Region};
 use super::ring::Ring;
 use super::session::{Session, feature, protocol, request};
@@ -215,7 +216,9 @@ impl Vmm {
         let Vring { ring, kick, call, base, .. } = &self.vrings[index];
         let index = index as u32;
         self.session.set_vring_num(index, ring.size.into(), false)?;
-        self.session.set_vring_base(index, (*base).into(), false)?;
+        // QEMU has a half for each direction of a packed ring, and nothing in the second one for a split ring.
+        let both = if self.is_packed() { u32::from(*base) << 16 } else { 0 };
+        self.session.set_vring_base(index, both | u32::from(*base), false)?;
         self.session.set_vring_addr(index, ring, false)?;
         self.session.set_vring_kick(index, kick, false)?;
         self.session.set_vring_call(index, call, false)
@@ -287,7 +290,11 @@ impl Vmm {
             self.enable_rings(0)?;
         }
         for index in 0..self.vrings.len() {
-            self.vrings[index].base = self.session.get_vring_base(index as u32)? as u16;
+            let base = self.session.get_vring_base(index as u32)?;
+            if self.is_packed() {
+                assert_eq!(base >> 16, base & 0xffff, "ring {index} has used all that it has taken");
+            }
+            self.vrings[index].base = base as u16;
         }
         Ok(())
     }
@@ -296,10 +303,18 @@ impl Vmm {
     pub fn reset(&mut self) -> io::Result<()> {
         self.stop()?;
         self.enabled_pairs = 1;
-        for vring in &mut self.vrings {
-            vring.base = 0;
-        }
+        self.begin_anew();
         if self.kind.is_qemu() { self.enable_rings(1) } else { Ok(()) }
+    }
+
+    /// Has every ring begin where a new one of its form does.
+    pub fn begin_anew(&mut self) {
+        let base = Queue::first_base(self.features);
+        self.vrings.iter_mut().for_each(|vring| vring.base = base);
+    }
+
+    fn is_packed(&self) -> bool {
+        self.features & feature::RING_PACKED != 0
     }
 
     /// Returns when the back end has handled everything sent before: a question, because not every message of every

@@ -7,6 +7,7 @@
 mod descriptors;
 #[path = "../frontend/mod.rs"]
 mod frontend;
+mod packed;
 mod races;
 mod traffic;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use frontend::daemon::Daemon;
+use frontend::driver::Queue;
 use frontend::frame::{BROADCAST, frame};
 use frontend::nic::{Nic, NicConfig, exchange, meet};
 use frontend::ring::Ring;
@@ -88,7 +90,7 @@ impl Scene {
         self.bad.stop().unwrap();
         let features = self.bad.features();
         self.bad.pairs[0].rx.reset(features);
-        self.bad.vmm.vrings[RX].base = 0;
+        self.bad.vmm.vrings[RX].base = Queue::first_base(features);
         self.bad.cont().unwrap();
     }
 

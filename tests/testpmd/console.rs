@@ -20,6 +20,7 @@ pub struct Nics {
     pub mrg_rxbuf: [bool; 2],
     pub in_order: bool,
     pub vectorized: bool,
+    pub packed: bool,
     pub queues: u16,
     pub queue_size: u16,
     /// testpmd listens and the daemon connects.
@@ -28,7 +29,15 @@ pub struct Nics {
 
 impl Default for Nics {
     fn default() -> Self {
-        Self { mrg_rxbuf: [true; 2], in_order: true, vectorized: false, queues: 1, queue_size: 256, server: false }
+        Self {
+            mrg_rxbuf: [true; 2],
+            in_order: true,
+            vectorized: false,
+            packed: false,
+            queues: 1,
+            queue_size: 256,
+            server: false,
+        }
     }
 }
 
@@ -39,8 +48,10 @@ impl Nics {
         let [mrg_rxbuf, in_order] = [self.mrg_rxbuf[index], self.in_order].map(u8::from);
         vdev += &format!(",queues={},queue_size={}", self.queues, self.queue_size);
         vdev += &format!(",mrg_rxbuf={mrg_rxbuf},in_order={in_order}");
-        if self.vectorized {
-            vdev += ",vectorized=1";
+        for (option, on) in [("vectorized", self.vectorized), ("packed_vq", self.packed)] {
+            if on {
+                vdev += &format!(",{option}=1");
+            }
         }
         if self.server {
             vdev += ",server=1";

@@ -8,8 +8,15 @@ use super::{PORTS, Scene};
 #[test]
 fn testpmd_killed_in_the_middle_of_traffic_is_followed_by_another() {
     for server in [false, true] {
-        let modes = [(true, 2, 256), (false, 1, 1024), (true, 8, 256), (false, 2, 256)];
-        let nics = |(in_order, queues, queue_size)| Nics { in_order, queues, queue_size, server, ..Nics::default() };
+        let modes = [(false, true, 2, 256), (true, true, 2, 255), (false, false, 1, 1024), (true, false, 8, 256)];
+        let nics = |(packed, in_order, queues, queue_size)| Nics {
+            packed,
+            in_order,
+            queues,
+            queue_size,
+            server,
+            ..Nics::default()
+        };
         let mut scene = Scene::new(nics(modes[0]));
         let mut footprint = None;
         for next in modes.into_iter().cycle().take(6) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::features::{self, F_LOG_ALL, F_PROTOCOL_FEATURES, PROTOCOL_REPLY_ACK};
+use super::features::{self, F_LOG_ALL, F_PROTOCOL_FEATURES, F_RING_PACKED, PROTOCOL_REPLY_ACK};
 use super::nic::Nic;
 use super::refusal::Refusal;
 use super::vring::{Areas, Vring};
@@ -128,7 +128,8 @@ impl Device {
 
     /// SET_VRING_NUM.
     pub(super) fn set_size(&mut self, index: u32, size: u32) -> Result<(), Refusal> {
-        self.vring(index)?.set_size(size)?;
+        let features = self.features.unwrap_or(0);
+        self.vring(index)?.set_size(size, features)?;
         self.start(index as usize)
     }
 
@@ -154,9 +155,12 @@ impl Device {
     }
 
     /// GET_VRING_BASE. Needs an answer whatever it asks for, so a ring that the port does not have is simply at its start.
-    pub(super) fn stop(&mut self, index: u32) -> Result<u16, Refusal> {
-        match self.vring(index) {
-            Ok(vring) => Ok(vring.stop()),
+    /// A packed ring has a place for what is available and one for what is used, each with its wrap counter in its half of
+    /// the number; as nothing is left behind, they are the same.
+    pub(super) fn stop(&mut self, index: u32) -> Result<u32, Refusal> {
+        let packed = self.features.is_some_and(|acked| acked & F_RING_PACKED != 0);
+        match self.vring(index).map(Vring::stop).map(u32::from) {
+            Ok(base) => Ok(if packed { base << 16 | base } else { base }),
             Err(_) if (index as usize) < 2 * QUEUE_PAIRS => Ok(0),
             Err(_) => Err(Refusal::RingNumber),
         }

@@ -183,7 +183,7 @@ impl VhostUserBackendReqHandler for Handler {
 
     fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
         let base = self.answer(of(Req::GET_VRING_BASE), |device| device.stop(index))?;
-        Ok(VhostUserVringState::new(index, base.into()))
+        Ok(VhostUserVringState::new(index, base))
     }
 
     fn set_vring_kick(&self, index: u8, kick: Option<File>) -> Result<()> {

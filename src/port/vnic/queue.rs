@@ -117,8 +117,8 @@ pub(super) struct Running {
     negotiated: Needs,
     /// Where to note what is written, while the guest is being migrated.
     pub log: Option<Arc<DirtyLog>>,
-    /// The area of the ring that the device writes: guest-physical address and length.
-    written: (u64, u64),
+    /// The areas of the ring that the device writes: guest-physical addresses and lengths.
+    written: [(u64, u64); 2],
     kick: OwnedFd,
     call: Option<OwnedFd>,
     blocked: Arc<AtomicBool>,
@@ -160,8 +160,7 @@ impl Queue {
         let (negotiated, may) = (features::accepts(setup.features), features::may(setup.features));
         let accepts = negotiated.within(state.offloads);
         let RingSetup { memory, kick, call, log, .. } = setup;
-        // The used ring: flags, index, elements, avail_event (virtio 1.3, 2.7.8).
-        let written = (setup.used, 6 + 8 * u64::from(setup.size));
+        let written = config.written();
         let (blocked, attention) = (Arc::clone(&self.blocked), Arc::clone(&self.attention));
         let running = Running {
             ring,
@@ -450,12 +449,12 @@ impl State {
 }
 
 impl Running {
-    /// Notes that the device's area of the ring was written. All of it: three pages for a ring of 1024, most of them
+    /// Notes that the device's areas of the ring were written. All of them: three pages for a ring of 1024, most of them
     /// marked already, while a migration lasts.
     #[inline]
     pub fn log_ring(&self) {
         if let Some(log) = &self.log {
-            log.mark(self.written.0, self.written.1);
+            self.written.iter().for_each(|&(guest, len)| log.mark(guest, len));
         }
     }
 

@@ -18,6 +18,7 @@ use vhost_user_backend::{VringRwLock, VringT};
 use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 
+use super::features::F_RING_PACKED;
 use super::queue::{Queue, RingSetup};
 use super::refusal::Refusal;
 use crate::limits::RING_SIZE;
@@ -42,7 +43,8 @@ pub(super) struct Vring {
     queue: Arc<Queue>,
     control: VringRwLock<Arc<GuestMemoryMmap>>,
     areas: Option<Areas>,
-    sized: bool,
+    /// Number of descriptors. The crate's queue takes powers of two only, and a packed ring may have any.
+    size: Option<u16>,
     error: Option<EventFd>,
     /// It was started by this front end, so that a fault of the queue is this front end's.
     was_started: bool,
@@ -56,18 +58,19 @@ impl Vring {
         // The crate's state wants a memory for accessors that we do not use: an empty one.
         let control = VringRwLock::new(Arc::new(GuestMemoryMmap::new()), RING_SIZE)
             .expect("the only error is a maximum size that is no power of two, and RING_SIZE is one");
-        Self { index, queue, control, areas: None, sized: false, error: None, was_started: false, fault_told: false }
+        Self { index, queue, control, areas: None, size: None, error: None, was_started: false, fault_told: false }
     }
 
-    /// SET_VRING_NUM.
-    pub(super) fn set_size(&mut self, size: u32) -> Result<(), Refusal> {
-        let good = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= RING_SIZE);
+    /// SET_VRING_NUM. Only a packed ring may have a size that is no power of two; which form it has, front ends say before.
+    pub(super) fn set_size(&mut self, size: u32, features: u64) -> Result<(), Refusal> {
+        let any = features & F_RING_PACKED != 0;
+        let good = u16::try_from(size).ok().filter(|size| (1..=RING_SIZE).contains(size));
+        let good = good.filter(|size| any || size.is_power_of_two());
         let size = good.ok_or(Refusal::RingSize(self.index, size))?;
-        if self.queue.is_running() && size != self.control.get_ref().get_queue().size() {
+        if self.queue.is_running() && self.size != Some(size) {
             return Err(Refusal::RingRuns(self.index, "size"));
         }
-        self.control.set_queue_size(size);
-        self.sized = true;
+        self.size = Some(size);
         Ok(())
     }
 
@@ -80,7 +83,8 @@ impl Vring {
         Ok(())
     }
 
-    /// SET_VRING_BASE. Only a packed ring has more in it than the low 16 bits.
+    /// SET_VRING_BASE. A packed ring's has its wrap counter in bit 15. QEMU repeats it in the high 16 bits for the used
+    /// descriptors and DPDK leaves those zero; we leave nothing behind at a stop, so one is as good as two.
     pub(super) fn set_base(&mut self, base: u32) -> Result<(), Refusal> {
         if self.queue.is_running() {
             return Err(Refusal::RingRuns(self.index, "base"));
@@ -148,12 +152,12 @@ impl Vring {
         log: Option<&Arc<DirtyLog>>,
     ) -> Result<(), Refusal> {
         let waits = self.control.get_ref().get_kick().is_some();
-        let Some(areas) = self.areas.filter(|_| waits && self.sized && memory.region_count() > 0) else {
+        let Some(areas) = self.areas.filter(|_| waits && memory.region_count() > 0) else {
             return Ok(());
         };
-        if self.queue.is_running() {
+        let Some(size) = self.size.filter(|_| !self.queue.is_running()) else {
             return Ok(());
-        }
+        };
         if memory.failed() {
             return Err(Refusal::MemoryFailed);
         }
@@ -167,7 +171,7 @@ impl Vring {
         let aligned = self.control.set_queue_info(descriptors, available, used);
         aligned.map_err(|_| Refusal::RingUnaligned(self.index))?;
         self.control.set_queue_event_idx(features & F_EVENT_IDX != 0);
-        let setup = self.setup(memory, features, log)?;
+        let setup = self.setup(size, memory, features, log)?;
         self.queue.start(setup).map_err(|source| Refusal::Ring(self.index, source))?;
         self.control.set_queue_ready(true);
         self.control.set_kick(None);
@@ -178,7 +182,13 @@ impl Vring {
     }
 
     /// What the queue needs to know, from the control state.
-    fn setup(&self, memory: &SharedMemory, features: u64, log: Option<&Arc<DirtyLog>>) -> Result<RingSetup, Refusal> {
+    fn setup(
+        &self,
+        size: u16,
+        memory: &SharedMemory,
+        features: u64,
+        log: Option<&Arc<DirtyLog>>,
+    ) -> Result<RingSetup, Refusal> {
         let state = self.control.get_ref();
         let failed = |which| move |source| Refusal::Event(self.index, which, source);
         let kick = state.get_kick().as_ref().ok_or(Refusal::NoKick(self.index))?;
@@ -186,7 +196,7 @@ impl Vring {
         let call = state.get_call().as_ref().map(EventFd::of_call).transpose().map_err(failed("call"))?;
         let queue = state.get_queue();
         Ok(RingSetup {
-            size: queue.size(),
+            size,
             descriptors: queue.desc_table(),
             available: queue.avail_ring(),
             used: queue.used_ring(),
@@ -231,7 +241,7 @@ impl Vring {
         json!({
             "started": self.queue.is_running(),
             "enabled": state.is_enabled(),
-            "size": if self.sized { state.get_queue().size() } else { 0 },
+            "size": self.size.unwrap_or(0),
             "fault": self.fault(),
         })
     }
