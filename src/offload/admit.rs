@@ -51,19 +51,23 @@ pub fn admit<'m>(batch: &mut Batch<'m>, len: usize, pieces: &[Span<'m>], header:
 
 /// Checks what can be checked without the frame, but for its length; returns what the frame needs if the rest is right.
 fn claims(header: &VnetHeader, len: usize, may: Needs) -> Result<Needs, DropReason> {
-    if header.flags & NEEDS_CSUM == 0 {
-        return if header.gso_type == virtio_net::GSO_NONE { Ok(Needs::NONE) } else { Err(DropReason::GsoInvalid) };
+    if header.flags & NEEDS_CSUM == 0 && header.gso_type == virtio_net::GSO_NONE {
+        return Ok(Needs::NONE);
     }
+    // All offloads stand on this one.
     if !Needs::CSUM.met_by(may) {
         return Err(DropReason::OffloadNotNegotiated);
+    }
+    let gso = if header.gso_type == virtio_net::GSO_NONE { Needs::NONE } else { gso_claims(header, may)? };
+    if header.flags & NEEDS_CSUM == 0 {
+        return Err(DropReason::GsoInvalid);
     }
     let (start, offset) = (usize::from(header.csum_start), usize::from(header.csum_offset));
     if start < FRAME_MIN_BYTES || start + offset + 2 > len {
         return Err(DropReason::ChecksumInvalid);
     }
     let usual = matches!(offset, TCP_CHECKSUM | UDP_CHECKSUM);
-    let csum = Needs::CSUM.and(Needs::ENGINE.when(!usual));
-    if header.gso_type == virtio_net::GSO_NONE { Ok(csum) } else { Ok(csum.and(gso_claims(header, may)?)) }
+    Ok(gso.and(Needs::CSUM).and(Needs::ENGINE.when(!usual)))
 }
 
 /// The part of [`claims`] that is about segmentation. USO over IPv4 and IPv6 is one type: which it is shows in the frame.

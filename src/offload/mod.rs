@@ -14,6 +14,8 @@ pub mod exercise;
 mod layout;
 mod rewrite;
 #[cfg(test)]
+pub(crate) mod sketch;
+#[cfg(test)]
 mod tests;
 
 pub use admit::admit;

@@ -28,7 +28,7 @@ mod watch;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::frame::{Batch, Heads};
+use crate::frame::{Batch, Heads, Needs};
 use crate::ident::LatencySensitivity;
 use crate::limits::BATCH_FRAMES;
 use crate::verdict::DropReason;
@@ -226,6 +226,10 @@ pub trait Port: Send + Sync {
     fn notifications(&self) -> Vec<Notifications> {
         Vec::new()
     }
+
+    /// Takes over which offloads its far end is left with of those that it can do. Kinds whose far end does everything, or
+    /// nothing, have nothing to change.
+    fn set_offloads(&self, _offloads: Needs) {}
 
     /// What this kind of port has to tell beyond that: peers, negotiated features, queues with their counters.
     fn detail(&self) -> serde_json::Value;

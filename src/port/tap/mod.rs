@@ -2,8 +2,8 @@
 //!
 //! What the host sends out of the interface is received here, what is transmitted here the host receives. Frames cross
 //! with a virtio-net header in front (`IFF_VNET_HDR`, linux/if_tun.h), which is a head's own form, so transmitting is one
-//! vectored write from the sender's memory. We ask for no offloads: the kernel then hands over frames with complete
-//! checksums, none longer than the MTU allows.
+//! vectored write from the sender's memory: the kernel takes frames with offloads as we have them. In the other direction
+//! we tell it which we take (`TUNSETOFFLOAD`), and check what it says like what a guest says.
 //!
 //! Reading is one system call per frame into a buffer that the queue's lock guards. The descriptor is watched
 //! edge-triggered, and an edge says only that something came in at some time, so [`Receive::receive`] reads until there
@@ -13,6 +13,8 @@
 //! and the kernel removes the interface unless it is persistent. No lock on the descriptor is held while a batch is
 //! lent, so that one port's end waits for no other port.
 
+mod offloads;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -21,13 +23,16 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
+use self::offloads::Offloads;
 use super::watch::Watch;
 use super::{LinkState, Outcome, Port, Receive, Received, Transmit, Wake};
-use crate::frame::{Batch, Heads};
+use crate::frame::{Batch, Heads, Needs};
 use crate::limits::{BATCH_BYTES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{self, Span};
+use crate::offload;
 use crate::sys::tap::{self, InterfaceControl, InterfaceName, InterfaceNameError};
 use crate::verdict::DropReason;
+use crate::wire::virtio_net::VnetHeader;
 
 /// Which interface a [`Tap`] port is, and how it is set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,12 +114,14 @@ impl Tap {
             set_mtu(&control, name, mtu)?;
         }
         bring_up(&control, name)?;
+        let offloads = Offloads::ask(tun.as_fd()).map_err(|source| refused("set up the offloads of", name, source))?;
         Ok(Arc::new(Self(Arc::new(Interface {
             name,
             tun: RwLock::new(Some(tun)),
             control,
             reading: Mutex::new(vec![0; READ_BUFFER_BYTES].into()),
             watch: Watch::default(),
+            offloads,
             counters: Counters::default(),
         }))))
     }
@@ -140,6 +147,14 @@ impl Port for Tap {
             LinkState::Down(format!("interface {name} is down: `ip link set {name} up`"))
         } else {
             LinkState::Up
+        }
+    }
+
+    fn set_offloads(&self, offloads: Needs) {
+        if let Some(tun) = &*self.0.tun()
+            && let Err(error) = self.0.offloads.set(tun.as_fd(), offloads)
+        {
+            log::error!("{}: the host does not take the offloads that the port is set to: {error}", self.0.name);
         }
     }
 
@@ -179,6 +194,7 @@ struct Interface {
     control: InterfaceControl,
     reading: Mutex<Box<[u8]>>,
     watch: Watch,
+    offloads: Offloads,
     counters: Counters,
 }
 
@@ -222,8 +238,36 @@ impl Interface {
             // Frames begin at cache lines of their own, so that one guest's copy does not pull in the next frame.
             let (record, after) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(CACHE_LINE_BYTES));
             rest = after;
-            push(batch, &mut record[..len]);
+            push(batch, &mut record[..len], self.offloads.may());
         }
+    }
+}
+
+impl Interface {
+    /// Gives one frame to the host: as it is, or as the complete frames that it becomes if the host lacks what it needs.
+    #[inline]
+    fn write(&self, tun: BorrowedFd<'_>, batch: &Batch<'_>, pick: u8, outcome: &mut Outcome) -> Result<(), WriteError> {
+        let index = usize::from(pick);
+        let Some(frame) = batch.frames().get(index) else { return Ok(()) };
+        if !frame.needs.met_by(self.offloads.accepts()) {
+            return self.offloads.write(tun, batch, index, outcome);
+        }
+        let head = &batch.head(index).bytes[..VNET_HEADER_BYTES + usize::from(frame.head_len)];
+        Ok(mem::write_frame(tun, head, batch.tail(index))?)
+    }
+}
+
+/// Why the host did not get a frame.
+enum WriteError {
+    /// It said so.
+    Host(io::Error),
+    /// The frame is not what its header says.
+    Frame(DropReason),
+}
+
+impl From<io::Error> for WriteError {
+    fn from(error: io::Error) -> Self {
+        Self::Host(error)
     }
 }
 
@@ -269,18 +313,16 @@ impl Transmit for Interface {
         let Some(tun) = &*tun else { return outcome.refuse_all(picks, DropReason::LinkDown) };
         let (mut transmitted, mut last_error) = (0, None);
         for &pick in picks {
-            let index = usize::from(pick);
-            let head_len = batch.frames().get(index).map_or(0, |frame| usize::from(frame.head_len));
-            let head = &batch.head(index).bytes[..VNET_HEADER_BYTES + head_len];
-            match mem::write_frame(tun.as_fd(), head, batch.tail(index)) {
+            match self.write(tun.as_fd(), batch, pick, outcome) {
                 Ok(()) => {
                     outcome.deliver(pick);
                     transmitted += 1;
                 }
-                Err(error) => {
+                Err(WriteError::Host(error)) => {
                     outcome.refuse(pick, DropReason::HostRefused);
                     last_error = error.raw_os_error();
                 }
+                Err(WriteError::Frame(reason)) => outcome.refuse(pick, reason),
             }
         }
         self.counters.transmitted.fetch_add(transmitted, Ordering::Relaxed);
@@ -291,18 +333,20 @@ impl Transmit for Interface {
     }
 }
 
-/// Adds what one read returned to `batch`: a virtio-net header and a frame.
-fn push<'m>(batch: &mut Batch<'m>, record: &'m mut [u8]) {
+/// Adds what one read returned to `batch`: a virtio-net header, which may ask for `may`, and a frame.
+fn push<'m>(batch: &mut Batch<'m>, record: &'m mut [u8], may: Needs) {
     let Some((header, frame)) = record.split_first_chunk_mut::<VNET_HEADER_BYTES>() else {
         return batch.push_dropped(0, DropReason::HeaderTruncated);
     };
-    let [flags, gso_type, ..] = *header;
-    if flags & NEEDS_CSUM != 0 || gso_type != GSO_NONE {
-        batch.push_dropped(frame.len(), DropReason::OffloadNotNegotiated);
-    } else if frame.len() > FRAME_MAX_BYTES {
-        batch.push_dropped(frame.len(), DropReason::FrameTooLong);
+    if frame.len() > FRAME_MAX_BYTES {
+        return batch.push_dropped(frame.len(), DropReason::FrameTooLong);
+    }
+    let (len, header) = (frame.len(), *header);
+    let pieces = [Span::from_buffer(frame)];
+    if VnetHeader::asks_nothing(&header) {
+        batch.push(len, &pieces);
     } else {
-        batch.push(frame.len(), &[Span::from_buffer(frame)]);
+        offload::admit(batch, len, &pieces, &header, may);
     }
 }
 
@@ -312,10 +356,6 @@ const READ_BYTES: usize = (VNET_HEADER_BYTES + FRAME_MAX_BYTES + 1).next_multipl
 /// Room for the bytes of a batch, the last frame of which may be of any length.
 const READ_BUFFER_BYTES: usize = BATCH_BYTES + READ_BYTES;
 const CACHE_LINE_BYTES: usize = 64;
-
-/// `VIRTIO_NET_HDR_F_NEEDS_CSUM` and `VIRTIO_NET_HDR_GSO_NONE`: virtio 1.3, 5.1.6.
-const NEEDS_CSUM: u8 = 1;
-const GSO_NONE: u8 = 0;
 
 /// A descriptor that is attached to TAP interface `name` and has headers in our form.
 fn open(name: &InterfaceName) -> Result<OwnedFd, TapError> {
@@ -335,7 +375,6 @@ fn open(name: &InterfaceName) -> Result<OwnedFd, TapError> {
     // A kernel that does not know the call has the CPU's own order, which is little-endian wherever we run.
     let _ = tap::set_header_little_endian(tun.as_fd());
     tap::set_header_len(tun.as_fd(), VNET_HEADER_BYTES)
-        .and_then(|()| tap::set_offloads(tun.as_fd(), 0))
         .map_err(|source| refused("set up the headers of", *name, source))?;
     Ok(tun)
 }

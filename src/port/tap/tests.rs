@@ -10,6 +10,8 @@ use super::*;
 use crate::port::testing::{self, Shard};
 use crate::sys::tap::enter_fresh_network_namespace;
 
+mod kernel;
+
 /// The station that the tests play behind the port.
 const STATION: [u8; 6] = [0x02, 0, 0, 0, 0, 0x22];
 const STATION_IP: [u8; 4] = [192, 0, 2, 2];
@@ -109,9 +111,10 @@ fn receive_to_station(queue: &dyn Receive, shard: &Shard, count: usize) -> Vec<V
 }
 
 #[test]
-fn what_the_host_sends_is_received_whole_with_complete_checksums() {
+fn without_offloads_what_the_host_sends_has_complete_checksums() {
     in_namespace(|| {
         let port = addressed("lc0");
+        port.set_offloads(Needs::NONE);
         let (queue, shard) = (port.receive_queues().remove(0), Shard::new());
         queue.attach(Some(shard.clone()));
         let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
@@ -273,7 +276,7 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
-fn a_header_that_asks_for_an_offload_is_a_drop_with_its_reason() {
+fn a_header_that_cannot_be_is_a_drop_with_its_reason() {
     use crate::verdict::Verdict;
     let record = |flags, gso_type, len: usize| {
         let mut record = vec![0; VNET_HEADER_BYTES + len];
@@ -284,8 +287,9 @@ fn a_header_that_asks_for_an_offload_is_a_drop_with_its_reason() {
     for (mut bytes, verdict) in [
         (record(0, 0, 60), Verdict::Pending),
         (record(2, 0, 60), Verdict::Pending), // VIRTIO_NET_HDR_F_DATA_VALID asks for nothing.
-        (record(1, 0, 60), dropped(DropReason::OffloadNotNegotiated)),
-        (record(0, 1, 60), dropped(DropReason::OffloadNotNegotiated)),
+        (record(1, 0, 60), dropped(DropReason::ChecksumInvalid)),
+        (record(1, 3, 60), dropped(DropReason::OffloadNotNegotiated)),
+        (record(0, 1, 60), dropped(DropReason::GsoInvalid)),
         (record(0, 0, 13), dropped(DropReason::FrameTooShort)),
         (record(0, 0, FRAME_MAX_BYTES), Verdict::Pending),
         (record(0, 0, FRAME_MAX_BYTES + 1), dropped(DropReason::FrameTooLong)),
@@ -294,7 +298,7 @@ fn a_header_that_asks_for_an_offload_is_a_drop_with_its_reason() {
         let len = bytes.len();
         let mut heads = crate::frame::heads();
         let mut batch = Batch::new(&mut heads, 0);
-        push(&mut batch, &mut bytes);
+        push(&mut batch, &mut bytes, Needs::ALL);
         assert_eq!((batch.len(), batch.frames()[0].verdict), (1, verdict));
         assert_eq!(batch.frames()[0].len as usize, len.saturating_sub(VNET_HEADER_BYTES));
     }
