@@ -199,6 +199,21 @@ impl fmt::Display for LatencySensitivity {
     }
 }
 
+/// Which queues stay together on one shard. What each means: `shard::placement`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Affinity {
+    /// As is best for the port's latency sensitivity.
+    #[default]
+    Auto,
+    /// All ports of a VM.
+    Vm,
+    /// The queues of a port.
+    Vnic,
+    /// None.
+    Queue,
+}
+
 /// Reads a value in its text form, so that a deserializer's error points at the scalar itself.
 fn parsed<'de, D, T>(deserializer: D, what: &'static str) -> Result<T, D::Error>
 where

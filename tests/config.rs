@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use linecard::config::{CpuChoice, Idle, KindPlan, Plan, SocketMode, check, check_port};
-use linecard::ident::LatencySensitivity;
+use linecard::ident::{Affinity, LatencySensitivity};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -19,11 +19,11 @@ const EVERYTHING: &str = r#"
 version: 1
 daemon:
   { api: /run/l/api.sock, api-group: linecard, api-mode: "0600", state-dir: /run/l/state, metrics: "[::1]:9477", log: debug }
-shards: { cpus: "2-3,8", exclusive: 5, idle: never }
+shards: { cpus: "2-3,8", exclusive: 5, idle: never, realtime: 50 }
 networks: { lan: {}, dmz: { mac-age: 500ms, mac-limit: 10 }, spare: }
 profiles:
   base: { network: dmz, mtu: 9000, limits: { macs: 7 }, labels: { a: base, b: base } }
-  fast: { inherit: base, latency-sensitivity: high, labels: { b: fast } }
+  fast: { inherit: base, latency-sensitivity: high, affinity: vm, labels: { b: fast } }
   both: { inherit: [fast, base], mtu: 1500 }
 ports:
   u:
@@ -96,6 +96,7 @@ fn defaults_are_filled_in() {
             "kind": { "vhost-user": { "socket": "/a", "mode": "server", "queues": 1, "permissions": "0660" } },
             "network": "lan",
             "latency-sensitivity": "normal",
+            "affinity": "auto",
             "macs": 4096,
         } },
     });
@@ -109,6 +110,9 @@ fn every_key_arrives() {
     assert_eq!(plan.daemon.metrics, Some("[::1]:9477".parse().unwrap()));
     assert_eq!(plan.shards.cpus, CpuChoice::List(vec![2, 3, 8]));
     assert_eq!((plan.shards.exclusive.as_slice(), plan.shards.idle), ([5].as_slice(), Idle::Never));
+    assert_eq!(plan.shards.realtime, Some(50));
+    assert_eq!(plan.profiles["both"].affinity, Some(Affinity::Vm), "inherited");
+    assert_eq!((plan.ports["t"].affinity, plan.ports["l"].affinity), (Affinity::Vm, Affinity::Auto));
     assert_eq!(plan.networks["dmz"].mac_age, Duration::from_millis(500));
     assert_eq!(plan.networks["spare"].mac_limit, 65536);
     let KindPlan::VhostUser(vnic) = &plan.ports["u"].kind else { panic!("{:?}", plan.ports["u"]) };

@@ -60,6 +60,7 @@ fn the_shipped_file_says_the_defaults() {
         check("linecard.yaml with its examples", &examples).unwrap_or_else(|wrong| panic!("{}", wrong.render(false)));
     let short = "version: 1
 daemon: { api-group: linecard, metrics: '127.0.0.1:9477' }
+shards: { realtime: 50 }
 networks: { lan: {} }
 profiles:
   server: { network: lan, mtu: 1500, labels: { rack: '17' } }

@@ -80,3 +80,54 @@ fn kicks_are_counted_and_so_are_those_that_polling_spared() {
     });
     assert_eq!(counter(&daemon, "a", 0, "kicks"), 0, "nobody waits for buffers");
 }
+
+/// Ports `a` and `b` with profiles of their names at these levels; CPU 1 is exclusive.
+fn profiles(dir: &Path, a: &str, b: &str) -> String {
+    let ports = ["a", "b"].map(|name| port_with(dir, name, "lan", "server", &format!(", profile: {name}"))).concat();
+    let profiles = format!(
+        "profiles: {{ a: {{ latency-sensitivity: {a} }}, b: {{ latency-sensitivity: {b} }} }}\nnetworks: {{ lan: {{}} }}"
+    );
+    let head = preamble(dir).replace("cpus: \"0\"", "cpus: \"0\", exclusive: \"1\"");
+    format!("{head}{profiles}\nports:\n{ports}")
+}
+
+#[test]
+fn levels_change_while_guests_talk() {
+    let daemon = Daemon::start(|dir| profiles(dir, "normal", "low"));
+    let [mut a, mut b] = nics(&daemon);
+    let mut talk = || {
+        exchange(&mut a, &mut b, 64);
+        carry(&mut b, &mut a, 16);
+    };
+    let apply = |a, b| {
+        std::fs::write(daemon.dir().join("linecard.yaml"), profiles(daemon.dir(), a, b)).unwrap();
+        daemon.linecard(&["apply"]).unwrap();
+    };
+    // What each port is served by shows in the number of queues of the exclusive shard.
+    let exclusive = || {
+        let shards = daemon.linecard(&["shard", "list"]).unwrap();
+        shards.as_array().unwrap().iter().find(|shard| shard["exclusive"] == true).unwrap()["queues"].as_u64().unwrap()
+    };
+    let pinned = |port: &str| daemon.port(port).0["detail"]["device"]["memory"]["pinned"].is_string();
+    assert_eq!(exclusive(), 0);
+    apply("high", "low");
+    assert_eq!(exclusive(), 4);
+    talk();
+    daemon.port_when("a", "its memory is pinned", |_| pinned("a"));
+    apply("high", "high");
+    let refused = daemon.port("b");
+    assert_eq!(refused.state(), "up", "a running port goes on as it was");
+    assert!(refused.reason().unwrap().contains("needs 1 CPU of its own, and of the 1 in shards.exclusive 0 are free"));
+    talk();
+    apply("medium", "high");
+    assert_eq!((exclusive(), daemon.port("b").reason()), (4, None));
+    talk();
+    daemon.port_when("a", "its memory is let go", |_| !pinned("a"));
+    apply("low", "normal");
+    assert_eq!(exclusive(), 0);
+    talk();
+    for port in ["a", "b"] {
+        assert_eq!(daemon.port(port).0["detail"]["connections"], 1, "{port} was interrupted");
+        assert!(daemon.port(port).is_conserved());
+    }
+}

@@ -151,6 +151,7 @@ impl ProfilePlan {
         Self {
             network: self.network.or_else(|| below.network.clone()),
             latency: self.latency.or(below.latency),
+            affinity: self.affinity.or(below.affinity),
             mtu: self.mtu.or(below.mtu),
             macs: self.macs.or(below.macs),
             labels,
@@ -163,6 +164,7 @@ impl From<Settings> for ProfilePlan {
         Self {
             network: written.network,
             latency: written.latency_sensitivity,
+            affinity: written.affinity,
             mtu: written.mtu.map(|mtu| mtu.u16()),
             macs: written.limits.macs.map(|macs| macs.u32()),
             labels: written.labels.into_iter().map(|(key, value)| (key.0, value.0)).collect(),

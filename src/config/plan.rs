@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ident::{LatencySensitivity, MacAddr, Name};
+use crate::ident::{Affinity, LatencySensitivity, MacAddr, Name};
 
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -76,6 +76,9 @@ pub struct ShardsPlan {
     pub exclusive: Vec<u16>,
     /// What a shard does when nothing comes.
     pub idle: Idle,
+    /// SCHED_FIFO priority of the shards on `exclusive`; `None`: they are scheduled as everybody is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime: Option<u8>,
 }
 
 /// Which CPUs carry shards.
@@ -120,6 +123,9 @@ pub struct ProfilePlan {
     /// How much the ports mind delay.
     #[serde(rename = "latency-sensitivity", skip_serializing_if = "Option::is_none")]
     pub latency: Option<LatencySensitivity>,
+    /// Which queues stay together on a shard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
     /// Largest IP packet, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
@@ -148,6 +154,8 @@ pub struct PortPlan {
     /// How much it minds delay.
     #[serde(rename = "latency-sensitivity")]
     pub latency: LatencySensitivity,
+    /// Which queues stay together on a shard.
+    pub affinity: Affinity,
     /// Largest IP packet in bytes, told to the guest and held against it; `None`: neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,

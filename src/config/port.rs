@@ -118,6 +118,7 @@ impl World<'_> {
             profile: named,
             network,
             latency: settings.latency.unwrap_or_default(),
+            affinity: settings.affinity.unwrap_or_default(),
             mtu: settings.mtu,
             macs: settings.macs.unwrap_or(limits::PORT_MACS_DEFAULT),
             labels: settings.labels,

@@ -89,7 +89,8 @@ fn shards(written: written::Shards, report: &mut Report) -> ShardsPlan {
             report.add(Finding::value(&path, message));
         }
     }
-    ShardsPlan { cpus, exclusive, idle: written.idle }
+    let realtime = written.realtime.map(|priority| priority.u16() as u8);
+    ShardsPlan { cpus, exclusive, idle: written.idle, realtime }
 }
 
 fn networks(written: Table<written::Network>, report: &mut Report) -> Table<NetworkPlan> {

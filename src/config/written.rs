@@ -19,7 +19,7 @@ use super::scalar::{
     Account, Endpoint, FilePath, Interface, LabelKey, LabelValue, Mode, Names, SocketPath, StationMac, Version, Whole,
 };
 use super::time::Time;
-use crate::ident::{LatencySensitivity, Name};
+use crate::ident::{Affinity, LatencySensitivity, Name};
 use crate::limits;
 
 /// A count of FDB entries.
@@ -81,6 +81,7 @@ pub(super) struct Shards {
     pub(super) cpus: Option<CpuSelection>,
     pub(super) exclusive: Cpus,
     pub(super) idle: Idle,
+    pub(super) realtime: Option<Whole<1, 99>>,
 }
 
 /// An entry of `networks:`
@@ -103,6 +104,7 @@ pub(super) struct Limits {
 pub(super) struct Settings {
     pub(super) network: Option<Name>,
     pub(super) latency_sensitivity: Option<LatencySensitivity>,
+    pub(super) affinity: Option<Affinity>,
     pub(super) mtu: Option<Mtu>,
     pub(super) limits: Limits,
     pub(super) labels: BTreeMap<LabelKey, LabelValue>,
@@ -118,6 +120,7 @@ macro_rules! with_settings {
             $($(#[$field_meta])* pub(super) $field: $type,)*
             pub(super) network: Option<Name>,
             pub(super) latency_sensitivity: Option<LatencySensitivity>,
+            pub(super) affinity: Option<Affinity>,
             pub(super) mtu: Option<Mtu>,
             pub(super) limits: Limits,
             pub(super) labels: BTreeMap<LabelKey, LabelValue>,
@@ -129,6 +132,7 @@ macro_rules! with_settings {
                 Settings {
                     network: self.network.take(),
                     latency_sensitivity: self.latency_sensitivity.take(),
+                    affinity: self.affinity.take(),
                     mtu: self.mtu.take(),
                     limits: std::mem::take(&mut self.limits),
                     labels: std::mem::take(&mut self.labels),

@@ -226,7 +226,7 @@ impl State {
         match &running.port {
             Err(reason) => (PortState::Stopped, Some(reason.clone())),
             Ok(port) => match port.link() {
-                LinkState::Up => (PortState::Up, None),
+                LinkState::Up => (PortState::Up, running.obstacle.clone()),
                 LinkState::Down(reason) => (PortState::Down, Some(reason)),
                 LinkState::Stopped(reason) => (PortState::Stopped, Some(reason)),
             },

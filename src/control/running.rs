@@ -10,6 +10,7 @@
 //!   addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
 use super::desired::Desired;
@@ -17,10 +18,12 @@ use super::diff::Action;
 use super::kinds::Kinds;
 use super::numbers::Numbers;
 use crate::config::PortPlan;
+use crate::host::cpu;
+use crate::host::dma_latency::DmaLatency;
 use crate::ident::{LatencySensitivity, MacAddr, Name, NetworkIndex, PortIndex};
 use crate::limits::{NETWORKS, PORTS};
 use crate::port::Port;
-use crate::shard::{self, Shards};
+use crate::shard::{self, Service, Shards};
 use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow};
 
 /// One port that should be, and what became of it.
@@ -30,6 +33,17 @@ pub(super) struct Running {
     pub(super) number: PortIndex,
     /// The port, or why there is none.
     pub(super) port: Result<Arc<dyn Port>, String>,
+    /// How the shards serve it, if they do.
+    pub(super) served: Option<Service>,
+    /// Why that is not as it should be.
+    pub(super) obstacle: Option<String>,
+}
+
+impl Running {
+    /// A port that could not be had for this reason, so far.
+    fn without(number: PortIndex, reason: &str) -> Self {
+        Self { number, port: Err(reason.into()), served: None, obstacle: None }
+    }
 }
 
 /// Everything that runs. `desired` is always what was carried out, stopped ports included.
@@ -40,6 +54,8 @@ pub(super) struct Runtime {
     pub(super) fdb: Arc<Fdb>,
     pub(super) shards: Shards,
     kinds: Kinds,
+    /// What keeps CPUs from deep sleep, or why that cannot be had.
+    awake: Option<io::Result<DmaLatency>>,
     pins: BTreeMap<(NetworkIndex, MacAddr), PortIndex>,
     port_numbers: Numbers,
     network_numbers: Numbers,
@@ -55,6 +71,7 @@ impl Runtime {
             fdb: Arc::new(fdb),
             shards,
             kinds,
+            awake: None,
             pins: BTreeMap::new(),
             port_numbers: Numbers::below(PORTS),
             network_numbers: Numbers::below(NETWORKS),
@@ -82,7 +99,7 @@ impl Runtime {
         }
         self.publish();
         self.settle_pins();
-        self.attach(&before);
+        self.attach();
         self.leave_networks(&before, actions);
     }
 
@@ -118,7 +135,8 @@ impl Runtime {
                 continue;
             };
             let Some(running) = self.ports.get_mut(name) else { continue };
-            let closed = std::mem::replace(&mut running.port, Err("it is being made anew".into()));
+            let fresh = Running::without(running.number, "it is being made anew");
+            let closed = std::mem::replace(running, fresh).port;
             ending.extend(closed.ok().map(|port| (running.number, port)));
             if matches!(action, Action::RemovePort(_)) {
                 removed.push(running.number);
@@ -152,7 +170,7 @@ impl Runtime {
             return;
         };
         self.shards.clear_port(number);
-        self.ports.insert(name.clone(), Running { number, port: Err("it was not opened yet".into()) });
+        self.ports.insert(name.clone(), Running::without(number, "it was not opened yet"));
         self.open(name);
     }
 
@@ -171,11 +189,9 @@ impl Runtime {
         }
     }
 
-    /// Where each open port is and how it is served.
+    /// Where each open port is.
     fn places(&self) -> BTreeMap<PortIndex, Place> {
-        self.open_ports()
-            .map(|(number, plan, _)| (number, (self.networks.get(&plan.network).copied(), plan.latency)))
-            .collect()
+        self.open_ports().map(|(number, plan, _)| (number, self.networks.get(&plan.network).copied())).collect()
     }
 
     fn open_ports(&self) -> impl Iterator<Item = (PortIndex, &PortPlan, &Arc<dyn Port>)> {
@@ -184,21 +200,51 @@ impl Runtime {
             .filter_map(|(name, running)| Some((running.number, self.plan(name)?, running.port.as_ref().ok()?)))
     }
 
-    /// Gives new ports a shard, and those whose latency sensitivity changed perhaps another one.
-    fn attach(&mut self, before: &BTreeMap<PortIndex, Place>) {
+    /// Gives new ports a shard, and those whose service changed perhaps another one. One that cannot have what it asks for is
+    /// served on as it was; a new one is ended.
+    fn attach(&mut self) {
         let mut refused = Vec::new();
-        for (number, plan, port) in self.open_ports() {
-            match before.get(&number) {
-                Some((_, latency)) if *latency == plan.latency => continue,
-                Some(_) => self.shards.detach(number),
-                None => {}
-            }
-            port.set_latency(plan.latency);
-            if let Err(error) = self.shards.attach(number, port.receive_queues(), plan.latency) {
-                refused.push((number, error.to_string()));
+        // Those that give an exclusive CPU up come before those that may want it.
+        for high in [false, true] {
+            for (name, running) in &mut self.ports {
+                let Some(plan) = self.desired.ports.get(name).and_then(|wish| wish.plan.as_ref().ok()) else {
+                    continue;
+                };
+                let Ok(port) = &running.port else { continue };
+                let service = service(plan);
+                if (plan.latency == LatencySensitivity::High) != high || running.served.as_ref() == Some(&service) {
+                    continue;
+                }
+                match self.shards.attach(running.number, port.receive_queues(), &service) {
+                    Ok(()) => {
+                        port.set_latency(plan.latency);
+                        log_move(name, running.served.is_some(), &service, &self.shards.cpus_of(running.number));
+                        (running.served, running.obstacle) = (Some(service), None);
+                    }
+                    Err(error) if running.served.is_some() => {
+                        log::error!("port {name}: is served as it was: {error}");
+                        running.obstacle = Some(format!("is served as it was: {error}"));
+                    }
+                    Err(error) => refused.push((running.number, error.to_string())),
+                }
             }
         }
         self.stop(&refused);
+        self.keep_awake();
+    }
+
+    /// Keeps the host's CPUs from deep sleep while there is a port of latency sensitivity `high`.
+    fn keep_awake(&mut self) {
+        let high = |running: &Running| running.served.as_ref().is_some_and(|s| s.latency == LatencySensitivity::High);
+        let wanted = self.ports.values().any(high);
+        if wanted && self.awake.is_none() {
+            self.awake = Some(DmaLatency::hold().inspect_err(|error| {
+                log::warn!("cannot keep CPUs from deep sleep for `high` ports (/dev/cpu_dma_latency): {error}");
+            }));
+        }
+        if !wanted {
+            self.awake = None;
+        }
     }
 
     /// Ends ports that no shard can serve, for the reasons given.
@@ -218,8 +264,8 @@ impl Runtime {
     /// Forgets what was learned in networks that are gone, and about ports in networks that they left.
     fn leave_networks(&mut self, before: &BTreeMap<PortIndex, Place>, actions: &[Action]) {
         let now = self.places();
-        let left = |(port, (network, _)): (&PortIndex, &Place)| {
-            let stays = now.get(port).is_none_or(|(now, _)| now == network);
+        let left = |(port, network): (&PortIndex, &Place)| {
+            let stays = now.get(port).is_none_or(|now| now == network);
             network.filter(|_| !stays).map(|network| Flush { network: Some(network), port: Some(*port), mac: None })
         };
         let mut flushes: Vec<Flush> = before.iter().filter_map(left).collect();
@@ -283,4 +329,17 @@ impl Runtime {
     }
 }
 
-type Place = (Option<NetworkIndex>, LatencySensitivity);
+type Place = Option<NetworkIndex>;
+
+/// What a port asks of the shards.
+fn service(plan: &PortPlan) -> Service {
+    let vm = plan.labels.get("vm").map(|vm| vm.as_str().into());
+    Service { latency: plan.latency, affinity: plan.affinity, vm }
+}
+
+fn log_move(name: &Name, again: bool, service: &Service, cpus: &[u16]) {
+    if again {
+        let cpus: BTreeSet<u16> = cpus.iter().copied().collect();
+        log::info!("port {name}: is served at {} on CPU {}", service.latency, cpu::list(cpus.into_iter()));
+    }
+}

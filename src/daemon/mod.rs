@@ -29,9 +29,10 @@ use crate::config::{self, CpuChoice, Diagnostics, Idle, Plan, ShardsPlan};
 use crate::control::http::{self, ApiSocket, Routes, SocketError};
 use crate::control::store::{Store, StoreError};
 use crate::control::{ControlError, Controller};
+use crate::host;
 use crate::host::cpu::{CpuError, Cpus};
 use crate::observe::metrics;
-use crate::shard::{IdlePolicy, ShardError, Shards};
+use crate::shard::{IdlePolicy, Policy, ShardError, Shards};
 
 /// Why the daemon did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -138,10 +139,16 @@ fn start_shards(plan: &ShardsPlan, clock: Clock) -> Result<(Shards, BTreeMap<u16
             vec![suggestion.cpu]
         }
     };
-    let policy = match plan.idle {
+    let idle = match plan.idle {
         Idle::Adaptive => IdlePolicy::Adaptive,
         Idle::Never => IdlePolicy::Never,
     };
+    let policy = Policy { idle, realtime: plan.realtime };
+    if plan.realtime.is_some() && host::cpu::realtime_is_throttled() {
+        log::warn!(
+            "shards.realtime: the kernel stops real-time threads for a part of each second: set kernel.sched_rt_runtime_us to -1"
+        );
+    }
     let shards = Shards::start(&cpus, &plan.exclusive, policy, clock)?;
     host.keep_off(cpus.iter().chain(&plan.exclusive).copied());
     Ok((shards, chosen))

@@ -126,6 +126,12 @@ impl Cpus {
     }
 }
 
+/// Whether the kernel takes the CPU from real-time threads that never sleep, for a part of each second (sched(7)).
+pub fn realtime_is_throttled() -> bool {
+    let runtime = std::fs::read_to_string("/proc/sys/kernel/sched_rt_runtime_us");
+    runtime.is_ok_and(|text| text.trim() != "-1")
+}
+
 /// Writes CPU numbers as the kernel does: `0-3,8`. They come in ascending order.
 pub fn list(cpus: impl Iterator<Item = u16>) -> String {
     let mut ranges: Vec<(u16, u16)> = Vec::new();

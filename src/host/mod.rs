@@ -1,4 +1,5 @@
-//! This machine: its CPUs ([`cpu`]) and its users and groups ([`account`]). Reads /sys, /etc and the scheduler; changes nothing.
+//! This machine: its CPUs ([`cpu`]), how deeply they sleep ([`dma_latency`]), and its users and groups ([`account`]).
 
 pub mod account;
 pub mod cpu;
+pub mod dma_latency;

@@ -48,6 +48,11 @@ impl Region {
         self.watch.as_ref().is_some_and(Watch::failed)
     }
 
+    /// The file behind it.
+    pub(super) fn file(&self) -> Option<&std::fs::File> {
+        self.mapping.file_offset().map(|offset| offset.file())
+    }
+
     /// Where the region is mapped here, as a number: for tables that map a fault's address back to its port.
     pub fn host_address(&self) -> usize {
         self.mapping.as_ptr() as usize

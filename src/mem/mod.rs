@@ -1,12 +1,14 @@
 //! Guest memory: what a front end shared ([`SharedMemory`]), the map that rings use ([`GuestMemory`]), bounded pieces
 //! of it ([`Span`]), places in lists of those ([`Cursor`], [`Source`]), writing them to a descriptor ([`write_frame`]),
-//! and which pages were written ([`DirtyLog`]).
+//! and which pages were written ([`DirtyLog`]). `pin` keeps pages
+//! from being faulted in by a shard.
 
 mod cursor;
 mod dirty;
 mod gather;
 mod guest;
 mod mapping;
+mod pin;
 mod span;
 
 pub use cursor::{Cursor, Source};
@@ -14,4 +16,5 @@ pub use dirty::{DirtyLog, DirtyLogError};
 pub use gather::write_frame;
 pub use guest::{GuestMemory, Region, Window};
 pub use mapping::{MappingError, RegionRequest, SharedMemory};
+pub use pin::Pinned;
 pub use span::Span;

@@ -26,6 +26,7 @@ mod fairness;
 mod flags;
 mod idle;
 mod outbox;
+mod placement;
 mod roster;
 mod wake;
 mod worker;
@@ -33,14 +34,14 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 
 use crate::clock::Clock;
-use crate::ident::{LatencySensitivity, PortIndex};
+use crate::ident::PortIndex;
 use crate::limits::{PORTS, SHARDS};
 use crate::port::{Receive, Transmit};
 use crate::stats::{PortCounters, ShardCounters};
@@ -48,6 +49,8 @@ use crate::switch;
 use crate::verdict::DropReason;
 
 pub use idle::IdlePolicy;
+pub use placement::Service;
+use placement::{Seat, choose};
 use wake::Bell;
 use worker::Worker;
 
@@ -71,6 +74,20 @@ pub enum ShardError {
     /// A port of latency sensitivity `high` needs an exclusive CPU and none was configured.
     #[error("latency-sensitivity high needs a CPU of its own and none is configured: name some in shards.exclusive")]
     NoExclusiveCpu,
+    /// Not enough of them are free.
+    #[error(
+        "latency-sensitivity high needs {needed} {} of its own, and of the {all} in shards.exclusive {free} {} free: add to it, or lower another port's",
+        if *.needed == 1 { "CPU" } else { "CPUs" },
+        if *.free == 1 { "is" } else { "are" }
+    )]
+    ExclusiveTaken {
+        /// How many the port needs.
+        needed: usize,
+        /// How many serve nobody.
+        free: usize,
+        /// How many there are.
+        all: usize,
+    },
 }
 
 /// What shards forward by: immutable, published as a whole.
@@ -136,14 +153,38 @@ struct Shard {
 struct Shared {
     counters: ShardCounters,
     ports: Box<[PortCounters]>,
-    queues: AtomicU64,
     resting: AtomicU64,
+}
+
+/// How shards run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// What they do when nothing comes.
+    pub idle: IdlePolicy,
+    /// SCHED_FIFO priority of the exclusive ones.
+    pub realtime: Option<u8>,
+}
+
+impl From<IdlePolicy> for Policy {
+    fn from(idle: IdlePolicy) -> Self {
+        Self { idle, realtime: None }
+    }
 }
 
 /// A handle to all shards. Dropping it stops them.
 pub struct Shards {
     shards: Vec<Shard>,
     tables: Arc<ArcSwap<Tables>>,
+    placed: Mutex<Vec<Placed>>,
+}
+
+/// A queue, and where it is served.
+struct Placed {
+    port: PortIndex,
+    number: u16,
+    queue: Arc<dyn Receive>,
+    service: Service,
+    cpu: u16,
 }
 
 impl Shards {
@@ -151,12 +192,13 @@ impl Shards {
     ///
     /// # Errors
     /// No CPU, too many, or what the kernel said of one.
-    pub fn start(cpus: &[u16], exclusive: &[u16], policy: IdlePolicy, clock: Clock) -> Result<Self, ShardError> {
+    pub fn start(cpus: &[u16], exclusive: &[u16], policy: Policy, clock: Clock) -> Result<Self, ShardError> {
         let count = cpus.len() + exclusive.len();
         if cpus.is_empty() || count > SHARDS {
             return Err(ShardError::Count(count));
         }
-        let mut shards = Self { shards: Vec::new(), tables: Arc::new(ArcSwap::from_pointee(Tables::empty())) };
+        let tables = Arc::new(ArcSwap::from_pointee(Tables::empty()));
+        let mut shards = Self { shards: Vec::new(), tables, placed: Mutex::default() };
         let kinds = cpus.iter().map(|&cpu| (cpu, false)).chain(exclusive.iter().map(|&cpu| (cpu, true)));
         for (cpu, exclusive) in kinds {
             let shard = Shard::start(cpu, exclusive, policy, clock, &shards.tables)?;
@@ -180,33 +222,55 @@ impl Shards {
         self.tables.load_full()
     }
 
-    /// Gives a port's receive queues to shards: each to the one that has the fewest, so that the queues of a port spread.
+    /// Gives a port's receive queues to shards, in place of those that serve them now, if any do. A port whose service
+    /// changes is not interrupted: its frames wait for as long as the hand-over takes.
     ///
     /// # Errors
-    /// `high` and no exclusive CPU.
-    pub fn attach(
-        &self,
-        port: PortIndex,
-        queues: Vec<Arc<dyn Receive>>,
-        latency: LatencySensitivity,
-    ) -> Result<(), ShardError> {
-        let exclusive = latency == LatencySensitivity::High;
-        for queue in queues {
-            let fit = self.shards.iter().filter(|shard| shard.exclusive == exclusive);
-            let shard = fit.min_by_key(|shard| shard.shared.queues.load(Ordering::Relaxed));
-            let shard = shard.ok_or(ShardError::NoExclusiveCpu)?;
-            shard.shared.queues.fetch_add(1, Ordering::Relaxed);
-            shard.bell.attach(port, queue, latency);
+    /// `high` and no exclusive CPU, or none that is free; then nothing has changed.
+    pub fn attach(&self, port: PortIndex, queues: Vec<Arc<dyn Receive>>, service: &Service) -> Result<(), ShardError> {
+        let mut placed = self.placed();
+        let others = |place: &&Placed| place.port != port;
+        let chosen = choose(&self.seats(placed.iter().filter(others)), port, queues.len(), service)?;
+        self.remove(&mut placed, port);
+        for ((number, queue), at) in (0..).zip(queues).zip(chosen) {
+            let shard = &self.shards[at];
+            shard.bell.attach(port, number, Arc::clone(&queue), service.latency);
+            placed.push(Placed { port, number, queue, service: service.clone(), cpu: shard.cpu });
         }
         Ok(())
     }
 
     /// Takes a port's receive queues away; returns when no shard uses them any more.
     pub fn detach(&self, port: PortIndex) {
-        for shard in &self.shards {
-            let removed = shard.bell.detach(port);
-            shard.shared.queues.fetch_sub(removed as u64, Ordering::Relaxed);
+        self.remove(&mut self.placed(), port);
+    }
+
+    fn remove(&self, placed: &mut Vec<Placed>, port: PortIndex) {
+        let serves = |shard: &&Shard| placed.iter().any(|place| place.port == port && place.cpu == shard.cpu);
+        self.shards.iter().filter(serves).for_each(|shard| shard.bell.detach(port));
+        placed.retain(|place| place.port != port);
+    }
+
+    /// The CPUs that serve `port`, by queue.
+    pub fn cpus_of(&self, port: PortIndex) -> Vec<u16> {
+        self.placed().iter().filter(|place| place.port == port).map(|place| place.cpu).collect()
+    }
+
+    fn placed(&self) -> MutexGuard<'_, Vec<Placed>> {
+        // What is in it is true after every push and every removal.
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shards with those of `placed` that are there.
+    fn seats<'a>(&self, placed: impl Iterator<Item = &'a Placed>) -> Vec<Seat> {
+        let mut seats: Vec<Seat> =
+            self.shards.iter().map(|shard| Seat { exclusive: shard.exclusive, tenants: Vec::new() }).collect();
+        for place in placed {
+            if let Some(at) = self.shards.iter().position(|shard| shard.cpu == place.cpu) {
+                seats[at].tenants.push(place.service.tenant(place.port));
+            }
         }
+        seats
     }
 
     /// Sets what was counted for `port` to zero, before its number is used for another. The port must be detached and
@@ -230,7 +294,9 @@ impl Shards {
 
     /// What each shard did.
     pub fn report(&self) -> Vec<ShardReport> {
-        self.shards.iter().map(Shard::report).collect()
+        let placed = self.placed();
+        let queues = |shard: &Shard| placed.iter().filter(|place| place.cpu == shard.cpu).count();
+        self.shards.iter().map(|shard| shard.report(queues(shard))).collect()
     }
 
     /// Stops all shards; returns when their threads have ended.
@@ -255,37 +321,39 @@ impl Shard {
     fn start(
         cpu: u16,
         exclusive: bool,
-        policy: IdlePolicy,
+        policy: Policy,
         clock: Clock,
         tables: &Arc<ArcSwap<Tables>>,
     ) -> Result<Self, ShardError> {
         let failed = |what| move |source| ShardError::Setup { cpu, what, source };
         let bell = Arc::new(Bell::new().map_err(failed("epoll and eventfd"))?);
         let shared = Arc::new(Shared::new());
-        let worker = Worker::new(&bell, &shared, tables, policy, clock);
+        let worker = Worker::new(&bell, &shared, tables, policy.idle, clock);
         let (started, start) = std::sync::mpsc::channel();
         let name = format!("shard-{cpu}");
         let run = move || {
             crate::sys::doorbell::enroll();
-            let pinned = crate::sys::cpu::pin_to(cpu);
-            let good = pinned.is_ok();
+            let pinned = crate::sys::cpu::pin_to(cpu).map_err(|source| ("pin its thread", source));
+            let realtime = policy.realtime.filter(|_| exclusive).map_or(Ok(()), crate::sys::cpu::run_realtime);
+            let ready = pinned.and(realtime.map_err(|source| ("run it with SCHED_FIFO (shards.realtime)", source)));
+            let good = ready.is_ok();
             // The receiver waits until this arrives.
-            let _ = started.send(pinned);
+            let _ = started.send(ready);
             if good {
                 serve(worker);
             }
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed("a thread"))?;
-        start.recv().unwrap_or(Ok(())).map_err(failed("pin its thread"))?;
+        start.recv().unwrap_or(Ok(())).map_err(|(what, source)| ShardError::Setup { cpu, what, source })?;
         Ok(Self { cpu, exclusive, bell, shared, thread: Some(thread) })
     }
 
-    fn report(&self) -> ShardReport {
+    fn report(&self, queues: usize) -> ShardReport {
         let (shared, counters) = (&self.shared, &self.shared.counters);
         ShardReport {
             cpu: self.cpu,
             exclusive: self.exclusive,
-            queues: shared.queues.load(Ordering::Relaxed) as usize,
+            queues,
             resting: shared.resting.load(Ordering::Relaxed) as usize,
             batches: counters.batches.get(),
             frames: counters.frames.get(),
@@ -311,7 +379,6 @@ impl Shared {
             counters: ShardCounters::default(),
             // 1.5 MiB per shard, for all port numbers there can be: a shard never has to ask whether a block is there.
             ports: (0..PORTS).map(|_| PortCounters::default()).collect(),
-            queues: AtomicU64::new(0),
             resting: AtomicU64::new(0),
         }
     }

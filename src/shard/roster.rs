@@ -27,6 +27,8 @@ const ALONE_VISITS: usize = 8;
 pub(super) struct Slot {
     /// Its port.
     pub port: PortIndex,
+    /// Which of its port's queues it is.
+    number: u16,
     /// The queue.
     pub queue: Arc<dyn Receive>,
     share: u32,
@@ -205,6 +207,7 @@ impl Roster {
     pub fn attach(
         &mut self,
         port: PortIndex,
+        number: u16,
         queue: Arc<dyn Receive>,
         spin: u64,
         wake: impl FnOnce(u32) -> Arc<dyn Wake>,
@@ -216,7 +219,7 @@ impl Roster {
             self.slots.len() - 1
         });
         queue.attach(Some(wake(index as u32)));
-        self.slots[index] = Some(Slot { port, queue, share, spin, empty_since: None, awake: true });
+        self.slots[index] = Some(Slot { port, number, queue, share, spin, empty_since: None, awake: true });
         self.shares[share as usize].queues += 1;
         self.enlist(index as u32);
         // Room for everything that can wake up, so that waking never allocates.
@@ -226,20 +229,21 @@ impl Roster {
         share.awake.reserve(share.queues - share.awake.len());
     }
 
-    /// Forgets the queues of `port`; returns how many there were.
-    pub fn detach(&mut self, port: PortIndex) -> usize {
+    /// Forgets the queues of `port`, or that one of them; returns how many there were.
+    pub fn detach(&mut self, port: PortIndex, number: Option<u16>) -> usize {
         let mut removed = 0;
-        for place in &mut self.slots {
-            let Some(slot) = place.take_if(|slot| slot.port == port) else { continue };
+        for (index, place) in self.slots.iter_mut().enumerate() {
+            let goes = |slot: &mut Slot| slot.port == port && number.is_none_or(|number| slot.number == number);
+            let Some(slot) = place.take_if(goes) else { continue };
             slot.queue.attach(None);
             self.resting -= usize::from(!slot.awake);
             removed += 1;
-        }
-        if let Some(index) = self.shares.iter().position(|share| share.queues > 0 && share.port == port) {
-            self.active.retain(|&active| active as usize != index);
-            let share = &mut self.shares[index];
-            share.queues = 0;
-            share.awake.clear();
+            let share = &mut self.shares[slot.share as usize];
+            share.queues -= 1;
+            share.awake.retain(|&awake| awake as usize != index);
+            if share.awake.is_empty() {
+                self.active.retain(|&active| active != slot.share);
+            }
         }
         removed
     }

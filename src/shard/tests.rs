@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::frame::{Batch, Heads};
-use crate::ident::{MacAddr, NetworkIndex};
+use crate::ident::{LatencySensitivity, MacAddr, NetworkIndex};
 use crate::limits::BATCH_FRAMES;
 use crate::mem::Span;
 use crate::port::{Flush, Outcome, Received, Wake};
@@ -157,7 +157,7 @@ impl Rig {
     fn on(shards: usize, count: u16, policy: IdlePolicy) -> Self {
         let allowed = rustix::thread::sched_getaffinity(None).unwrap();
         let cpus: Vec<u16> = (0..1024).filter(|&cpu| allowed.is_set(usize::from(cpu))).take(shards).collect();
-        let shards = Shards::start(&cpus, &[], policy, Clock::start()).unwrap();
+        let shards = Shards::start(&cpus, &[], policy.into(), Clock::start()).unwrap();
         let feeds: Vec<_> = (0..count).map(|_| Arc::new(Feed::default())).collect();
         let members = (0..count).map(PortIndex).collect();
         let network = NetworkRow { members, mac_age: Duration::from_secs(300), mac_limit: 1000 };
@@ -170,7 +170,7 @@ impl Rig {
         let transmit = feeds.iter().map(|feed| Some(Arc::clone(feed) as Arc<dyn Transmit>)).collect();
         shards.publish(Tables { switch, transmit });
         for (index, feed) in (0..).zip(&feeds) {
-            shards.attach(PortIndex(index), vec![Arc::clone(feed) as _], LatencySensitivity::Normal).unwrap();
+            shards.attach(PortIndex(index), vec![Arc::clone(feed) as _], &LatencySensitivity::Normal.into()).unwrap();
         }
         Self { shards, feeds }
     }
@@ -249,12 +249,11 @@ fn a_detached_port_is_let_go_at_once() {
 
 #[test]
 fn shards_say_what_cannot_be() {
-    let start =
-        |cpus: &[u16]| Shards::start(cpus, &[], IdlePolicy::Adaptive, Clock::start()).err().unwrap().to_string();
+    let start = |cpus: &[u16]| Shards::start(cpus, &[], Policy::default(), Clock::start()).err().unwrap().to_string();
     assert!(start(&[]).starts_with("0 shards were asked for"));
     assert!(start(&[1023]).contains("CPU 1023"));
     let rig = Rig::new(1, IdlePolicy::Adaptive);
-    let high = rig.shards.attach(PortIndex(0), vec![Arc::clone(&rig.feeds[0]) as _], LatencySensitivity::High);
+    let high = rig.shards.attach(PortIndex(0), vec![Arc::clone(&rig.feeds[0]) as _], &LatencySensitivity::High.into());
     assert!(high.unwrap_err().to_string().contains("shards.exclusive"));
 }
 
@@ -286,11 +285,11 @@ impl Receive for Flood {
 fn a_port_that_floods_from_many_queues_gets_half_of_a_shard_that_two_want() {
     let rig = Rig::on(1, 2, IdlePolicy::Adaptive);
     rig.shards
-        .attach(PortIndex(1), (0..32).map(|_| Arc::new(Flood) as _).collect(), LatencySensitivity::Normal)
+        .attach(PortIndex(1), (0..32).map(|_| Arc::new(Flood) as _).collect(), &LatencySensitivity::Normal.into())
         .unwrap();
     wait(|| rig.totals(1).rx_frames > 0);
     let before = rig.totals(1).rx_frames;
-    rig.shards.attach(PortIndex(0), vec![Arc::new(Flood)], LatencySensitivity::Normal).unwrap();
+    rig.shards.attach(PortIndex(0), vec![Arc::new(Flood)], &LatencySensitivity::Normal.into()).unwrap();
     wait(|| rig.totals(0).rx_frames > 50_000);
     let (few, many) = (rig.totals(0).rx_frames, rig.totals(1).rx_frames - before);
     // By queues it would be 1 to 32. The slack is for what the kernel took of the CPU, and for the time until the second.
@@ -315,7 +314,7 @@ fn what_is_held_back_goes_out_when_it_is_due_however_busy_the_shard_is() {
     rig.feeds[1].feed([frame(MacAddr::BROADCAST, mac(2), 64, 0)]);
     wait(|| rig.totals(1).rx_frames == 1);
     // It floods what nobody has: each batch goes to the port that holds back, so no turn is ever empty.
-    rig.shards.attach(PortIndex(2), vec![Arc::new(Flood)], LatencySensitivity::Normal).unwrap();
+    rig.shards.attach(PortIndex(2), vec![Arc::new(Flood)], &LatencySensitivity::Normal.into()).unwrap();
     wait(|| rig.feeds[1].lock().flushed >= 10);
     rig.shards.detach(PortIndex(2));
     wait(|| rig.feeds[1].lock().held.is_none());

@@ -24,9 +24,11 @@ const RING: u64 = u64::MAX;
 /// What the control side wants of a shard. Whoever sends one that has `done` waits for the answer.
 pub(super) enum Order {
     /// Own this queue from now on.
-    Attach { port: PortIndex, queue: Arc<dyn Receive>, latency: LatencySensitivity },
-    /// Give up the queues of this port; answers how many they were.
-    Detach { port: PortIndex, done: Sender<usize> },
+    Attach { port: PortIndex, number: u16, queue: Arc<dyn Receive>, latency: LatencySensitivity },
+    /// Give up one queue of a port; the port stays.
+    Release { port: PortIndex, number: u16, done: Sender<()> },
+    /// Give up the queues of this port.
+    Detach { port: PortIndex, done: Sender<()> },
     /// Let go of old tables.
     Refresh { done: Sender<()> },
     /// End.
@@ -52,17 +54,24 @@ impl Bell {
         Ok(Self { epoll, event, flags: Flags::default(), ready: Mutex::default(), orders: Mutex::default() })
     }
 
-    /// Orders the shard to own `queue`.
-    pub fn attach(&self, port: PortIndex, queue: Arc<dyn Receive>, latency: LatencySensitivity) {
-        self.order(Order::Attach { port, queue, latency });
+    /// Orders the shard to own `queue`, number `number` of its port.
+    pub fn attach(&self, port: PortIndex, number: u16, queue: Arc<dyn Receive>, latency: LatencySensitivity) {
+        self.order(Order::Attach { port, number, queue, latency });
     }
 
-    /// Orders the shard to give up the queues of `port` and waits until it has; returns how many they were.
-    pub fn detach(&self, port: PortIndex) -> usize {
+    /// Orders the shard to give up one queue and waits until it has.
+    pub fn release(&self, port: PortIndex, number: u16) {
+        let (done, answer) = channel();
+        self.order(Order::Release { port, number, done });
+        let _ = answer.recv();
+    }
+
+    /// Orders the shard to give up the queues of `port` and waits until it has.
+    pub fn detach(&self, port: PortIndex) {
         let (done, answer) = channel();
         self.order(Order::Detach { port, done });
         // Shards end after the last order only, or with the process.
-        answer.recv().unwrap_or(0)
+        let _ = answer.recv();
     }
 
     /// Waits until the shard has let go of old tables.

@@ -178,10 +178,15 @@ impl Worker {
         let mut go_on = true;
         for order in orders.drain(..) {
             match order {
-                Order::Attach { port, queue, latency } => self.attach(port, queue, latency),
+                Order::Attach { port, number, queue, latency } => self.attach(port, number, queue, latency),
                 Order::Detach { port, done } => {
+                    self.roster.detach(port, None);
                     // Whoever asked may have gone; then nobody needs the answer.
-                    let _ = done.send(self.roster.detach(port));
+                    let _ = done.send(());
+                }
+                Order::Release { port, number, done } => {
+                    self.roster.detach(port, Some(number));
+                    let _ = done.send(());
                 }
                 Order::Refresh { done } => {
                     self.tables.load();
@@ -195,9 +200,9 @@ impl Worker {
         go_on
     }
 
-    fn attach(&mut self, port: PortIndex, queue: Arc<dyn Receive>, latency: LatencySensitivity) {
+    fn attach(&mut self, port: PortIndex, number: u16, queue: Arc<dyn Receive>, latency: LatencySensitivity) {
         let spin = self.policy.spin_cycles(latency);
         let bell = &self.bell;
-        self.roster.attach(port, queue, spin, |slot| Arc::new(SlotWake { bell: Arc::clone(bell), slot }));
+        self.roster.attach(port, number, queue, spin, |slot| Arc::new(SlotWake { bell: Arc::clone(bell), slot }));
     }
 }

@@ -1,6 +1,6 @@
 //! The CPU itself: its cycle counter and its prefetch hints.
 
-#![allow(unsafe_code)] // Compiler intrinsics.
+#![allow(unsafe_code)] // Compiler intrinsics, and the scheduler.
 
 /// The CPU's time stamp counter: constant rate and synchronous over all cores on every CPU of the last 15 years. Counts
 /// at the nominal clock, so "cycles" in our figures are cycles of that clock. About 20 cycles to read.
@@ -49,6 +49,19 @@ pub fn pin_to(cpu: u16) -> std::io::Result<()> {
     }
     set.set(usize::from(cpu));
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// Gives the calling thread SCHED_FIFO priority `priority`, 1 to 99 (sched(7)).
+///
+/// # Errors
+/// The process may not: it takes CAP_SYS_NICE or RLIMIT_RTPRIO.
+pub fn run_realtime(priority: u8) -> std::io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority.into() };
+    // SAFETY: the structure lives through the call, which reads it and nothing else.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 /// Hints that the cache line of `address` will be read soon. The address need not be mapped.

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::TapPlan;
 use crate::control::desired::Origin;
-use crate::ident::LatencySensitivity;
+use crate::ident::{Affinity, LatencySensitivity};
 
 fn network(mac_limit: u32) -> NetworkPlan {
     NetworkPlan { mac_age: Duration::from_secs(300), mac_limit }
@@ -23,6 +23,7 @@ fn port(kind: KindPlan) -> PortPlan {
         profile: None,
         network: "lan".parse().unwrap(),
         latency: LatencySensitivity::Normal,
+        affinity: Affinity::Auto,
         mtu: None,
         macs: 10,
         labels: BTreeMap::new(),

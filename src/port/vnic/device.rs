@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::vring::{Areas, Vring};
 use crate::ident::MacAddr;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
-use crate::mem::{DirtyLog, RegionRequest, SharedMemory};
+use crate::mem::{DirtyLog, Pinned, RegionRequest, SharedMemory};
 use crate::port::LinkState;
 use crate::port::rate_limit::{Admission, log_limited};
 
@@ -30,6 +30,8 @@ pub(super) struct Device {
     /// Where to note what is written to the guest's memory; in force while LOG_ALL is acknowledged as well.
     log: Option<Arc<DirtyLog>>,
     vrings: Vec<Vring>,
+    /// What became of pinning the memory, if it was tried.
+    pinned: Option<&'static str>,
     /// The memory failed and everything was stopped.
     stopped: bool,
     /// What was refused last, of that which keeps rings from starting.
@@ -41,7 +43,18 @@ impl Device {
     pub(super) fn new(nic: Arc<Nic>) -> Self {
         let vrings = nic.queues.iter().enumerate().map(|(i, queue)| Vring::new(i, Arc::clone(queue))).collect();
         let memory = SharedMemory::new(Arc::clone(&nic.attention));
-        Self { nic, features: None, protocol: 0, mtu: None, memory, log: None, vrings, stopped: false, obstacle: None }
+        Self {
+            nic,
+            features: None,
+            protocol: 0,
+            mtu: None,
+            memory,
+            log: None,
+            vrings,
+            pinned: None,
+            stopped: false,
+            obstacle: None,
+        }
     }
 
     /// Remembers a refusal that explains why the port does not work.
@@ -221,6 +234,7 @@ impl Device {
             let _ = queue.set_memory(next.memory());
         }
         self.memory = next;
+        self.pinned = None;
         self.stopped &= self.memory.failed();
         self.attend();
         for index in 0..self.vrings.len() {
@@ -271,6 +285,38 @@ impl Device {
                 log_limited!(self.nic.log, log::Level::Warn, "{name}: ring {index} stopped: {fault}");
             }
         }
+        self.pin();
+    }
+
+    /// Pins memory or lets it go, as the port's latency sensitivity asks for.
+    fn pin(&mut self) {
+        let name = &self.nic.config.name;
+        match (self.nic.pins(), &self.pinned) {
+            (true, None) if self.memory.region_count() > 0 => {
+                let pinned = self.memory.pin();
+                match &pinned {
+                    Ok(Pinned::Whole) => {}
+                    Ok(Pinned::Sparse) => log_limited!(self.nic.log, log::Level::Info, "{name}: {SPARSE}"),
+                    Err(error) => {
+                        log_limited!(
+                            self.nic.log,
+                            log::Level::Warn,
+                            "{name}: cannot lock the VM's memory: {error}; {LOCKING}"
+                        )
+                    }
+                }
+                self.pinned = Some(match pinned {
+                    Ok(Pinned::Whole) => "whole",
+                    Ok(Pinned::Sparse) => "as it comes",
+                    Err(_) => "failed",
+                });
+            }
+            (false, Some(_)) => {
+                self.memory.unpin();
+                self.pinned = None;
+            }
+            _ => {}
+        }
     }
 
     /// Ends everything: no ring runs, nothing is mapped, all descriptors are closed.
@@ -316,7 +362,7 @@ impl Device {
             "header_bytes": features::header_bytes(self.features.unwrap_or(0)),
             "guest_mtu": self.mtu,
             "migrating": self.log_in_force().is_some(),
-            "memory": { "regions": self.memory.region_count(), "bytes": self.memory.bytes() },
+            "memory": { "regions": self.memory.region_count(), "bytes": self.memory.bytes(), "pinned": self.pinned },
             "last_refusal": self.obstacle,
         })
     }
@@ -329,6 +375,11 @@ impl Device {
 
 /// Guest TX of the first pair: what the switch receives from, and so where announcements come in.
 const FIRST_TRANSMIT_RING: usize = 1;
+
+const SPARSE: &str =
+    "the VM's memory is not all there yet, so it is locked page by page; prealloc=on or huge pages have it there";
+
+const LOCKING: &str = "give linecardd CAP_IPC_LOCK or LimitMEMLOCK=infinity";
 
 const MEMORY_FAILED: &str =
     "the VM's memory file shrank while it was shared; the VM has to share its memory anew, a restart of it does that";

@@ -122,7 +122,7 @@ impl Port for Vnic {
     }
 
     fn set_latency(&self, latency: LatencySensitivity) {
-        self.attachment.nic().queues.iter().for_each(|queue| queue.set_latency(latency));
+        self.attachment.nic().set_latency(latency);
     }
 
     fn set_mtu(&self, mtu: Option<u16>) {

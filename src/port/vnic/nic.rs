@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::queue::Queue;
-use crate::ident::{MacAddr, Name};
+use crate::ident::{LatencySensitivity, MacAddr, Name};
 use crate::port::rate_limit::RateLimit;
 use crate::sys::eventfd::EventFd;
 
@@ -54,6 +54,8 @@ pub struct VnicConfig {
 /// The lasting half of a vNIC.
 pub(super) struct Nic {
     pub(super) config: VnicConfig,
+    /// Guest memory is to be pinned.
+    pins: AtomicBool,
     /// The MTU in force, which may have changed since `config`; 0 for any.
     mtu: AtomicU16,
     /// By ring index: 2i is guest RX (the switch transmits to it), 2i+1 guest TX (the switch receives from it).
@@ -72,12 +74,25 @@ impl Nic {
         let queue = |_| Arc::new(Queue::new(Arc::clone(&attention)));
         Ok(Self {
             queues: (0..2 * config.queue_pairs).map(queue).collect(),
+            pins: AtomicBool::new(false),
             mtu: AtomicU16::new(config.mtu.unwrap_or(0)),
             config,
             attention,
             log: RateLimit::new(LOG_LINES, LOG_PERIOD),
             announcements: RateLimit::new(ANNOUNCEMENTS, Duration::from_secs(1)),
         })
+    }
+
+    /// Takes over how much the port minds delay. Memory is pinned by the session's thread, which may take a second.
+    pub(super) fn set_latency(&self, latency: LatencySensitivity) {
+        self.queues.iter().for_each(|queue| queue.set_latency(latency));
+        self.pins.store(latency == LatencySensitivity::High, Ordering::Relaxed);
+        self.attention.signal();
+    }
+
+    /// Whether guest memory is to be pinned.
+    pub(super) fn pins(&self) -> bool {
+        self.pins.load(Ordering::Relaxed)
     }
 
     /// The largest MTU that the VM may announce, in bytes; `None` for any.

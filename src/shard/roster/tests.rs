@@ -44,8 +44,8 @@ struct Load {
 fn roster(loads: &[Load]) -> Roster {
     let mut roster = Roster { quantum: 5_000, ..Roster::new() };
     for (port, load) in (0..).map(PortIndex).zip(loads) {
-        for _ in 0..load.queues {
-            roster.attach(port, Arc::new(Idle), 100, |_| Arc::new(Deaf));
+        for number in 0..load.queues {
+            roster.attach(port, number as u16, Arc::new(Idle), 100, |_| Arc::new(Deaf));
         }
     }
     roster
@@ -154,12 +154,15 @@ fn queues_rest_and_wake_by_themselves() {
     assert!(roster.resting() == 4 && roster.all_rest() && !roster.begin() && roster.next().is_none());
     roster.awaken(&mut vec![3, 3, 9]);
     assert_eq!((roster.resting(), roster.active.len()), (3, 1));
-    assert_eq!(roster.detach(PortIndex(1)), 2);
+    assert_eq!(roster.detach(PortIndex(1), None), 2);
     assert_eq!((roster.resting(), roster.active.len()), (2, 0));
     roster.awaken(&mut vec![0, 3]);
     roster.begin();
     assert_eq!(roster.next().unwrap().port, PortIndex(0));
-    assert_eq!((roster.detach(PortIndex(0)), roster.detach(PortIndex(0))), (2, 0));
+    assert_eq!(roster.detach(PortIndex(0), Some(1)), 1);
+    roster.begin();
+    assert!(roster.next().is_some(), "its other queue is served on");
+    assert_eq!((roster.detach(PortIndex(0), None), roster.detach(PortIndex(0), None)), (1, 0));
     assert!(roster.all_rest() && roster.resting() == 0);
 }
 

@@ -1,0 +1,110 @@
+//! Guest memory that never makes a shard wait for a page: [`SharedMemory::pin`], for ports of latency sensitivity `high`.
+//!
+//! A page that we touch for the first time is a fault of about a microsecond, or much more under memory pressure. Pinned
+//! memory is mapped ahead and locked. Mapping ahead would also *allocate* what a file lacks, and a front end may share
+//! terabytes of nothing, so only files that have all their pages are mapped ahead; of others, pages are locked as they
+//! come. A VM has all its pages from the start with QEMU's `prealloc=on` or huge pages.
+
+#![allow(unsafe_code)] // madvise, mlock and munlock on mappings of our own.
+
+use std::os::linux::fs::MetadataExt;
+
+use rustix::mm::{Advice, MlockFlags, madvise, mlock_with, munlock};
+
+use super::SharedMemory;
+
+/// What became of an attempt to pin memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pinned {
+    /// All of it is mapped and locked.
+    Whole,
+    /// The VM has not allocated all of it yet: what comes later costs a fault when it is first touched.
+    Sparse,
+}
+
+impl SharedMemory {
+    /// Maps what is there ahead and locks it.
+    ///
+    /// # Errors
+    /// What the kernel refused: in practice locking, which takes CAP_IPC_LOCK or a large RLIMIT_MEMLOCK.
+    pub fn pin(&self) -> std::io::Result<Pinned> {
+        let mut pinned = Pinned::Whole;
+        for region in self.mapped() {
+            let (address, len) = (region.host_address() as *mut _, region.len as usize);
+            // SAFETY: exactly a mapping of ours, which `region` keeps; neither call changes what is in it, and a fault that
+            // either of them meets is returned as an error.
+            unsafe {
+                mlock_with(address, len, MlockFlags::ONFAULT)?;
+                match region.is_allocated() {
+                    true => madvise(address, len, Advice::LinuxPopulateWrite)?,
+                    false => pinned = Pinned::Sparse,
+                }
+            }
+        }
+        Ok(pinned)
+    }
+
+    /// Takes a [`SharedMemory::pin`] back.
+    pub fn unpin(&self) {
+        for region in self.mapped() {
+            // Memory that was not locked, which is the only refusal there is, needs no unlocking.
+            // SAFETY: exactly a mapping of ours, which `region` keeps.
+            let _ = unsafe { munlock(region.host_address() as *mut _, region.len as usize) };
+        }
+    }
+}
+
+impl super::Region {
+    /// Whether the file behind it has all its pages.
+    fn is_allocated(&self) -> bool {
+        // Blocks have 512 bytes whatever the file system (stat(2)).
+        let whole = |file: std::fs::Metadata| file.st_blocks().saturating_mul(512) >= file.st_size();
+        self.file().and_then(|file| file.metadata().ok()).is_some_and(whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+    use crate::mem::RegionRequest;
+    use crate::sys::eventfd::EventFd;
+
+    const LEN: u64 = 64 * 1024;
+
+    fn shared(file: &File) -> SharedMemory {
+        let memory = SharedMemory::new(Arc::new(EventFd::new().unwrap()));
+        let request = RegionRequest { guest: 0, user: 0, len: LEN, offset: 0 };
+        memory.with(request, file.try_clone().unwrap()).unwrap().unwrap()
+    }
+
+    /// Kilobytes that the kernel counts as locked in the mapping at `address`.
+    fn locked(address: usize) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mapping = maps.split_once(&format!("{address:x}-")).unwrap().1;
+        let line = mapping.lines().find_map(|line| line.strip_prefix("Locked:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn memory_that_is_there_is_mapped_and_locked_and_none_is_made() {
+        let file = File::from(memfd_create("pin", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(LEN).unwrap();
+        let sparse = shared(&file);
+        assert_eq!(sparse.pin().unwrap(), Pinned::Sparse);
+        assert_eq!(file.metadata().unwrap().st_blocks(), 0, "pinning allocated what the VM had not");
+        file.write_all_at(&[1; LEN as usize], 0).unwrap();
+        let whole = shared(&file);
+        assert_eq!(whole.pin().unwrap(), Pinned::Whole);
+        let address = whole.mapped().next().unwrap().host_address();
+        assert_eq!(locked(address), LEN / 1024);
+        whole.unpin();
+        assert_eq!(locked(address), 0);
+    }
+}

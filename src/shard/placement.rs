@@ -1,0 +1,169 @@
+//! Which shard serves which queue of a port that comes: [`choose`], pure.
+//!
+//! A port of latency sensitivity `high` gets a CPU of `shards.exclusive` that serves nobody else, all others share the
+//! rest. What stays together is the port's *affinity*:
+//!
+//! | affinity | shares a shard |
+//! |---|---|
+//! | vm | all ports with the same `vm` label, so that what they say to each other stays in one CPU's cache |
+//! | vnic | the queues of the port |
+//! | queue | nothing: each queue goes where there is most room |
+//! | auto | as `queue`; at `high`, where a queue more is a CPU more, as `vnic` |
+//!
+//! Most room means fewest queues: what a port will do is not known when it comes. What it does is the balancer's concern.
+
+use std::sync::Arc;
+
+use super::ShardError;
+use crate::ident::{Affinity, LatencySensitivity, PortIndex};
+
+/// What a port asks of the shards that serve it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Service {
+    /// How much it minds delay.
+    pub latency: LatencySensitivity,
+    /// What of it stays together.
+    pub affinity: Affinity,
+    /// The VM it belongs to, if that is known.
+    pub vm: Option<Arc<str>>,
+}
+
+impl From<LatencySensitivity> for Service {
+    fn from(latency: LatencySensitivity) -> Self {
+        Self { latency, ..Self::default() }
+    }
+}
+
+/// Who has a shard with others of its kind only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Tenant {
+    Port(PortIndex),
+    Vm(Arc<str>),
+}
+
+impl Service {
+    /// Whom the queues of `port` count as.
+    pub(super) fn tenant(&self, port: PortIndex) -> Tenant {
+        match &self.vm {
+            Some(vm) if self.affinity == Affinity::Vm => Tenant::Vm(Arc::clone(vm)),
+            _ => Tenant::Port(port),
+        }
+    }
+
+    /// Whether each queue may go to another shard.
+    pub(super) fn spreads(&self) -> bool {
+        match self.affinity {
+            Affinity::Queue => true,
+            Affinity::Auto => self.latency != LatencySensitivity::High,
+            Affinity::Vm | Affinity::Vnic => false,
+        }
+    }
+}
+
+/// One shard, and who is there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seat {
+    /// It serves ports of latency sensitivity `high` only.
+    pub exclusive: bool,
+    /// The tenant of each of its queues.
+    pub tenants: Vec<Tenant>,
+}
+
+/// The shards, by place in `seats`, for the `count` queues of `port`, which has none yet.
+///
+/// # Errors
+/// There are no exclusive CPUs, or not enough of them are free.
+pub(super) fn choose(
+    seats: &[Seat],
+    port: PortIndex,
+    count: usize,
+    service: &Service,
+) -> Result<Vec<usize>, ShardError> {
+    let exclusive = service.latency == LatencySensitivity::High;
+    let tenant = service.tenant(port);
+    let kind = || seats.iter().enumerate().filter(|(_, seat)| seat.exclusive == exclusive);
+    let with_its_own = kind().find(|(_, seat)| seat.tenants.contains(&tenant)).map(|(at, _)| at);
+    if let Some(at) = with_its_own.filter(|_| !service.spreads()) {
+        return Ok(vec![at; count]);
+    }
+    if exclusive {
+        return choose_exclusive(seats, if service.spreads() { count } else { 1 }, count);
+    }
+    let mut room: Vec<(usize, usize)> = kind().map(|(at, seat)| (seat.tenants.len(), at)).collect();
+    let mut chosen = Vec::with_capacity(count);
+    while chosen.len() < count {
+        let Some(least) = room.iter_mut().min() else { return Err(ShardError::Count(0)) };
+        let share = if service.spreads() { 1 } else { count };
+        least.0 += share;
+        chosen.extend(std::iter::repeat_n(least.1, share));
+    }
+    Ok(chosen)
+}
+
+/// `cpus` exclusive shards that serve nobody, for `count` queues.
+fn choose_exclusive(seats: &[Seat], cpus: usize, count: usize) -> Result<Vec<usize>, ShardError> {
+    let all = seats.iter().filter(|seat| seat.exclusive).count();
+    let free: Vec<usize> = seats
+        .iter()
+        .enumerate()
+        .filter(|(_, seat)| seat.exclusive && seat.tenants.is_empty())
+        .map(|(at, _)| at)
+        .collect();
+    match free.get(..cpus) {
+        _ if all == 0 => Err(ShardError::NoExclusiveCpu),
+        None => Err(ShardError::ExclusiveTaken { needed: cpus, free: free.len(), all }),
+        Some(free) => Ok((0..count).map(|queue| free[queue % free.len().max(1)]).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn seats(shared: &[usize], exclusive: &[usize]) -> Vec<Seat> {
+        let seat = |exclusive| move |&queues| Seat { exclusive, tenants: vec![Tenant::Port(PortIndex(999)); queues] };
+        shared.iter().map(seat(false)).chain(exclusive.iter().map(seat(true))).collect()
+    }
+
+    fn service(latency: LatencySensitivity, affinity: Affinity, vm: Option<&str>) -> Service {
+        Service { latency, affinity, vm: vm.map(Arc::from) }
+    }
+
+    #[test]
+    fn shared_queues_go_where_there_are_fewest() {
+        let seats = seats(&[3, 0, 1], &[0]);
+        let normal = |affinity| service(LatencySensitivity::Normal, affinity, None);
+        let on = |count, service| choose(&seats, PortIndex(0), count, &service).unwrap();
+        assert_eq!(on(4, normal(Affinity::Auto)), [1, 1, 2, 1]);
+        assert_eq!(on(4, normal(Affinity::Queue)), [1, 1, 2, 1]);
+        assert_eq!(on(4, normal(Affinity::Vnic)), [1, 1, 1, 1]);
+        assert_eq!(on(2, normal(Affinity::Vm)), [1, 1], "without a label a port is its own VM");
+    }
+
+    #[test]
+    fn ports_of_one_vm_stay_together() {
+        let mut seats = seats(&[3, 0, 1], &[0, 0]);
+        let of = |latency, vm| service(latency, Affinity::Vm, Some(vm));
+        seats[0].tenants.push(Tenant::Vm("a".into()));
+        assert_eq!(choose(&seats, PortIndex(0), 2, &of(LatencySensitivity::Low, "a")).unwrap(), [0, 0]);
+        assert_eq!(choose(&seats, PortIndex(0), 2, &of(LatencySensitivity::Low, "b")).unwrap(), [1, 1]);
+        seats[4].tenants.push(Tenant::Vm("a".into()));
+        assert_eq!(choose(&seats, PortIndex(0), 2, &of(LatencySensitivity::High, "a")).unwrap(), [4, 4]);
+        assert_eq!(choose(&seats, PortIndex(0), 1, &of(LatencySensitivity::High, "b")).unwrap(), [3]);
+    }
+
+    #[test]
+    fn high_gets_a_cpu_of_its_own_or_hears_why_not() {
+        let high = |affinity| service(LatencySensitivity::High, affinity, None);
+        let on = |seats: &[Seat], count, affinity| choose(seats, PortIndex(0), count, &high(affinity));
+        assert_eq!(on(&seats(&[0], &[1, 0, 0]), 4, Affinity::Auto).unwrap(), [2, 2, 2, 2]);
+        assert_eq!(on(&seats(&[0], &[1, 0, 0]), 2, Affinity::Queue).unwrap(), [2, 3]);
+        let refused = |seats: &[Seat], affinity| on(seats, 2, affinity).unwrap_err().to_string();
+        assert!(refused(&seats(&[0], &[]), Affinity::Auto).contains("none is configured"));
+        let taken = refused(&seats(&[0], &[1, 2]), Affinity::Auto);
+        assert!(taken.contains("needs 1 CPU of its own, and of the 2 in shards.exclusive 0 are free"), "{taken}");
+        let few = refused(&seats(&[0], &[1, 0]), Affinity::Queue);
+        assert!(few.contains("needs 2 CPUs of its own, and of the 2 in shards.exclusive 1 is free"), "{few}");
+    }
+}
