@@ -226,11 +226,17 @@ impl Plan {
         };
         for (group, measure) in GROUPS {
             if self.wants(group) {
-                results.note_failure(group, |results| Ok(results.rows.extend(measure(self, tell)?)))?;
+                results.note_failure(group, |results| {
+                    results.rows.extend(measure(self, tell)?);
+                    Ok(())
+                })?;
             }
         }
         if self.wants("latency") {
-            results.note_failure("latency", |results| Ok(results.trips = quiet::trips(self, tell)?))?;
+            results.note_failure("latency", |results| {
+                results.trips = quiet::trips(self, tell)?;
+                Ok(())
+            })?;
         }
         Ok(results)
     }
