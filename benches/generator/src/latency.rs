@@ -3,12 +3,14 @@
 //! Both drivers are this thread, which polls both rings, so what is measured is the switch: twice its way from a transmit
 //! ring to a receive ring, with the kick and the wake-up where it sleeps. With [`Wait::Interrupt`] a driver looks at its
 //! ring only after the switch has rung its bell, which adds what moderation of notifications costs, but no guest's exits.
+//! Each ping has a number, which B's driver copies into its answer.
 
 use std::time::Duration;
 
 use crate::cycles;
-use crate::load::Load;
-use crate::nic::{Nic, Pair};
+use crate::frames::{HEADER, HEADERS};
+use crate::load::{Figures, Load};
+use crate::nic::Nic;
 
 /// A frame that took longer than this was dropped.
 const LOST: Duration = Duration::from_millis(200);
@@ -31,8 +33,6 @@ pub struct Pings {
     pub gap: Duration,
     /// How long.
     pub span: Duration,
-    /// How drivers wait.
-    pub wait: Wait,
 }
 
 /// How long round trips took.
@@ -60,71 +60,106 @@ impl Trips {
     }
 }
 
-/// Pings between the first two of `nics`, with `load` on others beside them.
-pub fn ping(nics: &mut [Nic], mut load: Option<&mut Load>, pings: &Pings, stop: impl Fn() -> bool) -> Trips {
-    let [a, b, ..] = nics else { return Trips::default() };
-    if pings.wait == Wait::Interrupt {
-        a.pairs[0].want_interrupts();
-        b.pairs[0].want_interrupts();
-    }
-    let (mut trips, mut figures) = (Trips::default(), Default::default());
-    let per_nanosecond = cycles::per_second() / 1e9;
-    let (gap, lost) = (cycles::of(pings.gap), cycles::of(LOST));
-    let end = cycles::now() + cycles::of(pings.span);
-    while cycles::now() < end && !stop() {
-        let start = cycles::now();
-        send(&mut a.pairs[0]);
-        let mut back = None;
-        while back.is_none() && cycles::now() - start < lost {
-            if let Some(load) = &mut load {
-                load.round(&mut figures);
-            }
-            for _ in 0..LOOKS {
-                if arrived(&mut b.pairs[0], pings.wait) {
-                    send(&mut b.pairs[0]);
-                }
-                if arrived(&mut a.pairs[0], pings.wait) {
-                    back = Some(cycles::now());
-                    break;
-                }
-            }
-        }
-        match back {
-            Some(back) => trips.nanoseconds.push(((back - start) as f64 / per_nanosecond) as u32),
-            None => trips.lost += 1,
-        }
-        let next = start + gap;
-        while cycles::now() < next {
-            match &mut load {
-                Some(load) => {
-                    load.round(&mut figures);
-                }
-                None => std::hint::spin_loop(),
-            }
-        }
-    }
-    trips
+/// Two NICs, with a load on others beside them.
+pub struct Pinger<'a> {
+    nics: &'a mut [Nic; 2],
+    load: Option<&'a mut Load>,
+    wait: Wait,
+    /// The driver was interrupted, and may look until its ring is empty.
+    told: [bool; 2],
+    /// Of the last ping.
+    number: u64,
+    figures: Figures,
 }
 
-/// Sends one frame, of a buffer that came back or was never sent.
-fn send(pair: &mut Pair) {
+impl<'a> Pinger<'a> {
+    /// Nothing is sent yet.
+    pub fn new(nics: &'a mut [Nic; 2], load: Option<&'a mut Load>, wait: Wait) -> Self {
+        if wait == Wait::Interrupt {
+            nics.iter_mut().for_each(|nic| nic.pairs[0].want_interrupts());
+        }
+        Self { nics, load, wait, told: [true; 2], number: 0, figures: Figures::default() }
+    }
+
+    /// Sends `pings` until their time is over.
+    pub fn run(&mut self, pings: &Pings, stop: impl Fn() -> bool) -> Trips {
+        let mut trips = Trips::default();
+        let per_nanosecond = cycles::per_second() / 1e9;
+        let gap = cycles::of(pings.gap);
+        let end = cycles::now() + cycles::of(pings.span);
+        while cycles::now() < end && !stop() {
+            let start = cycles::now();
+            self.number += 1;
+            send(&mut self.nics[0], self.number);
+            match self.answer(start + cycles::of(LOST)) {
+                Some(back) => trips.nanoseconds.push(((back - start) as f64 / per_nanosecond) as u32),
+                None => trips.lost += 1,
+            }
+            let next = start + gap;
+            while cycles::now() < next {
+                self.load_round();
+            }
+        }
+        trips
+    }
+
+    /// When the answer to the last ping came, if it did before `end`; late answers to others are let go.
+    fn answer(&mut self, end: u64) -> Option<u64> {
+        loop {
+            for _ in 0..LOOKS {
+                if let Some(number) = self.arrival(1) {
+                    send(&mut self.nics[1], number);
+                }
+                if self.arrival(0) == Some(self.number) {
+                    return Some(cycles::now());
+                }
+            }
+            self.load_round();
+            if cycles::now() > end {
+                return None;
+            }
+        }
+    }
+
+    /// The number of the next frame that came to NIC `at`, whose buffer is offered again.
+    fn arrival(&mut self, at: usize) -> Option<u64> {
+        let nic = &mut self.nics[at];
+        if self.wait == Wait::Interrupt && !self.told[at] {
+            self.told[at] = nic.pairs[0].was_interrupted();
+            if !self.told[at] {
+                return None;
+            }
+        }
+        if !nic.pairs[0].receive.has_completed(1) {
+            self.told[at] = false;
+            return None;
+        }
+        let slot = nic.pairs[0].receive.completion(0).map(|(slot, _)| usize::from(slot));
+        let mut number = [0; 8];
+        if let Some(buffer) = slot.map(|slot| nic.receive_slots[0][slot]) {
+            nic.memory.read(buffer.offset + HEADER + HEADERS, &mut number);
+        }
+        nic.pairs[0].receive.recycle(1);
+        nic.pairs[0].kick_receive();
+        Some(u64::from_le_bytes(number))
+    }
+
+    fn load_round(&mut self) {
+        if let Some(load) = &mut self.load {
+            load.round(&mut self.figures);
+        }
+    }
+}
+
+/// Sends one frame with `number` in it, of a buffer that came back or was never sent.
+fn send(nic: &mut Nic, number: u64) {
+    let pair = &mut nic.pairs[0];
     let done = pair.transmit.completed();
     pair.transmit.take(done);
+    let buffer = nic.slots[0][usize::from(pair.transmit.next_slot(0))];
+    nic.memory.write(buffer.offset + HEADER + HEADERS, &number.to_le_bytes());
     pair.transmit.offer(1);
     pair.kick_transmit();
-}
-
-/// Whether a frame is there; its buffer is offered again.
-fn arrived(pair: &mut Pair, wait: Wait) -> bool {
-    if wait == Wait::Interrupt && !pair.was_interrupted() {
-        return false;
-    }
-    let count = pair.receive.completed();
-    if count > 0 {
-        pair.receive.recycle(count);
-        pair.kick_receive();
-    }
-    count > 0
 }
 
 #[cfg(test)]

@@ -177,8 +177,8 @@ impl PingArgs {
         for &kind in &self.load.switches {
             let mut scenario = self.load.scenario(self.load.sizes[0]);
             scenario.wiring.ports = if self.loaded { 4 } else { 2 };
-            let pings = Pings { gap: Duration::from_micros(self.gap), span: scenario.span, wait: self.wait };
-            let trips = scenario.ping(kind, &pings)?;
+            let pings = Pings { gap: Duration::from_micros(self.gap), span: scenario.span };
+            let trips = scenario.ping(kind, &pings, self.wait)?;
             let sorted = trips.sorted();
             let [median, p99, p999, max] =
                 [0.5, 0.99, 0.999, 1.0].map(|quantile| Trips::quantile(&sorted, quantile).unwrap_or(f64::NAN));
@@ -236,7 +236,10 @@ impl BenchArgs {
         report::write(&results, &self.out)
             .map_err(|source| MeasureError::Machine { what: "cannot write the results", source })?;
         eprintln!("written to {}", self.out.display());
-        Ok(())
+        match results.failures.is_empty() {
+            true => Ok(()),
+            false => Err(MeasureError::Incomplete(results.failures.join("; "))),
+        }
     }
 }
 
@@ -272,13 +275,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("generator: {error}");
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                eprint!(": {error}");
-                cause = error.source();
-            }
-            eprintln!();
+            eprintln!("generator: {}", error.chain());
             ExitCode::FAILURE
         }
     }

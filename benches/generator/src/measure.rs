@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -14,11 +14,14 @@ use thiserror::Error;
 
 use crate::hugepages::HugePages;
 use crate::interrupt;
-use crate::latency::{self, Pings, Trips};
+use crate::latency::{Pinger, Pings, Trips, Wait};
 use crate::load::{Figures, Load};
 use crate::nic::{Door, Meeting, Nic, NicError, Settings};
 use crate::switch::{Linecard, LinecardSetup, OpenVswitch, Sample, Switch, SwitchError, Testpmd, Wiring};
 use crate::verify::{Findings, Verifier};
+
+/// How long a switch may take until it answers pings.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -109,12 +112,29 @@ pub enum MeasureError {
         /// What it counted.
         dropped: Option<u64>,
     },
+    /// No ping was ever answered.
+    #[error("no ping came back")]
+    NoAnswer,
+    /// Some groups of a bench could not be measured.
+    #[error("not everything was measured: {0}")]
+    Incomplete(String),
     /// The load ended early.
     #[error("the load ended before it was measured")]
     NoLoad,
 }
 
 impl MeasureError {
+    /// The whole story on one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text += &format!(": {error}");
+            cause = error.source();
+        }
+        text
+    }
+
     /// Whether the switch lacks a feature that the work needs.
     pub fn is_features(&self) -> bool {
         matches!(self, Self::Nic { source: NicError::Features { .. }, .. })
@@ -185,7 +205,7 @@ impl Scenario {
     }
 
     /// Round trips between the first two ports; the others, if there are any, carry a load meanwhile.
-    pub fn ping(&self, kind: Kind, pings: &Pings) -> Result<Trips, MeasureError> {
+    pub fn ping(&self, kind: Kind, pings: &Pings, wait: Wait) -> Result<Trips, MeasureError> {
         let _pages = self.pages(kind)?;
         let switch = self.start(kind)?;
         let mut nics = self.connect(&*switch)?;
@@ -193,15 +213,22 @@ impl Scenario {
         let thread = std::thread::spawn(move || {
             pin(cpu)?;
             let others = nics.split_off(2);
+            let Ok(mut nics) = <[Nic; 2]>::try_from(nics) else { return Ok(Trips::default()) };
             let mut load = (!others.is_empty()).then(|| Load::new(others, stations));
-            // Addresses are learned and the switch's caches are warm after this.
+            let mut pinger = Pinger::new(&mut nics, load.as_mut(), wait);
+            // Until addresses are learned, caches warm, and a switch that sets itself up behind our back is done.
+            let end = Instant::now() + PATIENCE;
             let warm = Pings { span: warm_up, ..pings };
-            latency::ping(&mut nics, load.as_mut(), &warm, interrupt::came);
-            Ok(latency::ping(&mut nics, load.as_mut(), &pings, interrupt::came))
+            while pinger.run(&warm, interrupt::came).nanoseconds.is_empty() && Instant::now() < end {}
+            Ok(pinger.run(&pings, interrupt::came))
         });
         let trips = thread.join().map_err(|_| MeasureError::NoLoad)?;
         let trips = trips.map_err(|source| MeasureError::Machine { what: "cannot use the generator's CPU", source })?;
-        if interrupt::came() { Err(MeasureError::Interrupted) } else { Ok(trips) }
+        match () {
+            () if interrupt::came() => Err(MeasureError::Interrupted),
+            () if trips.nanoseconds.is_empty() => Err(MeasureError::NoAnswer),
+            () => Ok(trips),
+        }
     }
 
     /// The load runs in a thread on its own CPU, while this one asks the switch at both ends of the span.

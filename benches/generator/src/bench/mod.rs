@@ -23,6 +23,21 @@ use crate::nic::Settings;
 use crate::ring::Habit;
 use crate::switch::{LinecardSetup, Wiring};
 
+/// The rows of a group.
+type Measure = fn(&Plan, &mut dyn FnMut(&str)) -> Result<Vec<Row>, MeasureError>;
+
+/// Every group but latency, whose rows are of another kind.
+const GROUPS: [(&str, Measure); 8] = [
+    ("forwarding", traffic::forwarding),
+    ("rings", traffic::rings),
+    ("ports", traffic::ports),
+    ("addresses", traffic::addresses),
+    ("shards", traffic::shards),
+    ("idle", control::idle),
+    ("start", control::start),
+    ("restart", control::restart),
+];
+
 /// How much to measure.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -122,6 +137,26 @@ pub struct Results {
     pub rows: Vec<Row>,
     /// Latency.
     pub trips: Vec<TripRow>,
+    /// Groups that could not be measured, and why.
+    pub failures: Vec<String>,
+}
+
+impl Results {
+    /// Measures a group; one that fails does not take hours of others with it.
+    fn note_failure(
+        &mut self,
+        group: &str,
+        measure: impl FnOnce(&mut Self) -> Result<(), MeasureError>,
+    ) -> Result<(), MeasureError> {
+        match measure(self) {
+            Err(MeasureError::Interrupted) => Err(MeasureError::Interrupted),
+            Err(error) => {
+                self.failures.push(format!("{group}: {}", error.chain()));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
 }
 
 /// Middle and ends of some figures.
@@ -181,33 +216,29 @@ impl Plan {
     /// Measures all of it; `tell` hears what is being done.
     pub fn run(&self, tell: &mut dyn FnMut(&str)) -> Result<Results, MeasureError> {
         let machine = Machine::look(self)?;
-        let mut rows = Vec::new();
-        if self.wants("forwarding") {
-            rows.extend(traffic::forwarding(self, tell)?);
+        let mut results = Results {
+            machine,
+            rounds: self.rounds,
+            seconds: self.span.as_secs_f64(),
+            rows: Vec::new(),
+            trips: Vec::new(),
+            failures: Vec::new(),
+        };
+        for (group, measure) in GROUPS {
+            if self.wants(group) {
+                results.note_failure(group, |results| {
+                    results.rows.extend(measure(self, tell)?);
+                    Ok(())
+                })?;
+            }
         }
-        if self.wants("rings") {
-            rows.extend(traffic::rings(self, tell)?);
+        if self.wants("latency") {
+            results.note_failure("latency", |results| {
+                results.trips = quiet::trips(self, tell)?;
+                Ok(())
+            })?;
         }
-        if self.wants("ports") {
-            rows.extend(traffic::ports(self, tell)?);
-        }
-        if self.wants("addresses") {
-            rows.extend(traffic::addresses(self, tell)?);
-        }
-        if self.wants("shards") {
-            rows.extend(traffic::shards(self, tell)?);
-        }
-        if self.wants("idle") {
-            rows.extend(control::idle(self, tell)?);
-        }
-        if self.wants("start") {
-            rows.extend(control::start(self, tell)?);
-        }
-        if self.wants("restart") {
-            rows.extend(control::restart(self, tell)?);
-        }
-        let trips = if self.wants("latency") { quiet::trips(self, tell)? } else { Vec::new() };
-        Ok(Results { machine, rounds: self.rounds, seconds: self.span.as_secs_f64(), rows, trips })
+        Ok(results)
     }
 
     fn wants(&self, group: &str) -> bool {

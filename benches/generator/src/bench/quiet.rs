@@ -21,16 +21,16 @@ const WORKS: [(&str, u64, bool, Wait); 4] = [
 pub(super) fn trips(plan: &Plan, tell: &mut dyn FnMut(&str)) -> Result<Vec<TripRow>, MeasureError> {
     let mut rows = Vec::new();
     for (work, gap, loaded, wait) in WORKS {
-        let pings = Pings { gap: Duration::from_micros(gap), span: plan.span * plan.rounds as u32, wait };
+        let pings = Pings { gap: Duration::from_micros(gap), span: plan.span * plan.rounds as u32 };
         for level in ["low", "normal", "medium", "high"] {
             let mut scenario = scenario(plan, loaded);
             scenario.linecard.idle = "adaptive".into();
             scenario.linecard.latency = level.into();
-            let trips = scenario.ping(Kind::Linecard, &pings)?;
+            let trips = scenario.ping(Kind::Linecard, &pings, wait)?;
             rows.push(row(work, format!("Linecard {level}"), Kind::Linecard, &trips, tell));
         }
         for (kind, who) in [(Kind::Ovs, "Open vSwitch"), (Kind::Cable, "patch cable")] {
-            let trips = scenario(plan, loaded).ping(kind, &pings)?;
+            let trips = scenario(plan, loaded).ping(kind, &pings, wait)?;
             rows.push(row(work, who.into(), kind, &trips, tell));
         }
     }

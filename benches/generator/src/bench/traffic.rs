@@ -133,9 +133,14 @@ fn turns(plan: &Plan, mut row: Row, scenario: &Scenario, kinds: &[Kind], tell: T
                     row.detail.entry(kind).or_default().push(detail(&outcome, scenario.nic.sizes));
                     tell(&line(&row, round, kind, &outcome));
                 }
-                Err(error) if error.is_features() => {
+                Err(error) if error.is_features() || kind != Kind::Linecard => {
+                    if matches!(error, MeasureError::Interrupted) {
+                        return Err(error);
+                    }
                     out.push(kind);
-                    row.note = Some(format!("{kind} does not offer it"));
+                    let why = if error.is_features() { "does not offer it".into() } else { error.chain() };
+                    tell(&format!("{} {}, {kind}: {why}", row.group, row.name));
+                    row.note = Some(format!("{kind} {why}"));
                 }
                 Err(error) => return Err(error),
             }

@@ -11,6 +11,9 @@ const KINDS: [(Kind, &str, &str); 3] = [
     (Kind::Cable, "patch cable", "#888888"),
 ];
 
+/// A quantile's name, colour and figure.
+type Mark = (&'static str, &'static str, fn(&TripRow) -> f64);
+
 /// Room of a drawing, in pixels.
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 64.0;
@@ -64,7 +67,7 @@ fn bars(title: &str, rows: &[&Row]) -> String {
 
 /// Median, p99, p99.9 and longest of each switch, for each work, on a logarithmic axis.
 fn latency(rows: &[TripRow]) -> String {
-    let marks: [(&str, &str, fn(&TripRow) -> f64); 4] = [
+    let marks: [Mark; 4] = [
         ("median", "#0b6e4f", |row| row.median),
         ("p99", "#e0a030", |row| row.p99),
         ("p99.9", "#c8553d", |row| row.p999),

@@ -32,7 +32,11 @@ pub(super) fn tables(results: &Results) -> String {
             text += &if rows[0].unit == "Mpps" { traffic(&rows) } else { plain(&rows) };
         }
     }
-    text + &latency(results)
+    text += &latency(results);
+    for failure in &results.failures {
+        let _ = writeln!(text, "\nNot measured: {failure}");
+    }
+    text
 }
 
 fn machine(machine: &Machine) -> String {

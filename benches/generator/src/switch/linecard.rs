@@ -128,7 +128,9 @@ impl Switch for Linecard {
     }
 
     fn restart(&mut self) -> Result<Instant, SwitchError> {
-        self.process.take().map(Process::kill);
+        if let Some(process) = self.process.take() {
+            process.kill();
+        }
         let start = Instant::now();
         self.launch()?;
         Ok(start)

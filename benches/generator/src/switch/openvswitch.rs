@@ -134,7 +134,9 @@ impl Switch for OpenVswitch {
     }
 
     fn restart(&mut self) -> Result<Instant, SwitchError> {
-        self.daemon.take().map(Process::kill);
+        if let Some(daemon) = self.daemon.take() {
+            daemon.kill();
+        }
         let start = Instant::now();
         self.start_daemon()?;
         Ok(start)
