@@ -151,7 +151,7 @@ impl Controller {
     ) -> io::Result<Self> {
         // A RandomState is keyed with random numbers from the kernel.
         let random = || RandomState::new().hash_one(0);
-        let fdb = Fdb::with_capacity(Fdb::CAPACITY_MIN, [random(), random()]);
+        let fdb = Fdb::with_capacity(Fdb::CAPACITY_START, [random(), random()]);
         let state = State {
             plan: plan.clone(),
             runtime: Runtime::new(shards, Kinds::start()?, fdb),

@@ -48,6 +48,10 @@ impl Fdb {
     /// Fewest entries a table has room for: one page of buckets.
     pub const CAPACITY_MIN: usize = 256;
 
+    /// Entries that a host's table has room for at first: 64 KiB of them. A table grows once a second if it is crowded, and
+    /// until then stations that find no room are flooded to; this is room for the VMs that may all start in one second.
+    pub const CAPACITY_START: usize = 4096;
+
     /// Most entries a table has room for: at most half full with all entries that a host may have.
     pub const CAPACITY_MAX: usize = 2 * FDB_ENTRIES;
 
