@@ -169,34 +169,28 @@ fn fill<R: DeviceRing>(
     outcome: &mut Outcome,
 ) -> Result<(), RingFault> {
     let Form { header, mergeable, accepts } = form;
-    let (mut dry, mut rewrites) = (false, Rewrites::new(form));
+    let (mut dry, mut rewrites, mut at) = (false, Rewrites::new(form), 0);
     buffers.refill(ring, picks.len())?;
-    for &index in picks {
+    loop {
+        at += fill_plain(ring, &mut buffers, form, batch, &picks[at..], outcome);
+        let Some(&index) = picks.get(at) else { break };
         let frame = &batch.frames()[usize::from(index)];
         let bytes = header + frame.len as usize;
         if !frame.needs.met_by(accepts) {
             rewrites.deliver(ring, &mut buffers, batch, index, outcome)?;
-            dry = false;
+            (dry, at) = (false, at + 1);
             continue;
         }
         if buffers.left() == 0 {
-            buffers.refill(ring, picks.len())?;
+            buffers.refill(ring, picks.len() - at)?;
             dry = false;
-        }
-        let Some(chain) = buffers.first() else {
-            outcome.refuse(index, DropReason::RingFull);
-            continue;
-        };
-        if header == VNET_HEADER_BYTES
-            && let Some(buffer) = buffers.chains.single(chain)
-            && buffer.len() >= bytes
-        {
-            ring.complete(chain, bytes as u32);
-            write(batch, index, frame, buffer);
-            buffers.next += 1;
-            outcome.deliver(index);
+            if buffers.left() == 0 {
+                outcome.refuse_all(&picks[at..], DropReason::RingFull);
+                break;
+            }
             continue;
         }
+        at += 1;
         let most = form.most();
         if mergeable && !dry && buffers.left() < most && buffers.run(bytes, most).is_none() {
             buffers.refill(ring, BATCH_FRAMES)?;
@@ -217,6 +211,37 @@ fn fill<R: DeviceRing>(
     buffers.log_written();
     ring.give_back(buffers.rest());
     Ok(())
+}
+
+/// Writes frames as long as each fits the one piece of the next chain, as nearly all do; returns how many those were.
+#[inline]
+fn fill_plain<R: DeviceRing>(
+    ring: &mut R,
+    buffers: &mut Buffers<'_>,
+    form: Form,
+    batch: &Batch<'_>,
+    picks: &[u8],
+    outcome: &mut Outcome,
+) -> usize {
+    if form.header != VNET_HEADER_BYTES {
+        return 0;
+    }
+    let (mut filled, mut delivered) = (0, 0u64);
+    for (&index, chain) in picks.iter().zip(buffers.rest()) {
+        let Some(frame) = batch.frames().get(usize::from(index)) else { break };
+        let Some(buffer) = buffers.chains.single(chain) else { break };
+        let bytes = VNET_HEADER_BYTES + frame.len as usize;
+        if buffer.len() < bytes || !frame.needs.met_by(form.accepts) {
+            break;
+        }
+        ring.complete(chain, bytes as u32);
+        write(batch, index, frame, buffer);
+        delivered |= 1 << (index % 64);
+        filled += 1;
+    }
+    buffers.next += filled;
+    outcome.delivered |= delivered;
+    filled
 }
 
 /// Chains of guest buffers at hand, used up from the front.
