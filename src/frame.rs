@@ -226,6 +226,7 @@ pub struct Batch<'m> {
     frames: ArrayVec<Frame<'m>, BATCH_FRAMES>,
     segments: ArrayVec<Span<'m>, BATCH_SEGMENTS>,
     bytes: u64,
+    gso: u32,
     /// Which of its port's queues the batch came from; receivers with several queues keep a flow on one by it.
     pub queue: u16,
 }
@@ -234,7 +235,7 @@ impl<'m> Batch<'m> {
     /// An empty batch from queue number `queue` of its port, with `heads` as scratch memory.
     #[inline]
     pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
-        Self { heads, frames: ArrayVec::new_const(), segments: ArrayVec::new_const(), bytes: 0, queue }
+        Self { heads, frames: ArrayVec::new_const(), segments: ArrayVec::new_const(), bytes: 0, gso: 0, queue }
     }
 
     /// How many frames are in it.
@@ -253,6 +254,17 @@ impl<'m> Batch<'m> {
     #[inline]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// How many of its frames are several, to be segmented.
+    #[inline]
+    pub fn gso_frames(&self) -> u32 {
+        self.gso
+    }
+
+    /// Counts the frame that was added last as one to be segmented.
+    pub(crate) fn count_gso(&mut self) {
+        self.gso += 1;
     }
 
     /// Whether another frame of up to `segments` pieces fits.

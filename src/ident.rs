@@ -214,6 +214,28 @@ pub enum Affinity {
     Queue,
 }
 
+/// A set of features that a port offers, frozen under a name: the same on every host and in every later version, so that a
+/// VM that was started against it finds it wherever it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+pub enum Compat {
+    /// All that this switch can do, as of November 2026.
+    #[default]
+    #[serde(rename = "2026.11")]
+    V2026_11,
+    /// The same without checksum and segmentation offloads, for guests that take frames apart themselves.
+    #[serde(rename = "2026.11-no-offload")]
+    V2026_11NoOffload,
+}
+
+impl fmt::Display for Compat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V2026_11 => "2026.11",
+            Self::V2026_11NoOffload => "2026.11-no-offload",
+        })
+    }
+}
+
 /// Reads a value in its text form, so that a deserializer's error points at the scalar itself.
 fn parsed<'de, D, T>(deserializer: D, what: &'static str) -> Result<T, D::Error>
 where

@@ -19,6 +19,11 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Replaces the value, where it is the last one that is told. Only the owning shard may call this.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     /// The value now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -62,10 +67,20 @@ pub struct PortCounters {
     pub rx_delivered: Counter,
     /// Frames received from the port that reached none, by reason.
     pub rx_dropped: DropCounters,
+    /// Frames received from the port that were several, to be segmented.
+    pub rx_gso: Counter,
+    /// Bytes, without FCS, of the last frame that was longer on the wire than the port's MTU allows.
+    pub mtu_exceeded_bytes: Counter,
     /// Frames given to the port.
     pub tx_frames: Counter,
     /// Their bytes, without FCS.
     pub tx_bytes: Counter,
+    /// Frames given to the port that were several and stayed so.
+    pub tx_gso: Counter,
+    /// Frames given to the port as several, because it does not segment.
+    pub tx_segmented: Counter,
+    /// Frames given to the port with a checksum that was completed for it.
+    pub tx_completed: Counter,
     /// Copies that were meant for the port and did not reach it, by reason.
     pub tx_dropped: DropCounters,
 }
@@ -73,7 +88,9 @@ pub struct PortCounters {
 impl PortCounters {
     /// Starts again at zero, for another port with the same number. Only while no shard counts for it.
     pub fn clear(&self) {
-        for counter in [&self.rx_frames, &self.rx_bytes, &self.rx_delivered, &self.tx_frames, &self.tx_bytes] {
+        let rx = [&self.rx_frames, &self.rx_bytes, &self.rx_delivered, &self.rx_gso, &self.mtu_exceeded_bytes];
+        let tx = [&self.tx_frames, &self.tx_bytes, &self.tx_gso, &self.tx_segmented, &self.tx_completed];
+        for counter in rx.into_iter().chain(tx) {
             counter.clear();
         }
         for counter in self.rx_dropped.0.iter().chain(&self.tx_dropped.0) {

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use linecard::config::{CpuChoice, Idle, KindPlan, Plan, SocketMode, check, check_port};
-use linecard::ident::{Affinity, LatencySensitivity};
+use linecard::config::{CpuChoice, Idle, KindPlan, Offloads, Plan, SocketMode, check, check_port};
+use linecard::ident::{Affinity, Compat, LatencySensitivity};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -22,8 +22,8 @@ daemon:
 shards: { cpus: "2-3,8", exclusive: 5, idle: never, realtime: 50 }
 networks: { lan: {}, dmz: { mac-age: 500ms, mac-limit: 10 }, spare: }
 profiles:
-  base: { network: dmz, mtu: 9000, limits: { macs: 7 }, labels: { a: base, b: base } }
-  fast: { inherit: base, latency-sensitivity: high, affinity: vm, labels: { b: fast } }
+  base: { network: dmz, mtu: 9000, limits: { macs: 7 }, offloads: { tso: false, uso: true }, labels: { a: base, b: base } }
+  fast: { inherit: base, latency-sensitivity: high, affinity: vm, compat: "2026.11-no-offload", labels: { b: fast } }
   both: { inherit: [fast, base], mtu: 1500 }
 ports:
   u:
@@ -32,6 +32,7 @@ ports:
     mac: 52:54:00:12:34:56
     profile: both
     network: lan
+    offloads: { uso: false }
     labels: { c: u }
   c: { vhost-user: { socket: /run/l/c.sock, mode: client }, network: lan }
   t: { tap: { interface: tap0 }, profile: fast, mac: "52:54:00:12:34:56" }
@@ -98,6 +99,8 @@ fn defaults_are_filled_in() {
             "latency-sensitivity": "normal",
             "affinity": "auto",
             "macs": 4096,
+            "offloads": { "csum": true, "tso": true, "ecn": true, "uso": true },
+            "compat": "2026.11",
         } },
     });
     assert_eq!(serde_json::to_value(&plan).unwrap(), expected);
@@ -135,6 +138,8 @@ fn own_keys_win_over_profiles_and_later_profiles_over_earlier_ones() {
     assert_eq!(port.mtu, Some(1500), "its profile's own");
     assert_eq!(port.latency, LatencySensitivity::High, "through two generations");
     assert_eq!(port.macs, 7);
+    assert_eq!(port.offloads, Offloads { csum: true, tso: false, ecn: true, uso: false }, "switch by switch");
+    assert_eq!((port.compat, plan.ports["c"].compat), (Compat::V2026_11NoOffload, Compat::V2026_11));
     let labels: Vec<_> = port.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     assert_eq!(labels, [("a", "base"), ("b", "base"), ("c", "u")], "`base` comes after `fast` in `both`");
     assert_eq!(plan.ports["t"].labels["b"], "fast");

@@ -161,8 +161,10 @@ fn each_receiver_of_a_flood_gets_what_it_can_take() {
         assert!(got == payload);
     }
     sender.drain();
-    let port = daemon.port_when("sender", "all are counted", |port| port.counter("rx_frames") == 4);
+    let port = daemon.port_when("sender", "all are counted", |port| port.counter("rx_gso") == 4);
     assert!(port.is_conserved() && port.all_drops() == 0);
+    let counted = |name| ["tx_gso", "tx_segmented", "tx_completed"].map(|counter| daemon.port(name).counter(counter));
+    assert_eq!(["all", "csum", "none", "legacy"].map(counted), [[4, 0, 0], [0, 4, 0], [0, 4, 0], [0, 4, 0]]);
 }
 
 #[test]
@@ -204,12 +206,7 @@ fn a_guest_whose_ring_cannot_hold_the_segments_gets_none_of_them() {
 
 #[test]
 fn the_mtu_is_that_of_the_segments() {
-    let yaml = |dir: &std::path::Path| {
-        let ports =
-            [("a", ", mtu: 1440"), ("b", "")].map(|(name, more)| daemon::port_with(dir, name, "lan", "server", more));
-        daemon::preamble(dir) + "networks: { lan: {} }\nports:\n" + &ports.concat()
-    };
-    let daemon = Daemon::start(yaml);
+    let daemon = Daemon::start(|dir| two(dir, "").replacen("network: lan }", "network: lan, mtu: 1440 }", 1));
     let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));
     let mut b = Nic::up(&daemon.socket("b"), &config(LINUX | GUEST_OFFLOADS));
     let sent = KINDS[0].make(b.mac, a.mac, 20_000, 1);
@@ -218,5 +215,44 @@ fn the_mtu_is_that_of_the_segments() {
     let mut longer = sent.clone();
     longer.0[4..6].copy_from_slice(&(SEGMENT as u16 + 1).to_le_bytes());
     a.send_behind(&longer.0, &longer.1);
-    daemon.port_when("a", "it is dropped", |port| port.drops("mtu-exceeded") == 1);
+    let port = daemon.port_when("a", "it is dropped", |port| port.drops("mtu-exceeded") == 1);
+    assert_eq!(port.counter("mtu_exceeded_bytes"), 54 + 1401);
+}
+
+/// A configuration of `a` and `b` on one network, `b` with `more` keys.
+fn two(dir: &std::path::Path, more: &str) -> String {
+    let ports = [("a", ""), ("b", more)].map(|(name, more)| daemon::port_with(dir, name, "lan", "server", more));
+    daemon::preamble(dir) + "networks: { lan: {} }\nports:\n" + &ports.concat()
+}
+
+#[test]
+fn what_a_guest_is_left_with_changes_while_it_runs() {
+    let daemon = Daemon::start(|dir| two(dir, ""));
+    let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));
+    let mut b = Nic::up(&daemon.socket("b"), &config(LINUX | GUEST_OFFLOADS));
+    let kind = KINDS[0];
+    let sent = kind.make(b.mac, a.mac, 20_000, 1);
+    a.send_behind(&sent.0, &sent.1);
+    receive_whole(&mut b, kind, &sent);
+    std::fs::write(daemon.dir().join("linecard.yaml"), two(daemon.dir(), ", offloads: { csum: false }")).unwrap();
+    daemon.linecard(&["apply"]).unwrap();
+    a.send_behind(&sent.0, &sent.1);
+    receive_segments(&mut b, kind, &sent.1[kind.headers()..]);
+    std::fs::write(daemon.dir().join("linecard.yaml"), two(daemon.dir(), ", offloads: { uso: false }")).unwrap();
+    daemon.linecard(&["apply"]).unwrap();
+    a.send_behind(&sent.0, &sent.1);
+    receive_whole(&mut b, kind, &sent);
+    assert_eq!(daemon.port("b").state(), "up");
+}
+
+#[test]
+fn what_is_offered_follows_from_the_named_set_alone() {
+    let daemon = Daemon::start(|dir| two(dir, ", compat: \"2026.11-no-offload\", offloads: { csum: true }"));
+    let a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS | GUEST_OFFLOADS));
+    let b = Nic::up(&daemon.socket("b"), &config(LINUX | HOST_OFFLOADS | GUEST_OFFLOADS));
+    assert_eq!(a.vmm.offered & !b.vmm.offered, HOST_OFFLOADS | GUEST_OFFLOADS);
+    assert_eq!(b.vmm.offered & (HOST_OFFLOADS | GUEST_OFFLOADS), 0);
+    let device = |name| daemon.port(name).0["detail"]["device"].clone();
+    assert_eq!((&device("a")["compat"], &device("b")["compat"]), (&"2026.11".into(), &"2026.11-no-offload".into()));
+    assert_eq!(device("b")["offered"], format!("{:#x}", b.vmm.offered));
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::PortSettings;
 use super::format::{exact, size, table};
 use super::tables::{origin, received, state};
-use crate::control::report::{PortReport, PortState};
+use crate::control::report::{CounterReport, PortReport, PortState};
 use crate::verdict::DropReason;
 
 /// `linecard port show`.
@@ -19,6 +19,7 @@ pub(super) fn show(port: &PortReport) -> String {
         }
         for (reason, count) in drops {
             text += &format!("  {} {reason}{}\n", exact(*count), explained(reason));
+            text += &mtu_exceeded(port, reason).unwrap_or_default();
         }
     }
     text + &detail(port.detail.as_ref())
@@ -67,7 +68,29 @@ fn traffic(port: &PortReport) -> String {
         exact(counters.tx_frames),
         exact(counters.tx_dropped),
         size(counters.tx_bytes)
-    )
+    ) + &offloads(counters)
+}
+
+/// How long the last frame was that exceeded the MTU.
+fn mtu_exceeded(port: &PortReport, reason: &str) -> Option<String> {
+    let (mtu, bytes) = (port.mtu?, port.counters.mtu_exceeded_bytes);
+    let last = reason == DropReason::MtuExceeded.name() && bytes > 0;
+    last.then(|| {
+        format!("    The last one had {bytes} bytes with its Ethernet header; the limit is {mtu} without it.\n")
+    })
+}
+
+/// What was done about offloads, if anything.
+fn offloads(counters: &CounterReport) -> String {
+    let mut text = String::new();
+    if counters.rx_gso + counters.tx_gso + counters.tx_segmented > 0 {
+        let [from, whole, cut] = [counters.rx_gso, counters.tx_gso, counters.tx_segmented].map(exact);
+        text += &format!("large frames: {from} from it, {whole} to it whole, {cut} to it as segments\n");
+    }
+    if counters.tx_completed > 0 {
+        text += &format!("checksums completed for it: {}\n", exact(counters.tx_completed));
+    }
+    text
 }
 
 /// What a reason means and what to do about it. A daemon that is newer than this command may have reasons unknown here.

@@ -154,6 +154,8 @@ impl ProfilePlan {
             affinity: self.affinity.or(below.affinity),
             mtu: self.mtu.or(below.mtu),
             macs: self.macs.or(below.macs),
+            offloads: self.offloads.over(below.offloads),
+            compat: self.compat.or(below.compat),
             labels,
         }
     }
@@ -167,6 +169,8 @@ impl From<Settings> for ProfilePlan {
             affinity: written.affinity,
             mtu: written.mtu.map(|mtu| mtu.u16()),
             macs: written.limits.macs.map(|macs| macs.u32()),
+            offloads: written.offloads,
+            compat: written.compat,
             labels: written.labels.into_iter().map(|(key, value)| (key.0, value.0)).collect(),
         }
     }

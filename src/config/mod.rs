@@ -28,8 +28,8 @@ mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Related};
 pub use plan::{
-    CpuChoice, DaemonPlan, FaultyPlan, Idle, KindPlan, LogLevel, NetworkPlan, Plan, PortPlan, ProfilePlan, ReplayPlan,
-    ShardsPlan, SocketMode, TapPlan, VhostUserPlan,
+    CpuChoice, DaemonPlan, FaultyPlan, Idle, KindPlan, LogLevel, NetworkPlan, Offloads, Plan, PortPlan, ProfilePlan,
+    ReplayPlan, ShardsPlan, SocketMode, TapPlan, VhostUserPlan,
 };
 
 use key_path::KeyPath;

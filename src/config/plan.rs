@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ident::{Affinity, LatencySensitivity, MacAddr, Name};
+use crate::ident::{Affinity, Compat, LatencySensitivity, MacAddr, Name};
 
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -132,6 +132,12 @@ pub struct ProfilePlan {
     /// Most addresses that one port may teach the switch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub macs: Option<u32>,
+    /// Which offloads their far ends are left with.
+    #[serde(skip_serializing_if = "Offloads::is_empty")]
+    pub offloads: Offloads<Option<bool>>,
+    /// Which features they offer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compat: Option<Compat>,
     /// Labels of the ports.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -161,9 +167,50 @@ pub struct PortPlan {
     pub mtu: Option<u16>,
     /// Most addresses it may teach the switch.
     pub macs: u32,
+    /// Which offloads its far end is left with of those that it can do.
+    pub offloads: Offloads<bool>,
+    /// Which features it offers to its far end.
+    pub compat: Compat,
     /// What operators and their tools call it; the switch reads none of it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// A switch for each offload. `offloads:` in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Offloads<T: Default> {
+    /// Checksums; without them nothing else.
+    pub csum: T,
+    /// Segmentation of TCP.
+    pub tso: T,
+    /// Segmentation of TCP whose first segment reduces the congestion window.
+    pub ecn: T,
+    /// Segmentation of UDP.
+    pub uso: T,
+}
+
+impl Offloads<Option<bool>> {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// These switches, and where they say nothing those of `below`.
+    pub(super) fn over(self, below: Self) -> Self {
+        Self {
+            csum: self.csum.or(below.csum),
+            tso: self.tso.or(below.tso),
+            ecn: self.ecn.or(below.ecn),
+            uso: self.uso.or(below.uso),
+        }
+    }
+
+    /// These switches, and on where they say nothing.
+    pub(super) fn or_on(self) -> Offloads<bool> {
+        let on = |switch: Option<bool>| switch.unwrap_or(true);
+        Offloads { csum: on(self.csum), tso: on(self.tso), ecn: on(self.ecn), uso: on(self.uso) }
+    }
 }
 
 /// What is at the far end of a port.

@@ -121,6 +121,8 @@ impl World<'_> {
             affinity: settings.affinity.unwrap_or_default(),
             mtu: settings.mtu,
             macs: settings.macs.unwrap_or(limits::PORT_MACS_DEFAULT),
+            offloads: settings.offloads.or_on(),
+            compat: settings.compat.unwrap_or_default(),
             labels: settings.labels,
         })
     }

@@ -12,14 +12,14 @@ use serde_json::Value;
 
 use super::cpus::{CpuSelection, Cpus};
 use super::key_path::KeyPath;
-use super::plan::{Idle, LogLevel, SocketMode};
+use super::plan::{Idle, LogLevel, Offloads, SocketMode};
 use super::reader::read;
 use super::report::{Finding, Report};
 use super::scalar::{
     Account, Endpoint, FilePath, Interface, LabelKey, LabelValue, Mode, Names, SocketPath, StationMac, Version, Whole,
 };
 use super::time::Time;
-use crate::ident::{Affinity, LatencySensitivity, Name};
+use crate::ident::{Affinity, Compat, LatencySensitivity, Name};
 use crate::limits;
 
 /// A count of FDB entries.
@@ -107,6 +107,8 @@ pub(super) struct Settings {
     pub(super) affinity: Option<Affinity>,
     pub(super) mtu: Option<Mtu>,
     pub(super) limits: Limits,
+    pub(super) offloads: Offloads<Option<bool>>,
+    pub(super) compat: Option<Compat>,
     pub(super) labels: BTreeMap<LabelKey, LabelValue>,
 }
 
@@ -123,6 +125,8 @@ macro_rules! with_settings {
             pub(super) affinity: Option<Affinity>,
             pub(super) mtu: Option<Mtu>,
             pub(super) limits: Limits,
+            pub(super) offloads: Offloads<Option<bool>>,
+            pub(super) compat: Option<Compat>,
             pub(super) labels: BTreeMap<LabelKey, LabelValue>,
         }
 
@@ -135,6 +139,8 @@ macro_rules! with_settings {
                     affinity: self.affinity.take(),
                     mtu: self.mtu.take(),
                     limits: std::mem::take(&mut self.limits),
+                    offloads: std::mem::take(&mut self.offloads),
+                    compat: self.compat.take(),
                     labels: std::mem::take(&mut self.labels),
                 }
             }

@@ -109,9 +109,10 @@ fn port_action(name: &Name, was: &Wish, wish: &Wish, stopped: bool) -> Option<Ac
 }
 
 /// Whether a running port cannot become the new one. Its kind is what its far end is attached to; a TAP's MTU is a
-/// property of the host's interface, which is set when it is opened.
+/// property of the host's interface, which is set when it is opened; what a vNIC offers its VM was told when that connected.
 fn must_remake(old: &PortPlan, new: &PortPlan) -> bool {
-    old.kind != new.kind || (matches!(new.kind, KindPlan::Tap(_)) && old.mtu != new.mtu)
+    let offer = matches!(new.kind, KindPlan::VhostUser(_)) && old.compat != new.compat;
+    old.kind != new.kind || offer || (matches!(new.kind, KindPlan::Tap(_)) && old.mtu != new.mtu)
 }
 
 /// The settings that differ, by their keys in the file.

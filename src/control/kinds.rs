@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::config::{KindPlan, PortPlan, SocketMode, VhostUserPlan};
+use crate::config::{KindPlan, Offloads, PortPlan, SocketMode, VhostUserPlan};
+use crate::frame::Needs;
 use crate::host::account::{self, AccountError};
 use crate::ident::Name;
 use crate::port::Port;
@@ -37,7 +38,7 @@ impl Kinds {
 
     /// Opens the port called `name`.
     pub(super) fn open(&self, name: &Name, plan: &PortPlan) -> Result<Arc<dyn Port>, OpenError> {
-        Ok(match &plan.kind {
+        let port: Arc<dyn Port> = match &plan.kind {
             KindPlan::VhostUser(vhost_user) => Vnic::new(vnic(name, plan, vhost_user)?, &self.acceptor)?,
             KindPlan::Tap(tap) => Tap::new(&TapConfig { interface: tap.interface.clone(), mtu: plan.mtu })?,
             KindPlan::Loopback => Loopback::new(),
@@ -53,8 +54,17 @@ impl Kinds {
                 flip_every: faulty.flip_every.unwrap_or(0),
                 seed: u64::from(faulty.seed),
             }),
-        })
+        };
+        port.set_offloads(offloads(plan));
+        Ok(port)
     }
+}
+
+/// What the far end of a port is left with, as the data path has it: all offloads stand on the checksum.
+pub(super) fn offloads(plan: &PortPlan) -> Needs {
+    let Offloads { csum, tso, ecn, uso } = plan.offloads;
+    let tcp = Needs::TSO4.and(Needs::TSO6).when(tso).and(Needs::ECN.when(tso && ecn));
+    Needs::CSUM.and(tcp).and(Needs::USO4.and(Needs::USO6).when(uso)).when(csum)
 }
 
 fn vnic(name: &Name, plan: &PortPlan, vhost_user: &VhostUserPlan) -> Result<VnicConfig, AccountError> {
@@ -72,5 +82,6 @@ fn vnic(name: &Name, plan: &PortPlan, vhost_user: &VhostUserPlan) -> Result<Vnic
         group: group.as_deref().map(account::group).transpose()?,
         permissions,
         mac: plan.mac,
+        compat: plan.compat,
     })
 }

@@ -139,10 +139,25 @@ pub struct CounterReport {
     pub rx_delivered: u64,
     /// Those that reached none.
     pub rx_dropped: u64,
+    /// Frames received from the port that were several, to be segmented.
+    #[serde(default)]
+    pub rx_gso: u64,
+    /// Bytes, without FCS, of a recent frame that exceeded the MTU, as long as it is on the wire; 0 if none did.
+    #[serde(default)]
+    pub mtu_exceeded_bytes: u64,
     /// Frames given to the port.
     pub tx_frames: u64,
     /// Their bytes, without FCS.
     pub tx_bytes: u64,
+    /// Frames given to the port that were several and stayed so.
+    #[serde(default)]
+    pub tx_gso: u64,
+    /// Frames given to the port as several, because it does not segment.
+    #[serde(default)]
+    pub tx_segmented: u64,
+    /// Frames given to the port with a checksum that was completed for it.
+    #[serde(default)]
+    pub tx_completed: u64,
     /// Copies that were meant for the port and did not reach it.
     pub tx_dropped: u64,
     /// `rx_dropped` by reason; reasons that did not occur are left out.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::desired::Desired;
 use super::diff::Action;
-use super::kinds::Kinds;
+use super::kinds::{self, Kinds};
 use super::numbers::Numbers;
 use crate::config::PortPlan;
 use crate::host::cpu;
@@ -107,6 +107,7 @@ impl Runtime {
     fn retune(&self, name: &Name) {
         if let (Some(Running { port: Ok(port), .. }), Some(plan)) = (self.ports.get(name), self.plan(name)) {
             port.set_mtu(plan.mtu);
+            port.set_offloads(kinds::offloads(plan));
         }
     }
 

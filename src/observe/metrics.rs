@@ -140,7 +140,11 @@ fn ports(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Res
     counters(encoder, "port_rx_bytes", "Their bytes, without FCS", each(|c| c.rx_bytes))?;
     counters(encoder, "port_rx_delivered", "Received frames that reached a port", each(|c| c.rx_delivered))?;
     counters(encoder, "port_tx_packets", "Frames given to the port", each(|c| c.tx_frames))?;
-    counters(encoder, "port_tx_bytes", "Their bytes, without FCS", each(|c| c.tx_bytes))
+    counters(encoder, "port_tx_bytes", "Their bytes, without FCS", each(|c| c.tx_bytes))?;
+    counters(encoder, "port_gso_in", "Frames received from the port to be segmented", each(|c| c.rx_gso))?;
+    counters(encoder, "port_gso_out", "Frames given to the port to be segmented", each(|c| c.tx_gso))?;
+    counters(encoder, "port_gso_segmented", "Frames segmented for the port", each(|c| c.tx_segmented))?;
+    counters(encoder, "port_checksums_completed", "Checksums completed for the port", each(|c| c.tx_completed))
 }
 
 /// What a port is. Labels of the configuration get a prefix, so that they cannot take the name of one of ours.

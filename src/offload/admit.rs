@@ -130,6 +130,7 @@ fn admit_gso(batch: &mut Batch<'_>, header: VnetHeader, mut needs: Needs) {
     let (flags, hdr_len, num_buffers) = (NEEDS_CSUM, payload as u16, 1);
     head.set_header(VnetHeader { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers });
     frame.needs = needs;
+    batch.count_gso();
 }
 
 /// Bytes that the transport header of such a frame has at least.

@@ -115,8 +115,13 @@ pub struct PortTotals {
     pub rx_bytes: u64,
     pub rx_delivered: u64,
     pub rx_dropped: [u64; DropReason::COUNT],
+    pub rx_gso: u64,
+    pub mtu_exceeded_bytes: u64,
     pub tx_frames: u64,
     pub tx_bytes: u64,
+    pub tx_gso: u64,
+    pub tx_segmented: u64,
+    pub tx_completed: u64,
     pub tx_dropped: [u64; DropReason::COUNT],
 }
 
@@ -392,8 +397,13 @@ impl Default for PortTotals {
             rx_bytes: 0,
             rx_delivered: 0,
             rx_dropped: none,
+            rx_gso: 0,
+            mtu_exceeded_bytes: 0,
             tx_frames: 0,
             tx_bytes: 0,
+            tx_gso: 0,
+            tx_segmented: 0,
+            tx_completed: 0,
             tx_dropped: none,
         }
     }
@@ -404,8 +414,14 @@ impl PortTotals {
         self.rx_frames += counters.rx_frames.get();
         self.rx_bytes += counters.rx_bytes.get();
         self.rx_delivered += counters.rx_delivered.get();
+        self.rx_gso += counters.rx_gso.get();
+        // Not a sum: each shard has the last one that it saw.
+        self.mtu_exceeded_bytes = self.mtu_exceeded_bytes.max(counters.mtu_exceeded_bytes.get());
         self.tx_frames += counters.tx_frames.get();
         self.tx_bytes += counters.tx_bytes.get();
+        self.tx_gso += counters.tx_gso.get();
+        self.tx_segmented += counters.tx_segmented.get();
+        self.tx_completed += counters.tx_completed.get();
         for &reason in DropReason::ALL {
             self.rx_dropped[reason.index()] += counters.rx_dropped.get(reason);
             self.tx_dropped[reason.index()] += counters.tx_dropped.get(reason);

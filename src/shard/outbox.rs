@@ -174,13 +174,20 @@ impl Outbox {
         if delivered != every_bit(batch.len()) {
             for (index, frame) in batch.frames().iter().enumerate() {
                 if delivered & 1 << index == 0 {
-                    counters.rx_dropped.add(self.reason(frame.verdict, index), 1);
+                    let reason = self.reason(frame.verdict, index);
+                    counters.rx_dropped.add(reason, 1);
+                    if reason == DropReason::MtuExceeded {
+                        counters.mtu_exceeded_bytes.set(frame.wire_len(batch.head(index)).into());
+                    }
                 }
             }
         }
         counters.rx_frames.add(batch.len() as u64);
         counters.rx_bytes.add(batch.bytes());
         counters.rx_delivered.add(u64::from(delivered.count_ones()));
+        if batch.gso_frames() > 0 {
+            counters.rx_gso.add(batch.gso_frames().into());
+        }
     }
 
     /// Why frame `index`, which nobody took, was dropped.
@@ -250,7 +257,22 @@ fn transmit(
     }
     counters.tx_frames.add(u64::from(outcome.delivered.count_ones()));
     counters.tx_bytes.add(bytes);
+    if batch.gso_frames() > 0 || outcome.completed > 0 {
+        count_offloads(batch, picks, outcome, counters);
+    }
     outcome.delivered
+}
+
+/// Counts what became of frames that were to be segmented or completed.
+#[cold]
+fn count_offloads(batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, counters: &PortCounters) {
+    let is_whole =
+        |&&index: &&u8| outcome.delivered & 1 << index != 0 && batch.frames()[usize::from(index)].needs.is_gso();
+    let gso = picks.iter().filter(is_whole).count() as u64;
+    let (segmented, completed) = (std::mem::take(&mut outcome.segmented), std::mem::take(&mut outcome.completed));
+    counters.tx_gso.add(gso - u64::from(segmented).min(gso));
+    counters.tx_segmented.add(segmented.into());
+    counters.tx_completed.add(completed.into());
 }
 
 /// The ports of the network that `ingress` is in.

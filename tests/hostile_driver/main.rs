@@ -7,6 +7,7 @@
 mod descriptors;
 #[path = "../frontend/mod.rs"]
 mod frontend;
+mod headers;
 mod packed;
 mod races;
 mod traffic;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::TapPlan;
+use crate::config::{Offloads, SocketMode, TapPlan, VhostUserPlan};
 use crate::control::desired::Origin;
-use crate::ident::{Affinity, LatencySensitivity};
+use crate::ident::{Affinity, Compat, LatencySensitivity};
 
 fn network(mac_limit: u32) -> NetworkPlan {
     NetworkPlan { mac_age: Duration::from_secs(300), mac_limit }
@@ -26,6 +26,8 @@ fn port(kind: KindPlan) -> PortPlan {
         affinity: Affinity::Auto,
         mtu: None,
         macs: 10,
+        offloads: Offloads { csum: true, tso: true, ecn: true, uso: true },
+        compat: Compat::default(),
         labels: BTreeMap::new(),
     }
 }
@@ -119,6 +121,26 @@ fn settings_change_in_place_and_far_ends_do_not() {
     assert_eq!(changes[2], mtu);
 
     let actions = diff(&old, &state(&[("a", port(KindPlan::Loopback)), ("b", vnic)]), &BTreeSet::new());
+    assert!(matches!(actions.as_slice(), [Action::RemakePort(..)]), "{actions:?}");
+}
+
+#[test]
+fn offloads_change_in_place_and_what_is_offered_makes_a_vnic_anew() {
+    let vnic = port(KindPlan::VhostUser(VhostUserPlan {
+        socket: "/run/a".into(),
+        mode: SocketMode::Server,
+        queues: 1,
+        owner: None,
+        group: None,
+        permissions: 0o660,
+    }));
+    let old = state(&[("a", vnic.clone())]);
+    let offloads = Offloads { tso: false, ..vnic.offloads };
+    let actions = diff(&old, &state(&[("a", PortPlan { offloads, ..vnic.clone() })]), &BTreeSet::new());
+    let [Action::ChangePort(_, _, changes)] = actions.as_slice() else { panic!("{actions:?}") };
+    assert_eq!(changes[0].key, "offloads.tso");
+    let compat = Compat::V2026_11NoOffload;
+    let actions = diff(&old, &state(&[("a", PortPlan { compat, ..vnic })]), &BTreeSet::new());
     assert!(matches!(actions.as_slice(), [Action::RemakePort(..)]), "{actions:?}");
 }
 

@@ -67,7 +67,7 @@ impl Device {
     /// SET_FEATURES: once per queue pair with the same value, and with other ones only while nothing runs. LOG_ALL alone
     /// comes and goes at any time: with it a migration begins, and without it one was cancelled.
     pub(super) fn set_features(&mut self, acked: u64) -> Result<(), Refusal> {
-        let extra = acked & !features::bits(features::VIRTIO);
+        let extra = acked & !features::offered(self.nic.config.compat);
         if extra != 0 {
             return Err(Refusal::NotOffered(extra));
         }
@@ -114,7 +114,7 @@ impl Device {
 
     /// SET_PROTOCOL_FEATURES.
     pub(super) fn set_protocol_features(&mut self, acked: u64) -> Result<(), Refusal> {
-        let extra = acked & !features::bits(features::PROTOCOL);
+        let extra = acked & !features::offered_protocol(self.nic.config.compat);
         if extra != 0 {
             return Err(Refusal::NotOffered(extra));
         }
@@ -359,6 +359,9 @@ impl Device {
         json!({
             "features": features::names(features::VIRTIO, self.features.unwrap_or(0)),
             "protocol_features": features::names(features::PROTOCOL, self.protocol),
+            "compat": self.nic.config.compat,
+            "offered": format!("{:#x}", features::offered(self.nic.config.compat)),
+            "offered_protocol": format!("{:#x}", features::offered_protocol(self.nic.config.compat)),
             "header_bytes": features::header_bytes(self.features.unwrap_or(0)),
             "guest_mtu": self.mtu,
             "migrating": self.log_in_force().is_some(),

@@ -1,9 +1,11 @@
 //! What a vNIC offers to its front end: virtio feature bits and vhost-user protocol features, each with its reason.
 //!
 //! Both sets are part of a port's contract: QEMU refuses a backend that lost a bit on reconnect, and a migration needs at
-//! least the same set on the other host. So what is offered depends on this table and on nothing that happens at run time.
+//! least the same set on the other host. So what is offered depends on the port's `compat` and on nothing that happens at run
+//! time: each [`Compat`] is a set that does not change any more. A feature that comes later goes into a new one.
 
 use crate::frame::Needs;
+use crate::ident::Compat;
 
 /// One feature bit.
 #[derive(Debug)]
@@ -88,6 +90,21 @@ pub(super) const fn bits(table: &[Feature]) -> u64 {
     all
 }
 
+/// The virtio bits that are offered under `compat`. Nothing else has a say in it.
+pub(super) const fn offered(compat: Compat) -> u64 {
+    match compat {
+        Compat::V2026_11 => bits(VIRTIO),
+        Compat::V2026_11NoOffload => bits(VIRTIO) & !OFFLOADS,
+    }
+}
+
+/// The protocol features that are offered under `compat`.
+pub(super) const fn offered_protocol(compat: Compat) -> u64 {
+    match compat {
+        Compat::V2026_11 | Compat::V2026_11NoOffload => bits(PROTOCOL),
+    }
+}
+
 /// Names of the bits of `bits` that are in `table`.
 pub(super) fn names(table: &'static [Feature], bits: u64) -> Vec<&'static str> {
     table.iter().filter(|feature| bits & 1 << feature.bit != 0).map(|feature| feature.name).collect()
@@ -106,6 +123,21 @@ const GUEST_OFFLOADS: &[(u32, Needs)] =
 /// Offloads that a guest may leave to us when it sends.
 const HOST_OFFLOADS: &[(u32, Needs)] =
     &[(0, Needs::CSUM), (11, Needs::TSO4), (12, Needs::TSO6), (13, Needs::ECN), (56, Needs::USO4.and(Needs::USO6))];
+
+/// All bits of both.
+const OFFLOADS: u64 = {
+    let (mut all, mut i) = (0, 0);
+    while i < GUEST_OFFLOADS.len() {
+        all |= 1 << GUEST_OFFLOADS[i].0;
+        i += 1;
+    }
+    let mut i = 0;
+    while i < HOST_OFFLOADS.len() {
+        all |= 1 << HOST_OFFLOADS[i].0;
+        i += 1;
+    }
+    all
+};
 
 /// What of a table's offloads was acknowledged. All of them stand on the checksum (5.1.3.1): a driver that acknowledged
 /// others without it has none.
@@ -134,7 +166,9 @@ mod tests {
             assert_eq!(bits(table).count_ones() as usize, table.len());
             assert!(table.iter().all(|feature| !feature.why.is_empty()));
         }
-        assert_eq!((bits(VIRTIO), bits(PROTOCOL)), (0x1c0_000d_7c62_bb8b, 0x801f));
+        // Frozen: a VM that was started against a set refuses a switch that lost one bit of it.
+        let sets = [Compat::V2026_11, Compat::V2026_11NoOffload].map(|set| (offered(set), offered_protocol(set)));
+        assert_eq!(sets, [(0x1c0_000d_7c62_bb8b, 0x801f), (0xd_7c62_8008, 0x801f)]);
         // NOTIFY_ON_EMPTY, NOTIFICATION_DATA, RING_RESET, HASH_REPORT, RSS, RSC_EXT.
         for never in [24, 38, 40, 57, 60, 61] {
             assert_eq!(bits(VIRTIO) & 1 << never, 0, "bit {never}");

@@ -106,7 +106,7 @@ impl VhostUserBackendReqHandler for Handler {
     }
 
     fn get_features(&self) -> Result<u64> {
-        Ok(features::bits(features::VIRTIO))
+        Ok(features::offered(self.nic.config.compat))
     }
 
     fn set_features(&self, acked: u64) -> Result<()> {
@@ -114,7 +114,7 @@ impl VhostUserBackendReqHandler for Handler {
     }
 
     fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::from_bits_truncate(features::bits(features::PROTOCOL)))
+        Ok(VhostUserProtocolFeatures::from_bits_truncate(features::offered_protocol(self.nic.config.compat)))
     }
 
     fn set_protocol_features(&self, acked: u64) -> Result<()> {

@@ -44,6 +44,7 @@ use receive::ReceiveQueue;
 use steering::Steering;
 use transmit::TransmitSide;
 
+use crate::frame::Needs;
 use crate::ident::LatencySensitivity;
 use crate::limits::QUEUE_PAIRS;
 use crate::port::{LinkState, Notifications, Port, Receive, Transmit};
@@ -119,6 +120,10 @@ impl Port for Vnic {
 
     fn link(&self) -> LinkState {
         self.attachment.link()
+    }
+
+    fn set_offloads(&self, offloads: Needs) {
+        self.attachment.nic().queues.iter().for_each(|queue| queue.set_offloads(offloads));
     }
 
     fn set_latency(&self, latency: LatencySensitivity) {

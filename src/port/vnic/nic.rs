@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::queue::Queue;
-use crate::ident::{LatencySensitivity, MacAddr, Name};
+use crate::ident::{Compat, LatencySensitivity, MacAddr, Name};
 use crate::port::rate_limit::RateLimit;
 use crate::sys::eventfd::EventFd;
 
@@ -49,6 +49,8 @@ pub struct VnicConfig {
     pub permissions: u32,
     /// The address that the VM's configuration gives to the guest, if it is known here.
     pub mac: Option<MacAddr>,
+    /// Which features are offered.
+    pub compat: Compat,
 }
 
 /// The lasting half of a vNIC.

@@ -51,6 +51,7 @@ impl Host {
             group: None,
             permissions: 0o600,
             mac: None,
+            compat: crate::ident::Compat::default(),
         }
     }
 
@@ -122,7 +123,7 @@ impl Raw {
 
     /// Negotiates protocol features as QEMU does, so that refusals are heard of.
     fn negotiate(&mut self) {
-        assert_eq!(self.get(Req::GET_FEATURES), features::bits(features::VIRTIO));
+        assert_eq!(self.get(Req::GET_FEATURES), features::offered(crate::ident::Compat::default()));
         let protocol = self.get(Req::GET_PROTOCOL_FEATURES);
         assert_eq!(protocol, 0x801f);
         self.send(Req::SET_PROTOCOL_FEATURES as u32, 0, &protocol.to_ne_bytes(), &[]);

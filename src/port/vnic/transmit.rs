@@ -3,7 +3,8 @@
 //! For each frame there is one chain of guest buffers in the common case, and the frame is written into its only piece:
 //! header and head in one copy of constant size, the tail in another, straight from the sender's memory. Scattered buffers,
 //! a frame over several chains with VIRTIO_NET_F_MRG_RXBUF and the 10-byte header take the slower way through a [`Cursor`];
-//! frames that need what the guest cannot do are made complete in [`rewrite`]. The used index is published once for all frames, and the guest interrupted at most once.
+//! frames that need what the guest cannot do are made complete in [`rewrite`]. The used index is published once for all
+//! frames, and the guest interrupted at most once.
 //!
 //! A guest that uses several queue pairs has frames spread over them by flow ([`super::steering`]); a flow keeps its order,
 //! because it stays on its queue.
