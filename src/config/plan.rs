@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ident::{Affinity, LatencySensitivity, MacAddr, Name};
+use crate::shard::Service;
 
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -164,6 +165,22 @@ pub struct PortPlan {
     /// What operators and their tools call it; the switch reads none of it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+impl PortPlan {
+    /// What the port asks of the shards.
+    pub fn service(&self) -> Service {
+        let vm = self.labels.get("vm").map(|vm| vm.as_str().into());
+        Service { latency: self.latency, affinity: self.affinity, vm }
+    }
+
+    /// How many receive queues it has.
+    pub fn queue_count(&self) -> usize {
+        match &self.kind {
+            KindPlan::VhostUser(vnic) => vnic.queues.into(),
+            _ => 1,
+        }
+    }
 }
 
 /// What is at the far end of a port.
