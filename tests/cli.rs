@@ -33,6 +33,9 @@ fn files_are_checked_without_a_daemon() {
     fs::write(&file, "version: 1\nnetworks: { lan: {} }\nports:\n  a: { \"null\": {}, network: lan }\n").unwrap();
     let output = linecard(&["check", path]);
     assert_eq!(text(&output.stdout), format!("{path} is good: 1 network, 1 port\n"));
+    let plan = linecard(&["cpu", "plan", path]);
+    let plan = text(&plan.stdout);
+    assert!(plan.contains("shards.cpus is auto: ") && plan.contains("a (1 queue)"), "{plan}");
     let daemon =
         |file| Command::new(env!("CARGO_BIN_EXE_linecardd")).args(["--check", "--config", file]).output().unwrap();
     assert!(daemon(path).status.success());

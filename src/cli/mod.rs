@@ -99,6 +99,9 @@ pub enum Verb {
     /// Shows worker threads
     #[command(subcommand)]
     Shard(ShardVerb),
+    /// Shows what goes on which CPU
+    #[command(subcommand)]
+    Cpu(CpuVerb),
     /// Shows what was dropped, why, and what to do about it
     Drops {
         /// Only at this port
@@ -241,6 +244,17 @@ pub struct FdbSelection {
 pub enum ShardVerb {
     /// Shows all shards; shares of time are of the last seconds
     List,
+}
+
+/// What can be done with CPUs.
+#[derive(Debug, Subcommand)]
+pub enum CpuVerb {
+    /// Explains which CPU a configuration uses for what on this host, and what could be better; needs no daemon
+    Plan {
+        /// The file; - is standard input
+        #[arg(default_value = CONFIG_FILE)]
+        file: PathBuf,
+    },
 }
 
 /// What QEMU can be told.

@@ -12,10 +12,12 @@ use super::client::{Client, ClientError, escaped, with_query};
 use super::configuration::{self, FileError};
 use super::vm::VmSide;
 use super::{
-    FdbSelection, FdbVerb, LibvirtVerb, NetworkVerb, Options, Output, PortSettings, PortVerb, QemuVerb, ShardVerb,
-    Verb, man, port, tables,
+    CpuVerb, FdbSelection, FdbVerb, LibvirtVerb, NetworkVerb, Options, Output, PortSettings, PortVerb, QemuVerb,
+    ShardVerb, Verb, man, port, tables,
 };
 use crate::control::report::{Flushed, NewPort, PlanReport, PortReport, StatusReport};
+use crate::host::cpu::{CpuError, Cpus};
+use crate::host::cpu_plan::CpuPlan;
 
 /// Exit code: refused or failed.
 const FAILED: u8 = 1;
@@ -39,6 +41,8 @@ enum RunError {
     Answer(#[source] serde_json::Error),
     #[error("port {0} has no VM behind it: only vhost-user ports have")]
     NoVm(String),
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     #[error("cannot write the man pages")]
     Man(#[source] io::Error),
     #[error("cannot print")]
@@ -157,6 +161,10 @@ impl Verb {
                 session.print(session.client()?.delete(&which.path())?, told).map(|_| 0)
             }
             Self::Shard(ShardVerb::List) => session.list("/v1/shards", tables::shards),
+            Self::Cpu(CpuVerb::Plan { file }) => {
+                let plan = CpuPlan::of(&configuration::read(file)?.plan, &Cpus::of_this_host()?)?;
+                session.show(&json!(plan), || tables::cpus(&plan)).map(|()| 0)
+            }
             Self::Drops { port } => session.list(&with_query("/v1/drops", &[("port", port.clone())]), tables::drops),
             Self::Qemu(QemuVerb::Args { port, memory }) => {
                 session.write(&session.vm_side(port)?.qemu(memory)).map(|()| 0)

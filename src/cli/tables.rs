@@ -5,6 +5,7 @@ use crate::control::desired::Origin;
 use crate::control::report::{
     Direction, DropReport, FdbReport, NetworkReport, PortReport, PortState, ShardReport, StatusReport,
 };
+use crate::host::cpu_plan::{CpuPlan, CpuUse, Role};
 
 /// `linecard status`.
 pub(super) fn status(status: &StatusReport) -> String {
@@ -119,6 +120,27 @@ pub(super) fn shards(shards: &[ShardReport]) -> String {
         if let Some(reason) = &shard.chosen {
             text += &format!("\nshards.cpus is auto: CPU {} is {reason}\n", shard.cpu);
         }
+    }
+    text
+}
+
+/// `linecard cpu plan`.
+pub(super) fn cpus(plan: &CpuPlan) -> String {
+    let row = |cpu: &CpuUse| {
+        let role = match cpu.role {
+            Role::Shared => "shard",
+            Role::Exclusive => "shard for high",
+            Role::Others => "guests, host",
+            Role::Barred => "-",
+        };
+        let queues = |(port, queues): (&String, &usize)| format!("{port} ({})", several(*queues, "queue"));
+        let ports = cpu.ports.iter().map(queues).collect::<Vec<_>>().join(", ");
+        vec![cpu.cpu.to_string(), cpu.node.to_string(), cpu.siblings.clone(), role.into(), ports, cpu.why.clone()]
+    };
+    let header = ["CPU", "NODE", "SAME CORE", "FOR", "PORTS", "WHY"];
+    let mut text = table(&header, &[0, 1], plan.cpus.iter().map(row));
+    for remark in &plan.remarks {
+        text += &format!("\n! {remark}\n");
     }
     text
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ident::{Affinity, Compat, LatencySensitivity, MacAddr, Name};
+use crate::shard::Service;
 
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -210,6 +211,22 @@ impl Offloads<Option<bool>> {
     pub(super) fn or_on(self) -> Offloads<bool> {
         let on = |switch: Option<bool>| switch.unwrap_or(true);
         Offloads { csum: on(self.csum), tso: on(self.tso), ecn: on(self.ecn), uso: on(self.uso) }
+    }
+}
+
+impl PortPlan {
+    /// What the port asks of the shards.
+    pub fn service(&self) -> Service {
+        let vm = self.labels.get("vm").map(|vm| vm.as_str().into());
+        Service { latency: self.latency, affinity: self.affinity, vm }
+    }
+
+    /// How many receive queues it has.
+    pub fn queue_count(&self) -> usize {
+        match &self.kind {
+            KindPlan::VhostUser(vnic) => vnic.queues.into(),
+            _ => 1,
+        }
     }
 }
 

@@ -212,7 +212,7 @@ impl Runtime {
                     continue;
                 };
                 let Ok(port) = &running.port else { continue };
-                let service = service(plan);
+                let service = plan.service();
                 if (plan.latency == LatencySensitivity::High) != high || running.served.as_ref() == Some(&service) {
                     continue;
                 }
@@ -331,12 +331,6 @@ impl Runtime {
 }
 
 type Place = Option<NetworkIndex>;
-
-/// What a port asks of the shards.
-fn service(plan: &PortPlan) -> Service {
-    let vm = plan.labels.get("vm").map(|vm| vm.as_str().into());
-    Service { latency: plan.latency, affinity: plan.affinity, vm }
-}
 
 fn log_move(name: &Name, again: bool, service: &Service, cpus: &[u16]) {
     if again {

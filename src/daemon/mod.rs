@@ -25,12 +25,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::config::{self, CpuChoice, Diagnostics, Idle, Plan, ShardsPlan};
+use crate::config::{self, Diagnostics, Idle, Plan, ShardsPlan};
 use crate::control::http::{self, ApiSocket, Routes, SocketError};
 use crate::control::store::{Store, StoreError};
 use crate::control::{ControlError, Controller};
 use crate::host;
 use crate::host::cpu::{CpuError, Cpus};
+use crate::host::cpu_plan::Choice;
 use crate::observe::metrics;
 use crate::shard::{IdlePolicy, Policy, ShardError, Shards};
 
@@ -125,20 +126,10 @@ fn read(file: &Path) -> Result<Plan, DaemonError> {
 /// CPU was taken that nobody chose.
 fn start_shards(plan: &ShardsPlan, clock: Clock) -> Result<(Shards, BTreeMap<u16, String>), DaemonError> {
     let host = Cpus::of_this_host()?;
-    host.require("shards.exclusive", &plan.exclusive)?;
-    let mut chosen = BTreeMap::new();
-    let cpus = match &plan.cpus {
-        CpuChoice::List(cpus) => {
-            host.require("shards.cpus", cpus)?;
-            cpus.clone()
-        }
-        CpuChoice::Auto => {
-            let suggestion = host.suggest(&plan.exclusive)?;
-            log::info!("shards.cpus is auto: one shard on CPU {}, {}", suggestion.cpu, suggestion.reason);
-            chosen.insert(suggestion.cpu, suggestion.reason.into());
-            vec![suggestion.cpu]
-        }
-    };
+    let choice = Choice::of(plan, &host)?;
+    for (cpu, reason) in &choice.reasons {
+        log::info!("shards.cpus is auto: one shard on CPU {cpu}, {reason}");
+    }
     let idle = match plan.idle {
         Idle::Adaptive => IdlePolicy::Adaptive,
         Idle::Never => IdlePolicy::Never,
@@ -149,9 +140,9 @@ fn start_shards(plan: &ShardsPlan, clock: Clock) -> Result<(Shards, BTreeMap<u16
             "shards.realtime: the kernel stops real-time threads for a part of each second: set kernel.sched_rt_runtime_us to -1"
         );
     }
-    let shards = Shards::start(&cpus, &plan.exclusive, policy, clock)?;
-    host.keep_off(cpus.iter().chain(&plan.exclusive).copied());
-    Ok((shards, chosen))
+    let shards = Shards::start(&choice.shared, &choice.exclusive, policy, clock)?;
+    host.keep_off(choice.shared.iter().chain(&choice.exclusive).copied());
+    Ok((shards, choice.reasons))
 }
 
 /// What the daemon listens on besides its ports.

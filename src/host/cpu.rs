@@ -9,9 +9,12 @@
 //!    and most interrupts land on CPU 0;
 //! 3. otherwise whatever there is.
 //!
+//! Of each kind, first those that do not share a core with an exclusive CPU: two busy hyper-threads have little more than
+//! half a core each.
+//!
 //! Only CPUs that this process may use count: affinity and cgroup cpusets both show in `sched_getaffinity(2)`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What could not be learned about the CPUs, or cannot be had.
@@ -54,6 +57,14 @@ pub struct Cpus {
     pub isolated: BTreeSet<u16>,
     /// CPU 0 and the hyper-threads of its core.
     pub boot_core: BTreeSet<u16>,
+    /// Those that run.
+    pub online: BTreeSet<u16>,
+    /// Those that this process's cgroup leaves it, where that is known.
+    pub cpuset: Option<BTreeSet<u16>>,
+    /// The hyper-threads of each core.
+    pub cores: Vec<BTreeSet<u16>>,
+    /// The NUMA node of each CPU; those that are not here are on node 0.
+    pub nodes: BTreeMap<u16, u16>,
 }
 
 /// A CPU for the one shard of `cpus: auto`, and why it.
@@ -79,9 +90,33 @@ impl Cpus {
         // More than 1024 CPUs do not fit the set that the call fills; then the shard's own pinning has the last word.
         let allowed = match rustix::thread::sched_getaffinity(None) {
             Ok(set) => online.iter().copied().filter(|&cpu| set.is_set(usize::from(cpu))).collect(),
-            Err(_) => online,
+            Err(_) => online.clone(),
         };
-        Ok(Self { allowed, isolated, boot_core })
+        let threads = |cpu: &u16| read_list(&sys.join(format!("cpu{cpu}/topology/thread_siblings_list"))).ok();
+        let mut cores: Vec<BTreeSet<u16>> = online.iter().filter_map(threads).collect();
+        cores.dedup();
+        Ok(Self { allowed, isolated, boot_core, cores, nodes: nodes(), cpuset: cpuset(), online })
+    }
+
+    /// The hyper-threads of a CPU's core, itself included.
+    pub fn siblings(&self, cpu: u16) -> impl Iterator<Item = u16> {
+        self.cores.iter().find(|core| core.contains(&cpu)).into_iter().flatten().copied()
+    }
+
+    /// The NUMA node of a CPU.
+    pub fn node(&self, cpu: u16) -> u16 {
+        self.nodes.get(&cpu).copied().unwrap_or(0)
+    }
+
+    /// What keeps CPUs from this process, a sentence each.
+    pub fn restrictions(&self) -> Vec<String> {
+        let within = self.cpuset.as_ref().unwrap_or(&self.online);
+        let by = |who: &str, kept: Vec<u16>| {
+            (!kept.is_empty()).then(|| format!("{who} keeps CPU {} from this process", list(kept.into_iter())))
+        };
+        let by_cgroup = by("its cgroup's cpuset", self.online.difference(within).copied().collect());
+        let by_affinity = by("its affinity mask", within.difference(&self.allowed).copied().collect());
+        by_cgroup.into_iter().chain(by_affinity).collect()
     }
 
     /// The CPU that a single shard should have, leaving out those of `exclusive`.
@@ -89,16 +124,23 @@ impl Cpus {
     /// # Errors
     /// `exclusive` leaves none.
     pub fn suggest(&self, exclusive: &[u16]) -> Result<Suggestion, CpuError> {
-        let free = || self.allowed.iter().rev().copied().filter(|cpu| !exclusive.contains(cpu));
-        let isolated = free().find(|cpu| self.isolated.contains(cpu));
-        let apart = free().find(|cpu| !self.boot_core.contains(cpu) && *cpu != 0);
-        let any = free().next();
-        let found = isolated
-            .map(|cpu| (cpu, "kept free of other work by the kernel (isolated)"))
-            .or(apart.map(|cpu| (cpu, "the last that is not on the core of CPU 0, where the kernel's chores land")))
-            .or(any.map(|cpu| (cpu, "what there is")));
+        let beside = |cpu: &u16| self.siblings(*cpu).any(|sibling| exclusive.contains(&sibling));
+        let free = self.allowed.iter().copied().filter(|cpu| !exclusive.contains(cpu));
+        let (last, first): (Vec<u16>, Vec<u16>) = free.partition(beside);
+        let found = self.best_of(&first).or_else(|| self.best_of(&last));
         let (cpu, reason) = found.ok_or_else(|| CpuError::NoneLeft(list(exclusive.iter().copied())))?;
         Ok(Suggestion { cpu, reason })
+    }
+
+    /// The best of `free`, which ascend, and why.
+    fn best_of(&self, free: &[u16]) -> Option<(u16, &'static str)> {
+        let free = || free.iter().rev().copied();
+        let isolated = free().find(|cpu| self.isolated.contains(cpu));
+        let apart = free().find(|cpu| !self.boot_core.contains(cpu) && *cpu != 0);
+        isolated
+            .map(|cpu| (cpu, "kept free of other work by the kernel (isolated)"))
+            .or(apart.map(|cpu| (cpu, "the last that is not on the core of CPU 0, where the kernel's chores land")))
+            .or(free().next().map(|cpu| (cpu, "what there is")))
     }
 
     /// Keeps the calling thread, and those that it starts later, off `cpus`; does nothing if no other CPU would be left.
@@ -132,6 +174,24 @@ pub fn realtime_is_throttled() -> bool {
     runtime.is_ok_and(|text| text.trim() != "-1")
 }
 
+/// The NUMA node of each CPU.
+fn nodes() -> BTreeMap<u16, u16> {
+    let sys = Path::new("/sys/devices/system/node");
+    // Without NUMA there is no such folder.
+    let nodes = read_list(&sys.join("online")).unwrap_or_default();
+    let on = |node: u16| read_list(&sys.join(format!("node{node}/cpulist"))).unwrap_or_default();
+    nodes.into_iter().flat_map(|node| on(node).into_iter().map(move |cpu| (cpu, node))).collect()
+}
+
+/// The CPUs that this process's cgroup has (cgroup v2), or the nearest of those above it that says.
+fn cpuset() -> Option<BTreeSet<u16>> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let folder = Path::new("/sys/fs/cgroup").join(own);
+    let files = folder.ancestors().take_while(|folder| folder.starts_with("/sys/fs/cgroup"));
+    files.map(|folder| folder.join("cpuset.cpus.effective")).find_map(|file| read_list(&file).ok())
+}
+
 /// Writes CPU numbers as the kernel does: `0-3,8`. They come in ascending order.
 pub fn list(cpus: impl Iterator<Item = u16>) -> String {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
@@ -162,13 +222,21 @@ fn parse_list(text: &str) -> Option<BTreeSet<u16>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn cpus(allowed: &str, isolated: &str, boot_core: &str) -> Cpus {
+    pub(crate) fn cpus(allowed: &str, isolated: &str, boot_core: &str) -> Cpus {
         let read = |text| parse_list(text).unwrap();
-        Cpus { allowed: read(allowed), isolated: read(isolated), boot_core: read(boot_core) }
+        Cpus {
+            allowed: read(allowed),
+            isolated: read(isolated),
+            boot_core: read(boot_core),
+            online: read(allowed),
+            cpuset: None,
+            cores: Vec::new(),
+            nodes: BTreeMap::new(),
+        }
     }
 
     #[test]
@@ -188,6 +256,10 @@ mod tests {
         // An isolated CPU that a cpuset keeps from us is of no use.
         assert_eq!(cpus("0-1", "6-7", "0").suggest(&[]).unwrap().cpu, 1);
         assert!(cpus("0-1", "", "0").suggest(&[0, 1]).is_err());
+        // The other half of an exclusive CPU's core is a last resort.
+        let cores = vec![[0, 1].into(), [2, 3].into()];
+        assert_eq!(Cpus { cores: cores.clone(), ..cpus("0-3", "", "0-1") }.suggest(&[2]).unwrap().cpu, 1);
+        assert_eq!(Cpus { cores, ..cpus("2-3", "", "0") }.suggest(&[2]).unwrap().cpu, 3);
     }
 
     #[test]

@@ -49,8 +49,8 @@ use crate::switch;
 use crate::verdict::DropReason;
 
 pub use idle::IdlePolicy;
-pub use placement::Service;
 use placement::{Seat, choose};
+pub use placement::{Service, preview};
 use wake::Bell;
 use worker::Worker;
 

@@ -100,6 +100,28 @@ pub(super) fn choose(
     Ok(chosen)
 }
 
+/// Where each of `wishes` (its number of queues, its service) would be served by shards on these CPUs, in the order in which
+/// the control side places ports: those of latency sensitivity `high` last.
+pub fn preview(shared: &[u16], exclusive: &[u16], wishes: &[(usize, Service)]) -> Vec<Result<Vec<u16>, ShardError>> {
+    let seat = |exclusive| move |_| Seat { exclusive, tenants: Vec::new() };
+    let mut seats: Vec<Seat> = shared.iter().map(seat(false)).chain(exclusive.iter().map(seat(true))).collect();
+    let cpus: Vec<u16> = shared.iter().chain(exclusive).copied().collect();
+    let mut order: Vec<usize> = (0..wishes.len()).collect();
+    order.sort_by_key(|&at| wishes[at].1.latency == LatencySensitivity::High);
+    let mut placed: Vec<(usize, Result<Vec<u16>, ShardError>)> = Vec::new();
+    for at in order {
+        let (count, service) = &wishes[at];
+        let port = PortIndex(at as u16);
+        let chosen = choose(&seats, port, *count, service).map(|chosen| {
+            chosen.iter().for_each(|&seat| seats[seat].tenants.push(service.tenant(port)));
+            chosen.into_iter().map(|seat| cpus[seat]).collect()
+        });
+        placed.push((at, chosen));
+    }
+    placed.sort_by_key(|(at, _)| *at);
+    placed.into_iter().map(|(_, chosen)| chosen).collect()
+}
+
 /// `cpus` exclusive shards that serve nobody, for `count` queues.
 fn choose_exclusive(seats: &[Seat], cpus: usize, count: usize) -> Result<Vec<usize>, ShardError> {
     let all = seats.iter().filter(|seat| seat.exclusive).count();
