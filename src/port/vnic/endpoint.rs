@@ -159,6 +159,7 @@ mod tests {
             group: None,
             permissions: 0o660,
             mac: None,
+            records: None,
         }
     }
 

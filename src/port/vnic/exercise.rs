@@ -95,6 +95,7 @@ fn config() -> VnicConfig {
         group: None,
         permissions: 0o600,
         mac: None,
+        records: None,
     }
 }
 

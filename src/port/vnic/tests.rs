@@ -51,6 +51,7 @@ impl Host {
             group: None,
             permissions: 0o600,
             mac: None,
+            records: None,
         }
     }
 
