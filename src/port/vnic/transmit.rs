@@ -266,12 +266,6 @@ impl<'m> Buffers<'m> {
         &self.chains.list()[self.next..]
     }
 
-    /// The first chain left.
-    #[inline]
-    fn first(&self) -> Option<&Chain> {
-        self.chains.list().get(self.next)
-    }
-
     /// Puts back what is left and takes up to `limit` chains anew.
     fn refill<R: DeviceRing>(&mut self, ring: &mut R, limit: usize) -> Result<(), RingFault> {
         self.log_written();
