@@ -11,9 +11,9 @@ use std::sync::Arc;
 use frontend::daemon::{Daemon, Footprint};
 use frontend::eventually;
 use frontend::frame::{BROADCAST, assert_same, frame};
-use frontend::nic::{Nic, NicConfig, exchange, meet};
+use frontend::nic::{LINUX, Nic, NicConfig, exchange, meet};
 use frontend::ram::GuestRam;
-use frontend::session::{Session, is_closed};
+use frontend::session::{Session, feature, is_closed};
 use frontend::vmm::Kind;
 use frontend::witness::Witness;
 
@@ -113,8 +113,10 @@ fn front_ends_that_die_in_the_middle_of_traffic_harm_nobody() {
 #[test]
 fn guests_that_stay_go_on_when_the_daemon_comes_back() {
     let mut daemon = Daemon::with_ports(&["a", "b"]);
-    for kind in [Kind::Qemu72, Kind::Qemu10] {
-        let config = NicConfig { pairs: 2, enabled_pairs: 2, ..NicConfig::of(kind) };
+    let packed = LINUX | feature::RING_PACKED;
+    let forms = [(Kind::Qemu72, LINUX), (Kind::Qemu10, LINUX), (Kind::Qemu72, packed), (Kind::Qemu10, packed)];
+    for (kind, features) in forms.into_iter().chain([(Kind::Qemu10, packed | feature::IN_ORDER)]) {
+        let config = NicConfig { pairs: 2, enabled_pairs: 2, features, ..NicConfig::of(kind) };
         let mut a = Nic::up(&daemon.socket("a"), &config);
         let mut b = Nic::up(&daemon.socket("b"), &config);
         meet(&mut a, &mut b);
@@ -134,6 +136,47 @@ fn guests_that_stay_go_on_when_the_daemon_comes_back() {
             a.reconnect(&daemon.socket("a"));
             assert_same(&b.receive(1)[0].1.frame, &sent, "sent while the daemon was away");
             meet(&mut a, &mut b);
+        }
+    }
+}
+
+#[test]
+fn a_daemon_killed_in_the_middle_of_traffic_leaves_rings_that_go_on() {
+    let mut daemon = Daemon::with_ports(&["a", "b"]);
+    let packed = LINUX | feature::RING_PACKED;
+    for (features, size) in [(LINUX, 256), (packed, 256), (packed | feature::IN_ORDER, 255), (packed, 100)] {
+        let config = NicConfig { features, size, ..NicConfig::default() };
+        let mut a = Nic::up(&daemon.socket("a"), &config);
+        let mut b = Nic::up(&daemon.socket("b"), &config);
+        meet(&mut a, &mut b);
+        for round in 0..12u64 {
+            // It dies when it has taken so many frames, or a few more.
+            let most = round * 37 % 300;
+            let mut taken = 0;
+            eventually("frames are taken", || {
+                for at in 0..32 {
+                    a.pairs[0].tx.queue_frame(&frame(b.mac, a.mac, 60 + at, round));
+                    b.pairs[0].tx.queue_frame(&frame(a.mac, b.mac, 60 + at, round));
+                }
+                for nic in [&mut a, &mut b] {
+                    nic.pairs[0].tx.queue.publish();
+                    taken += nic.pairs[0].tx.reclaim();
+                    nic.poll();
+                }
+                (taken as u64 >= most).then_some(())
+            });
+            daemon.kill();
+            daemon.restart();
+            b.reconnect(&daemon.socket("b"));
+            a.reconnect(&daemon.socket("a"));
+            // What was on its way may be lost or come twice; no ring is.
+            for nic in [&mut a, &mut b] {
+                nic.drain();
+            }
+            meet(&mut a, &mut b);
+            a.poll();
+            b.poll();
+            exchange(&mut a, &mut b, usize::from(size) + 5);
         }
     }
 }

@@ -154,7 +154,7 @@ impl Controller {
         let fdb = Fdb::with_capacity(Fdb::CAPACITY_START, [random(), random()]);
         let state = State {
             plan: plan.clone(),
-            runtime: Runtime::new(shards, Kinds::start()?, fdb),
+            runtime: Runtime::new(shards, Kinds::start(plan.daemon.api.parent())?, fdb),
             store,
             generation: 0,
             refused: None,

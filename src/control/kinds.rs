@@ -1,6 +1,7 @@
 //! From a port's plan to a port: the one place that knows every kind.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{KindPlan, Offloads, PortPlan, SocketMode, VhostUserPlan};
@@ -28,18 +29,24 @@ pub(super) enum OpenError {
 /// What the ports of a kind share.
 pub(super) struct Kinds {
     acceptor: Acceptor,
+    /// Where vNICs note how far they are in packed rings.
+    records: Option<PathBuf>,
 }
 
 impl Kinds {
-    /// Starts the thread that waits for VMs.
-    pub(super) fn start() -> io::Result<Self> {
-        Ok(Self { acceptor: Acceptor::start()? })
+    /// Starts the thread that waits for VMs. `run` is the directory of what lives as long as this host is up, such as the
+    /// API's socket.
+    pub(super) fn start(run: Option<&Path>) -> io::Result<Self> {
+        Ok(Self { acceptor: Acceptor::start()?, records: run.map(|run| run.join("rings")) })
     }
 
     /// Opens the port called `name`.
     pub(super) fn open(&self, name: &Name, plan: &PortPlan) -> Result<Arc<dyn Port>, OpenError> {
         let port: Arc<dyn Port> = match &plan.kind {
-            KindPlan::VhostUser(vhost_user) => Vnic::new(vnic(name, plan, vhost_user)?, &self.acceptor)?,
+            KindPlan::VhostUser(vhost_user) => {
+                let config = VnicConfig { records: self.records.clone(), ..vnic(name, plan, vhost_user)? };
+                Vnic::new(config, &self.acceptor)?
+            }
             KindPlan::Tap(tap) => Tap::new(&TapConfig { interface: tap.interface.clone(), mtu: plan.mtu })?,
             KindPlan::Loopback => Loopback::new(),
             KindPlan::Null => Null::new(),
@@ -83,5 +90,6 @@ fn vnic(name: &Name, plan: &PortPlan, vhost_user: &VhostUserPlan) -> Result<Vnic
         permissions,
         mac: plan.mac,
         compat: plan.compat,
+        records: None,
     })
 }

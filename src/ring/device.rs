@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Chain, Chains, Direction, PackedRing, RingConfig, RingError, RingFault, SplitRing};
+use super::{Chain, Chains, Direction, PackedRing, Record, RingConfig, RingError, RingFault, SplitRing};
 use crate::mem::GuestMemory;
 
 /// The device's side of a running virtqueue.
@@ -108,10 +108,13 @@ impl Ring {
         either!(self, ring => ring.base())
     }
 
-    /// See [`SplitRing::resume`]. A packed ring does not say how far we got.
-    pub fn resume(&mut self) {
-        if let Self::Split(ring) = self {
-            ring.resume();
+    /// Goes on where we left the ring, if its front end has lost track: see [`SplitRing::resume`] and, for a packed ring,
+    /// which needs a record for that, [`PackedRing::resume`].
+    pub fn resume(&mut self, record: Option<Record>) {
+        match (self, record) {
+            (Self::Split(ring), _) => ring.resume(),
+            (Self::Packed(ring), Some(record)) => ring.resume(record),
+            (Self::Packed(_), None) => {}
         }
     }
 

@@ -5,7 +5,7 @@
 //! does not, and to the driver when both equal the device's. So nothing but descriptors is read for a batch: one acquire
 //! load of length, id and flags each, and one load of the address behind it.
 //!
-//! What comes back goes into `elements` first, and [`DeviceRing::publish`] writes it to the ring, one 8-byte store per
+//! What comes back goes into a list first ([`super::record`]), and [`DeviceRing::publish`] writes it to the ring, one 8-byte store per
 //! chain, the last one first and the first one with release: the driver, which looks at them in order, sees all or
 //! nothing. That keeps the cache lines of the ring with us for one burst per batch instead of one store per frame, and
 //! leaves no ring half published if we die: what is not published is still available.
@@ -15,7 +15,7 @@
 //! miss for each four of them; DPDK's driver and vhost library do the same.
 //!
 //! Invariant: `taken` slots, from `used` up to `next`, are with us: gathered and not yet published. It never exceeds the
-//! ring's size, so `elements` never overflows. At rest it is zero, and `next` with its wrap counter is what GET_VRING_BASE
+//! ring's size, so the list never overflows. At rest it is zero, and `next` with its wrap counter is what GET_VRING_BASE
 //! must answer.
 
 #![allow(unsafe_code)] // The ring is raw guest memory.
@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, add_buffer, check_table, find, finish};
 use super::device::area;
+use super::record::{Element, Record, Stand};
 use super::{Chain, Chains, DeviceRing, Direction, RingConfig, RingError, RingFault};
 use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, RING_SIZE};
 use crate::mem::GuestMemory;
@@ -96,13 +97,6 @@ impl Place {
     }
 }
 
-/// A used descriptor that is not published yet: its slot, and its length, id and flags as one word.
-#[derive(Debug, Clone, Copy, Default)]
-struct Element {
-    word: u64,
-    slot: u16,
-}
-
 /// A running packed ring.
 #[derive(Debug)]
 pub struct PackedRing {
@@ -114,8 +108,8 @@ pub struct PackedRing {
     next: Place,
     used: Place,
     taken: u16,
-    /// What to publish: the first `completed` of these.
-    elements: Box<[Element]>,
+    /// Where the ring stands, and the list of what is to be published: `completed` entries.
+    record: Record,
     completed: u16,
     /// Where publishing went on last; what is between it and `used` is completed.
     published: Place,
@@ -161,7 +155,7 @@ impl PackedRing {
             next: base,
             used: base,
             taken: 0,
-            elements: vec![Element::default(); config.size.into()].into(),
+            record: Record::private(config.size),
             completed: 0,
             published: base,
             signalled: false,
@@ -207,6 +201,72 @@ impl PackedRing {
         // SAFETY: as for `tail`: an element's slot is the slot of some `Place`.
         let tail = unsafe { AtomicU64::from_ptr(self.descriptors.add(element.slot.into()).cast::<u64>().add(1)) };
         tail.store(element.word.to_le(), order);
+    }
+
+    /// Writes the first `count` used descriptors of the list, the first one last and with release: that is when the driver,
+    /// which goes by order, sees them.
+    #[inline]
+    fn write_list(&self, count: u16) {
+        for at in (1..count).rev() {
+            if let Some(element) = self.record.element(at) {
+                self.write(element, Ordering::Relaxed);
+            }
+        }
+        if let Some(first) = self.record.element(0) {
+            self.write(first, Ordering::Release);
+        }
+    }
+
+    /// Keeps `record` from now on, and goes on where it says instead of at the base, if the ring in memory bears it out:
+    /// its front end may have lost track (see [`super::record`]).
+    pub fn resume(&mut self, record: Record) {
+        self.record = record;
+        let stand = self.record.stand(&self.config).filter(|stand| self.bears_out(stand));
+        let mut last = Element::default();
+        if let Some(stand) = stand {
+            last = stand.last;
+            let place = self.recover(&stand);
+            (self.next, self.used, self.published) = (place, place, place);
+        }
+        self.record.bind(&self.config, self.next.0, last);
+    }
+
+    /// Whether the descriptors are such as they must be where a ring was left that stood there. A driver that has made the
+    /// ring anew at the same place has written zeros and AVAIL only, and begins at the first slot.
+    fn bears_out(&self, stand: &Stand) -> bool {
+        let flags = |slot| (self.tail(slot) >> 48) as u16;
+        let (place, target) = (Place(stand.place), Place(stand.target));
+        let within = |place: Place| place.slot() < self.size;
+        if !within(place) || stand.count > 0 && !within(target) || stand.count > self.size {
+            return false;
+        }
+        let listed = |at| self.record.element(at).filter(|element| element.slot < self.size);
+        if (0..stand.count).any(|at| listed(at).is_none()) {
+            return false;
+        }
+        // What is used here now can only be the publication that was on its way.
+        if stand.count == 0 && flags(place.slot()) & (AVAIL | USED) == place.used_bits() {
+            return false;
+        }
+        let ours = |Element { slot, word }: Element| slot < self.size && word != 0 && self.tail(slot) == word;
+        let used = |slot| flags(slot) & USED != 0;
+        self.next.0 != Place::WRAP
+            || ours(stand.last)
+            || (0..stand.count).filter_map(listed).any(ours)
+            || (0..self.size).any(used)
+    }
+
+    /// Finishes a publication that was on its way; returns where the ring stands.
+    fn recover(&self, stand: &Stand) -> Place {
+        let place = Place(stand.place);
+        if stand.count == 0 {
+            return place;
+        }
+        let first = (self.tail(place.slot()) >> 48) as u16;
+        if first & (AVAIL | USED) == place.available_bits() {
+            self.write_list(stand.count);
+        }
+        Place(stand.target)
     }
 
     /// What the driver says about interrupts.
@@ -398,30 +458,30 @@ impl DeviceRing for PackedRing {
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
         let id = u64::from(chain.head) << 32;
-        let last = usize::from(self.completed);
         let here = self.used;
         self.used = here.forward(chain.slots, self.size);
         if self.merges
             && written == 0
-            && let Some(element) = last.checked_sub(1).and_then(|last| self.elements.get_mut(last))
+            && let Some(last) = self.completed.checked_sub(1)
+            && let Some(element) = self.record.element(last)
         {
-            element.word = element.word & !(0xffff << 32) | id;
+            let word = element.word & !(0xffff << 32) | id;
+            self.record.set_element(last, Element { word, ..element });
             return;
         }
         let flags = here.used_bits() | if written > 0 { WRITE } else { 0 };
-        if let Some(element) = self.elements.get_mut(last) {
-            *element = Element { word: u64::from(written) | id | u64::from(flags) << 48, slot: here.slot() };
+        let word = u64::from(written) | id | u64::from(flags) << 48;
+        if self.record.set_element(self.completed, Element { word, slot: here.slot() }) {
             self.completed += 1;
         }
     }
 
     #[inline]
     fn publish(&mut self) -> Option<bool> {
-        let (first, rest) = self.elements.get(..usize::from(self.completed))?.split_first()?;
-        for &element in rest.iter().rev() {
-            self.write(element, Ordering::Relaxed);
-        }
-        self.write(*first, Ordering::Release);
+        let last = self.record.element(self.completed.checked_sub(1)?)?;
+        self.record.begin(self.published.0, self.used.0, self.completed);
+        self.write_list(self.completed);
+        self.record.settle(self.used.0, last);
         let before = std::mem::replace(&mut self.published, self.used);
         self.taken -= before.distance(self.used, self.size);
         self.completed = 0;

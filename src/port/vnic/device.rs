@@ -172,6 +172,7 @@ impl Device {
     /// the number; as nothing is left behind, they are the same.
     pub(super) fn stop(&mut self, index: u32) -> Result<u32, Refusal> {
         let packed = self.features.is_some_and(|acked| acked & F_RING_PACKED != 0);
+        self.nic.forget(index as usize);
         match self.vring(index).map(Vring::stop).map(u32::from) {
             Ok(base) => Ok(if packed { base << 16 | base } else { base }),
             Err(_) if (index as usize) < 2 * QUEUE_PAIRS => Ok(0),
@@ -183,7 +184,7 @@ impl Device {
         let log = self.log_in_force().cloned();
         let Some(vring) = self.vrings.get_mut(index) else { return Ok(()) };
         let ran = vring.is_running();
-        vring.try_start(&self.memory, self.features.unwrap_or(0), log.as_ref())?;
+        vring.try_start(&self.nic, &self.memory, self.features.unwrap_or(0), log.as_ref())?;
         if vring.is_running() && !ran {
             self.obstacle = None;
             self.announce_start(index);

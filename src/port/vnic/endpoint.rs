@@ -160,6 +160,7 @@ mod tests {
             permissions: 0o660,
             mac: None,
             compat: crate::ident::Compat::default(),
+            records: None,
         }
     }
 

@@ -96,6 +96,7 @@ fn config() -> VnicConfig {
         permissions: 0o600,
         mac: None,
         compat: crate::ident::Compat::default(),
+        records: None,
     }
 }
 

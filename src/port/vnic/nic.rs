@@ -1,13 +1,15 @@
 //! What of a vNIC outlives its connections: [`Nic`], its configuration, its queues and its limits on noise.
 
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::queue::Queue;
 use crate::ident::{Compat, LatencySensitivity, MacAddr, Name};
 use crate::port::rate_limit::RateLimit;
+use crate::ring::{Record, Records};
 use crate::sys::eventfd::EventFd;
 
 /// Log lines that one port's far end can cause in ten seconds.
@@ -51,6 +53,9 @@ pub struct VnicConfig {
     pub mac: Option<MacAddr>,
     /// Which features are offered.
     pub compat: Compat,
+    /// Directory, best on tmpfs, for where packed rings stand, which must survive this process; they are lost with it if
+    /// there is none.
+    pub records: Option<PathBuf>,
 }
 
 /// The lasting half of a vNIC.
@@ -68,10 +73,12 @@ pub(super) struct Nic {
     pub(super) log: RateLimit,
     /// For frames that SEND_RARP makes.
     pub(super) announcements: RateLimit,
+    /// Where packed rings stand; made when the first one starts.
+    records: OnceLock<Option<Arc<Records>>>,
 }
 
 impl Nic {
-    pub(super) fn new(config: VnicConfig) -> std::io::Result<Self> {
+    pub(super) fn new(config: VnicConfig) -> io::Result<Self> {
         let attention = Arc::new(EventFd::new()?);
         let queue = |_| Arc::new(Queue::new(Arc::clone(&attention)));
         Ok(Self {
@@ -82,6 +89,7 @@ impl Nic {
             attention,
             log: RateLimit::new(LOG_LINES, LOG_PERIOD),
             announcements: RateLimit::new(ANNOUNCEMENTS, Duration::from_secs(1)),
+            records: OnceLock::new(),
         })
     }
 
@@ -95,6 +103,30 @@ impl Nic {
     /// Whether guest memory is to be pinned.
     pub(super) fn pins(&self) -> bool {
         self.pins.load(Ordering::Relaxed)
+    }
+
+    /// The record of ring number `index`, a packed one of `size`. Without one the ring runs as well, until we die.
+    pub(super) fn record(&self, index: usize, size: u16) -> Option<Record> {
+        let VnicConfig { name, records, .. } = &self.config;
+        let directory = records.as_ref()?;
+        let failed = |error: &io::Error| {
+            let directory = directory.display();
+            log::warn!(
+                "{name}: cannot note in {directory} where packed rings stand: {error}; they will not survive this process"
+            );
+        };
+        let open = || {
+            let opened = Records::open(&directory.join(name.as_str()), self.queues.len(), Arc::clone(&self.attention));
+            opened.inspect_err(failed).ok()
+        };
+        self.records.get_or_init(open).as_ref()?.record(index, size).inspect_err(failed).ok()
+    }
+
+    /// Forgets where ring number `index` stood: its front end knows.
+    pub(super) fn forget(&self, index: usize) {
+        if let Some(Some(records)) = self.records.get() {
+            records.forget(index);
+        }
     }
 
     /// The largest MTU that the VM may announce, in bytes; `None` for any.

@@ -18,7 +18,7 @@ use crate::ident::{LatencySensitivity, MacAddr};
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::{DirtyLog, GuestMemory};
 use crate::port::{Flush, Notifications, Wake, earlier};
-use crate::ring::{Ring, RingConfig, RingError, RingFault};
+use crate::ring::{Record, Ring, RingConfig, RingError, RingFault};
 use crate::sys::cpu;
 use crate::sys::doorbell::{self, Rang};
 use crate::sys::eventfd::EventFd;
@@ -52,6 +52,8 @@ pub(super) struct RingSetup {
     pub call: Option<OwnedFd>,
     /// Where to note what is written, while the guest is being migrated.
     pub log: Option<Arc<DirtyLog>>,
+    /// Where a packed ring is noted to stand, by us when we ran it last.
+    pub record: Option<Record>,
 }
 
 /// What a queue did, for `port show`.
@@ -152,7 +154,7 @@ impl Queue {
             in_order: negotiated(VIRTIO_F_IN_ORDER),
         };
         let mut ring = Ring::start(config, Arc::clone(&setup.memory))?;
-        ring.resume();
+        ring.resume(setup.record);
         ring.disarm();
         let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
         let long = mergeable || negotiated(VIRTIO_F_VERSION_1) || negotiated(VIRTIO_F_RING_PACKED);

@@ -52,6 +52,7 @@ impl Host {
             permissions: 0o600,
             mac: None,
             compat: crate::ident::Compat::default(),
+            records: None,
         }
     }
 

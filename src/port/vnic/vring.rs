@@ -19,6 +19,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 
 use super::features::F_RING_PACKED;
+use super::nic::Nic;
 use super::queue::{Queue, RingSetup};
 use super::refusal::Refusal;
 use crate::limits::RING_SIZE;
@@ -147,6 +148,7 @@ impl Vring {
     /// what is written, if the guest is being migrated.
     pub(super) fn try_start(
         &mut self,
+        nic: &Nic,
         memory: &SharedMemory,
         features: u64,
         log: Option<&Arc<DirtyLog>>,
@@ -171,7 +173,10 @@ impl Vring {
         let aligned = self.control.set_queue_info(descriptors, available, used);
         aligned.map_err(|_| Refusal::RingUnaligned(self.index))?;
         self.control.set_queue_event_idx(features & F_EVENT_IDX != 0);
-        let setup = self.setup(size, memory, features, log)?;
+        let mut setup = self.setup(size, memory, features, log)?;
+        if features & F_RING_PACKED != 0 {
+            setup.record = nic.record(self.index, size);
+        }
         self.queue.start(setup).map_err(|source| Refusal::Ring(self.index, source))?;
         self.control.set_queue_ready(true);
         self.control.set_kick(None);
@@ -203,6 +208,7 @@ impl Vring {
             base: queue.next_avail(),
             features,
             memory: Arc::clone(memory.memory()),
+            record: None,
             kick: kick.into(),
             call: call.map(OwnedFd::from),
             log: log.cloned(),

@@ -1,7 +1,8 @@
 //! The same rules for packed rings, where what they say is about another layout: [`walk`] what is read, [`used`] what is
-//! written, [`alike`] that frames fare alike in rings of both forms.
+//! written, [`record`] what outlives us, [`alike`] that frames fare alike in rings of both forms.
 
 mod alike;
+mod record;
 mod used;
 mod walk;
 
