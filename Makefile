@@ -35,11 +35,13 @@ check:
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check || exit 1; \
 	else echo "cargo-deny is not installed: advisories and licences were not checked (cargo install cargo-deny)"; fi
 
-# Side by side with Open vSwitch with DPDK; needs 2 MiB huge pages, which it takes and gives back.
+# Every row of docs/performance.md beside Open vSwitch with DPDK and testpmd, into docs/bench; then testpmd as the generator.
+# About an hour and a half; SHORT=1: some minutes. Needs 2 MiB huge pages, which it takes and gives back, and a quiet machine.
 bench:
 	$(SETUP) all
-	$(CARGO) build --release --bins
-	benches/pair.sh
+	$(CARGO) build --release --bins --package linecard --package generator
+	./target/release/generator bench $(if $(SHORT),--short)
+	benches/pair.sh $(if $(SHORT),-l 64 -t 2 -r 1)
 
 # Each fuzz target of TARGETS (default: all) for SECONDS (default 30).
 fuzz:

@@ -13,6 +13,11 @@ pub struct HugePages {
 }
 
 impl HugePages {
+    /// Nothing of the machine's is touched.
+    pub fn none() -> Self {
+        Self { added: 0 }
+    }
+
     /// Makes room for `bytes` and `pages` more.
     pub fn reserve(bytes: usize, pages: usize) -> io::Result<Self> {
         let wanted = bytes.div_ceil(HUGE_PAGE) + pages;
@@ -31,7 +36,7 @@ impl HugePages {
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        if let Ok(have) = number("nr_hugepages") {
+        if let Some(have) = number("nr_hugepages").ok().filter(|_| self.added > 0) {
             let _ = set(have.saturating_sub(self.added));
         }
     }

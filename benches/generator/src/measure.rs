@@ -16,6 +16,7 @@ use crate::hugepages::HugePages;
 use crate::interrupt;
 use crate::latency::{Pinger, Pings, Trips, Wait};
 use crate::load::{Figures, Load};
+use crate::memory::HUGE_PAGE;
 use crate::nic::{Door, Meeting, Nic, NicError, Settings};
 use crate::switch::{Linecard, LinecardSetup, OpenVswitch, Sample, Switch, SwitchError, Testpmd, Wiring};
 use crate::verify::{Findings, Verifier};
@@ -149,7 +150,10 @@ impl Scenario {
             Kind::Ovs => OpenVswitch::PAGES,
             Kind::Cable => Testpmd::PAGES,
         };
-        let each = self.nic.memory().next_multiple_of(crate::memory::HUGE_PAGE);
+        let each = if self.nic.huge { self.nic.memory().next_multiple_of(HUGE_PAGE) } else { 0 };
+        if each + own == 0 {
+            return Ok(HugePages::none());
+        }
         HugePages::reserve(each * self.wiring.ports, own + 16)
             .map_err(|source| MeasureError::Machine { what: "no huge pages", source })
     }

@@ -119,7 +119,7 @@ pub struct TripRow {
     pub p999: f64,
     /// See `median`.
     pub max: f64,
-    /// For a plot: the range of each of a hundred spans of time, as lowest, median, highest, in microseconds.
+    /// For a plot: the range of each of sixty spans of time, as lowest, median, highest, in microseconds.
     pub jitter: Vec<[f64; 3]>,
 }
 

@@ -9,7 +9,7 @@ use crate::latency::{Pings, Trips, Wait};
 use crate::measure::{Kind, MeasureError, Scenario};
 
 /// Spans of time in the plot of jitter.
-const SPANS: usize = 100;
+const SPANS: usize = 60;
 
 const WORKS: [(&str, u64, bool, Wait); 4] = [
     ("in flight", 0, false, Wait::Poll),
@@ -56,7 +56,7 @@ fn row(work: &'static str, who: String, kind: Kind, trips: &Trips, tell: &mut dy
     let jitter = trips.nanoseconds.chunks(each).map(|chunk| {
         let mut chunk = chunk.to_vec();
         chunk.sort_unstable();
-        [0.0, 0.5, 1.0].map(|quantile| Trips::quantile(&chunk, quantile).unwrap_or_default())
+        [0.0, 0.5, 1.0].map(|quantile| (Trips::quantile(&chunk, quantile).unwrap_or_default() * 100.0).round() / 100.0)
     });
     let jitter = jitter.collect();
     TripRow { work, who, kind, count: sorted.len(), lost: trips.lost, median, p99, p999, max, jitter }

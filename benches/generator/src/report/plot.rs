@@ -109,11 +109,16 @@ fn jitter(rows: &[TripRow]) -> String {
             let start = LEFT + step * at as f64 + 4.0;
             let each = (step - 8.0) / row.jitter.len().max(1) as f64;
             let color = KINDS.iter().find(|(kind, ..)| *kind == row.kind).map_or("#000000", |&(_, _, color)| color);
+            let at = |nth: usize| start + each * nth as f64;
+            let (mut ranges, mut medians) = (String::new(), String::new());
             for (nth, &[low, median, high]) in row.jitter.iter().enumerate() {
-                let x = start + each * nth as f64;
-                svg.line([x, axis.y(low, y)], [x, axis.y(high, y)], color);
-                svg.rect(x - 0.8, axis.y(median, y) - 0.8, 1.6, 1.6, "#000000");
+                let [low, median, high] = [low, median, high].map(|figure| axis.y(figure, y));
+                // Writing to a String does not fail.
+                let _ = write!(ranges, "M{:.1} {low:.1}V{high:.1}", at(nth));
+                let _ = write!(medians, "M{:.1} {median:.1}h1.5", at(nth));
             }
+            svg.path(&ranges, color);
+            svg.path(&medians, "#000000");
             svg.text(start + (step - 8.0) / 2.0, y + HEIGHT + 18.0, "middle", 12, &row.who);
         }
     }
@@ -202,6 +207,10 @@ impl Drawing {
     fn line(&mut self, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2], color: &str) {
         let _ =
             writeln!(self.0, "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{color}\"/>");
+    }
+
+    fn path(&mut self, steps: &str, color: &str) {
+        let _ = writeln!(self.0, "<path d=\"{steps}\" stroke=\"{color}\" fill=\"none\"/>");
     }
 
     fn text(&mut self, x: f64, y: f64, anchor: &str, size: u32, text: &str) {

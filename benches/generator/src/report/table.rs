@@ -22,7 +22,7 @@ pub(super) fn tables(results: &Results) -> String {
     text += &machine(&results.machine);
     let _ = writeln!(
         text,
-        "\n{} rounds of {} s; medians, and the range of all rounds. Ratios are Linecard's figure to the peer's in the same round.",
+        "\nRounds: {}, of {} s each; medians, and the range of all rounds. Ratios are Linecard's figure to the peer's in the same round.",
         results.rounds, results.seconds
     );
     for (group, title) in GROUPS {

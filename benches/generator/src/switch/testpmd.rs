@@ -44,6 +44,8 @@ impl Testpmd {
         command.args([format!("--rxq={queues}"), format!("--txq={queues}")]);
         if wiring.longest > 1518 {
             command.arg(format!("--max-pkt-len={}", wiring.longest + 8)).arg("--mbuf-size=10240");
+            // Its own reckoning, for small buffers, would not fit.
+            command.arg("--total-num-mbufs=16384");
         }
         command.stdin(Stdio::piped());
         let mut process = Process::start(&mut command, &dir.path().join("log"), HINT)?;
