@@ -37,6 +37,20 @@ pub fn ping_both(a: &dyn Machine, b: &dyn Machine) -> Result<()> {
     ping(b, a)
 }
 
+/// How many frames a machine has thrown away because a checksum of IP, ICMP, TCP or UDP was wrong.
+pub fn checksum_errors(machine: &dyn Machine) -> Result<u64> {
+    // A line of names and a line of numbers per protocol in the one file, a name and a number per line in the other.
+    let text = machine.sh("cat /proc/net/snmp /proc/net/snmp6 2>/dev/null; true")?;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let wrong = |name: &str| name.ends_with("InCsumErrors");
+    let in_columns = lines.windows(2).filter(|pair| pair[0].first() == pair[1].first()).filter_map(|pair| {
+        let at = pair[0].iter().position(|name| wrong(name))?;
+        pair[1].get(at)?.parse::<u64>().ok()
+    });
+    let in_lines = lines.iter().filter(|line| wrong(line[0])).filter_map(|line| line.get(1)?.parse::<u64>().ok());
+    Ok(in_columns.sum::<u64>() + in_lines.sum::<u64>())
+}
+
 /// A stream of checksummed payload that runs until finished.
 pub struct Flow<'m> {
     sender: &'m dyn Machine,
@@ -117,7 +131,15 @@ impl<'m> Flow<'m> {
 
     /// Ends the stream; fails unless something arrived and every byte of it was right.
     pub fn finish(self) -> Result<Report> {
-        self.sender.sh(&format!("touch {}", self.stop.display()))?;
+        self.stop()?;
+        self.collect()
+    }
+
+    fn stop(&self) -> Result<()> {
+        self.sender.sh(&format!("touch {}", self.stop.display())).map(drop)
+    }
+
+    fn collect(self) -> Result<Report> {
         self.sending.output(BOOT)?;
         let text = self.receiving.output(BOOT)?;
         let what = &self.what;
@@ -167,5 +189,6 @@ fn received(flows: &[Flow<'_>]) -> Result<Vec<u64>> {
 /// Lets every flow advance by `bytes`, then finishes them all.
 pub fn finish_all(flows: Vec<Flow<'_>>, bytes: u64) -> Result<()> {
     advance_all(&flows, bytes)?;
-    flows.into_iter().try_for_each(|flow| flow.finish().map(drop))
+    flows.iter().try_for_each(Flow::stop)?;
+    flows.into_iter().try_for_each(|flow| flow.collect().map(drop))
 }

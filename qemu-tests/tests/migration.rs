@@ -4,7 +4,7 @@
 
 use qemu_tests::migration::{Pace, Summary};
 use qemu_tests::nic::Mode;
-use qemu_tests::traffic::{Machine, advance_all, finish_all, ping_both};
+use qemu_tests::traffic::{Machine, advance_all, checksum_errors, finish_all, ping_both};
 use qemu_tests::wait::{self, STEP};
 use qemu_tests::{Config, Daemon, Flow, Guest, Netns, Nic, Pings, Result, Scenario, scenario};
 
@@ -127,21 +127,10 @@ fn what_lies_unread_in_receive_buffers_moves_too() -> Result<()> {
             flows.iter().try_for_each(Flow::release)?;
             finish_all(flows.into(), BYTES)?;
             // A wrong byte that the guest's own checksum finds is lost, not corrupt: it must not come to that.
-            let errors = stage.a.sh("grep -h -E '^(Tcp|Udp):' /proc/net/snmp")?;
-            assert_eq!(checksum_errors(&errors), 0, "{errors}");
+            assert_eq!(checksum_errors(&stage.a)?, 0);
         }
         stage.balanced()
     })
-}
-
-/// The sum of the InCsumErrors columns of `/proc/net/snmp`: a line of names and a line of numbers per protocol.
-fn checksum_errors(snmp: &str) -> u64 {
-    let lines: Vec<Vec<&str>> = snmp.lines().map(|line| line.split_whitespace().collect()).collect();
-    let of = |pair: &[Vec<&str>]| -> Option<u64> {
-        let at = pair[0].iter().position(|name| *name == "InCsumErrors")?;
-        pair[1].get(at)?.parse().ok()
-    };
-    lines.chunks_exact(2).filter_map(of).sum()
 }
 
 #[test]
