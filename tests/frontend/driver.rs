@@ -314,6 +314,20 @@ impl Queue {
         }
     }
 
+    /// How many buffers the device has used that were not collected. An IN_ORDER device may have used more.
+    pub fn waiting(&self) -> usize {
+        let Some(packed) = &self.packed else {
+            return self.ring.used_idx().wrapping_sub(self.last_used).into();
+        };
+        let (mut place, mut count) = (packed.used, 0);
+        while let Some((id, _)) = Packed::peek_at(&self.ring, place).filter(|_| count < self.order.len()) {
+            let slots = self.chains[usize::from(id)].as_ref().map_or(1, |chain| chain.descs.len());
+            place = place.on(slots, self.ring.size);
+            count += 1;
+        }
+        count
+    }
+
     /// Counts interrupts that nobody waited for.
     pub fn take_calls(&mut self) -> u64 {
         self.calls += self.call.take();

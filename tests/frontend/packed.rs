@@ -96,11 +96,16 @@ impl Packed {
 
     /// The used descriptor here, if there is one: id and length.
     pub fn peek(&self, ring: &Ring) -> Option<(u16, u32)> {
-        let both = if self.used.wrap { AVAIL | USED } else { 0 };
-        if ring.slot_flags(self.used.slot) & (AVAIL | USED) != both {
+        Self::peek_at(ring, self.used)
+    }
+
+    /// The used descriptor in `place`, if there is one.
+    pub fn peek_at(ring: &Ring, place: Place) -> Option<(u16, u32)> {
+        let both = if place.wrap { AVAIL | USED } else { 0 };
+        if ring.slot_flags(place.slot) & (AVAIL | USED) != both {
             return None;
         }
-        let slot = ring.desc + DESC_LEN * u64::from(self.used.slot);
+        let slot = ring.desc + DESC_LEN * u64::from(place.slot);
         Some((ring.ram.load_u16(slot + 12), ring.ram.u32(slot + 8)))
     }
 
