@@ -136,12 +136,13 @@ fn receive_whole(nic: &mut Nic, kind: Large, sent: &([u8; 12], Vec<u8>)) {
 
 #[test]
 fn each_receiver_of_a_flood_gets_what_it_can_take() {
-    let daemon = Daemon::with_ports(&["sender", "all", "csum", "none", "legacy"]);
+    let daemon = Daemon::with_ports(&["sender", "all", "csum", "none", "legacy", "packed"]);
     let mut sender = Nic::up(&daemon.socket("sender"), &config(LINUX | HOST_OFFLOADS));
     let mut all = Nic::up(&daemon.socket("all"), &config(LINUX | GUEST_OFFLOADS));
     let mut csum = Nic::up(&daemon.socket("csum"), &config(LINUX | feature::GUEST_CSUM));
     let mut none = Nic::up(&daemon.socket("none"), &config(LINUX));
     let mut legacy = Nic::up(&daemon.socket("legacy"), &config(feature::ANY_LAYOUT));
+    let mut packed = Nic::up(&daemon.socket("packed"), &config(LINUX | feature::RING_PACKED | feature::IN_ORDER));
     for (seed, kind) in (0..).zip(KINDS) {
         let sent = kind.make(BROADCAST, sender.mac, 50_000, seed);
         let payload = &sent.1[kind.headers()..];
@@ -149,6 +150,7 @@ fn each_receiver_of_a_flood_gets_what_it_can_take() {
         receive_whole(&mut all, kind, &sent);
         receive_segments(&mut none, kind, payload);
         receive_segments(&mut legacy, kind, payload);
+        receive_segments(&mut packed, kind, payload);
         let mut got = Vec::<u8>::new();
         for (_, received) in csum.receive(50_000usize.div_ceil(SEGMENT)) {
             assert_eq!((received.header[0], received.header[1]), (1, 0), "checksums are left to a guest that can");
@@ -188,19 +190,21 @@ fn a_checksum_is_completed_for_whom_cannot() {
 
 #[test]
 fn a_guest_whose_ring_cannot_hold_the_segments_gets_none_of_them() {
-    let daemon = Daemon::with_ports(&["a", "b"]);
-    let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));
-    let mut b = Nic::up(&daemon.socket("b"), &NicConfig { size: 32, ..config(LINUX) });
-    meet(&mut a, &mut b);
-    let kind = KINDS[0];
-    for turn in 1..4 {
-        let (header, bytes) = kind.make(b.mac, a.mac, 33 * SEGMENT, turn);
-        a.send_behind(&header, &bytes);
-        daemon.port_when("a", "it is dropped", |port| port.drops("ring-full") == turn);
-        assert_eq!(b.poll().len(), 0);
-        let (header, bytes) = kind.make(b.mac, a.mac, 32 * SEGMENT, turn);
-        a.send_behind(&header, &bytes);
-        receive_segments(&mut b, kind, &bytes[kind.headers()..]);
+    for form in [0, feature::RING_PACKED] {
+        let daemon = Daemon::with_ports(&["a", "b"]);
+        let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS | form));
+        let mut b = Nic::up(&daemon.socket("b"), &NicConfig { size: 32, ..config(LINUX | form) });
+        meet(&mut a, &mut b);
+        let kind = KINDS[0];
+        for turn in 1..4 {
+            let (header, bytes) = kind.make(b.mac, a.mac, 33 * SEGMENT, turn);
+            a.send_behind(&header, &bytes);
+            daemon.port_when("a", "it is dropped", |port| port.drops("ring-full") == turn);
+            assert_eq!(b.poll().len(), 0);
+            let (header, bytes) = kind.make(b.mac, a.mac, 32 * SEGMENT, turn);
+            a.send_behind(&header, &bytes);
+            receive_segments(&mut b, kind, &bytes[kind.headers()..]);
+        }
     }
 }
 

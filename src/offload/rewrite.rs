@@ -38,8 +38,9 @@ pub struct Rewrite<'b, 'm> {
     work: Work,
 }
 
-/// What is to be done.
+/// What is to be done. One at a time lives on a shard's stack, where its size costs nothing and a box would allocate.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)]
 enum Work {
     /// Sum from `start` on, and write the checksum `offset` bytes further.
     Checksum {
