@@ -73,6 +73,15 @@ fn two_queues_of_four_ports_keep_their_order() {
 }
 
 #[test]
+fn packed_rings_carry_the_same() {
+    for in_order in [false, true] {
+        let mut scenario = scenario(Sizes::Imix, Habit::Recycle);
+        (scenario.nic.packed, scenario.nic.in_order) = (true, in_order);
+        assert_clean(&scenario);
+    }
+}
+
+#[test]
 fn the_fast_load_counts_what_the_switch_counts() {
     let mut scenario = scenario(Sizes::Fixed(64), Habit::Recycle);
     // Long enough for both to get their CPUs on a machine that does other things.

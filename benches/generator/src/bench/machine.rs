@@ -25,11 +25,21 @@ pub struct Machine {
     pub kernel: String,
     /// Whether it is a virtual machine, which shares its cores with others.
     pub is_virtual: bool,
+    /// Processes that wanted a CPU in the minute before: above zero, others were at work beside the switches.
+    pub load_average: f64,
     /// Versions, by switch.
     pub versions: Vec<(Kind, String)>,
 }
 
+/// Load average from which figures are of other work as well.
+const BUSY: f64 = 0.5;
+
 impl Machine {
+    /// Whether others were at work.
+    pub fn was_busy(&self) -> bool {
+        self.load_average > BUSY
+    }
+
     /// Looks around.
     pub(super) fn look(plan: &Plan) -> Result<Self, MeasureError> {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -51,6 +61,7 @@ impl Machine {
             memory: kib.unwrap_or(0) / (1 << 20),
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
             is_virtual: field("flags").split(' ').any(|flag| flag == "hypervisor"),
+            load_average: text("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
             versions: versions.into(),
         })
     }

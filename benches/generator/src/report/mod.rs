@@ -48,6 +48,7 @@ mod tests {
             memory: 1,
             kernel: "k".into(),
             is_virtual: true,
+            load_average: 0.25,
             versions: Vec::new(),
         };
         let (rows, trips, failures) = (Vec::new(), Vec::new(), vec!["x: y".into()]);

@@ -45,6 +45,13 @@ fn machine(machine: &Machine) -> String {
         "{}; {} CPUs of a {kind}, {:.2} GHz time stamp counter, {} GiB, Linux {}.\n",
         machine.processor, machine.cpus, machine.ghz, machine.memory, machine.kernel
     );
+    if machine.was_busy() {
+        let _ = writeln!(
+            text,
+            "\n**The machine was busy with other work (load average {:.1}): these figures say little.**\n",
+            machine.load_average
+        );
+    }
     for (kind, version) in &machine.versions {
         let _ = writeln!(text, "- {}: {version}", name(*kind));
     }

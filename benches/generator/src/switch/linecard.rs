@@ -150,6 +150,8 @@ fn yaml(dir: &Path, wiring: &Wiring, setup: &Setup) -> String {
     let cpus = cpus.join(",");
     let high = setup.latency == "high";
     let (shared, exclusive) = if high { (setup.spare.to_string(), cpus) } else { (cpus, String::new()) };
+    // Each port would get a CPU of its own otherwise, and switches are compared with the same CPUs.
+    let together = if high { ", affinity: vm, labels: { vm: bench }" } else { "" };
     let stations = wiring.stations.unwrap_or(1).max(4096);
     let all = (stations as usize * wiring.ports).min(1 << 20);
     let mut yaml = format!(
@@ -157,7 +159,7 @@ fn yaml(dir: &Path, wiring: &Wiring, setup: &Setup) -> String {
          daemon: {{ api: {at}/api.sock, state-dir: {at}/state, log: warn }}\n\
          shards: {{ cpus: \"{shared}\", exclusive: \"{exclusive}\", idle: {idle} }}\n\
          networks: {{ lan: {{ mac-limit: {all} }} }}\n\
-         profiles:\n  load: {{ network: lan, latency-sensitivity: {latency}, limits: {{ macs: {stations} }} }}\n\
+         profiles:\n  load: {{ network: lan, latency-sensitivity: {latency}, limits: {{ macs: {stations} }}{together} }}\n\
          ports:\n",
         idle = setup.idle,
         latency = setup.latency,
