@@ -11,6 +11,7 @@ const MRG_RXBUF: usize = 15;
 const INDIRECT_DESC: usize = 28;
 const EVENT_IDX: usize = 29;
 const VERSION_1: usize = 32;
+const RING_PACKED: usize = 34;
 
 /// Boots guests with these device options, checks that each negotiated what its options ask for, and exchanges payload.
 fn exchange(a: (&str, &[(usize, bool)]), b: (&str, &[(usize, bool)])) -> Result<()> {
@@ -53,10 +54,35 @@ fn in_order_offered_and_no_event_index() -> Result<()> {
 }
 
 #[test]
+fn packed_rings_with_and_without_event_index() -> Result<()> {
+    exchange(
+        ("packed=on", &[(RING_PACKED, true)]),
+        ("packed=on,event_idx=off", &[(RING_PACKED, true), (EVENT_IDX, false)]),
+    )
+}
+
+#[test]
+fn a_packed_ring_without_mergeable_buffers_and_a_split_one() -> Result<()> {
+    exchange(
+        ("packed=on,in_order=on,mrg_rxbuf=off", &[(RING_PACKED, true), (MRG_RXBUF, false)]),
+        ("indirect_desc=off", &[(RING_PACKED, false)]),
+    )
+}
+
+#[test]
 fn queue_pairs_change_under_traffic() -> Result<()> {
+    queue_pairs_change("")
+}
+
+#[test]
+fn queue_pairs_of_packed_rings_change_under_traffic() -> Result<()> {
+    queue_pairs_change("packed=on")
+}
+
+fn queue_pairs_change(options: &str) -> Result<()> {
     scenario(|s| {
         let queues = |name: &str| if name == "a" { 4 } else { 2 };
-        let pair = Pair::boot(s, |name, nic| nic.queues(queues(name)), |_, guest| guest.cpus(2))?;
+        let pair = Pair::boot(s, |name, nic| nic.queues(queues(name)).options(options), |_, guest| guest.cpus(2))?;
         let flows = pair.flows()?;
         for (a, b) in [(4, 2), (1, 1), (2, 2), (4, 1), (3, 2)] {
             pair.a.sh(&format!("ethtool -L eth0 combined {a}"))?;

@@ -121,8 +121,9 @@ impl DirtyLog {
         if len == 0 {
             return;
         }
-        // The write comes before the mark (see above); x86 keeps that order anyway, other CPUs do not.
-        fence(Ordering::Release);
+        // The write comes before the look at the bit (see above): a bit that is still seen set because the write waits in a
+        // store buffer may be cleared, and its page sent, before the write is there. Only a full fence keeps that order.
+        fence(Ordering::SeqCst);
         let last = guest.saturating_add(len - 1) / PAGE_BYTES;
         for page in guest / PAGE_BYTES..=last {
             let (at, bit) = ((page / 8) as usize, 1u8 << (page % 8));
