@@ -112,21 +112,18 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
         return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
     };
     let before = outcome.delivered;
-    match deliver(running, batch, picks, outcome) {
-        Ok(()) => {
-            let frames = (outcome.delivered ^ before).count_ones();
-            let due = state.publish_frames(frames);
-            queue.note_held(due.is_some());
-            if let Some(due) = due {
-                outcome.hold(due);
-            }
-        }
-        Err(fault) => {
-            // Nothing was published, so nothing of this batch has reached the guest.
-            outcome.delivered = before;
-            outcome.refuse_all(picks, DropReason::RingFaulted);
-            queue.fail(&mut state, fault);
-        }
+    let delivered = deliver(running, batch, picks, outcome);
+    // What came before a fault has been written and is the guest's.
+    let frames = (outcome.delivered ^ before).count_ones();
+    let due = state.publish_frames(frames);
+    queue.note_held(due.is_some());
+    if let Some(due) = due {
+        outcome.hold(due);
+    }
+    if let Err(fault) = delivered {
+        let lost = picks.iter().filter(|&&pick| outcome.delivered & 1 << (pick % 64) == 0);
+        lost.for_each(|&pick| outcome.reasons[usize::from(pick) % BATCH_FRAMES] = DropReason::RingFaulted);
+        queue.fail(&mut state, fault);
     }
 }
 
@@ -136,9 +133,26 @@ fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut
     let buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref() };
     let form = Form { header: *header, mergeable: *mergeable, accepts: *accepts };
     match ring {
-        Ring::Split(ring) => fill(ring, buffers, form, batch, picks, outcome),
-        Ring::Packed(ring) => fill(ring, buffers, form, batch, picks, outcome),
+        Ring::Split(ring) => deliver_to(ring, buffers, form, batch, picks, outcome),
+        Ring::Packed(ring) => deliver_to(ring, buffers, form, batch, picks, outcome),
     }
+}
+
+/// [`deliver`], compiled for each form of ring. What is not used goes back to the ring, after a fault as well, so that its
+/// index says up to where the guest has got its buffers back.
+#[inline]
+fn deliver_to<R: DeviceRing>(
+    ring: &mut R,
+    mut buffers: Buffers<'_>,
+    form: Form,
+    batch: &Batch<'_>,
+    picks: &[u8],
+    outcome: &mut Outcome,
+) -> Result<(), RingFault> {
+    let filled = fill(ring, &mut buffers, form, batch, picks, outcome);
+    buffers.log_written();
+    ring.give_back(buffers.rest());
+    filled
 }
 
 /// How a guest takes frames.
@@ -159,11 +173,11 @@ impl Form {
     }
 }
 
-/// [`deliver`], compiled for each form of ring.
+/// Writes the picked frames into the guest's buffers until one of these is faulty.
 #[inline]
 fn fill<R: DeviceRing>(
     ring: &mut R,
-    mut buffers: Buffers<'_>,
+    buffers: &mut Buffers<'_>,
     form: Form,
     batch: &Batch<'_>,
     picks: &[u8],
@@ -173,12 +187,12 @@ fn fill<R: DeviceRing>(
     let (mut dry, mut rewrites, mut at) = (false, Rewrites::new(form), 0);
     buffers.refill(ring, picks.len())?;
     loop {
-        at += fill_plain(ring, &mut buffers, form, batch, &picks[at..], outcome);
+        at += fill_plain(ring, buffers, form, batch, &picks[at..], outcome);
         let Some(&index) = picks.get(at) else { break };
         let frame = &batch.frames()[usize::from(index)];
         let bytes = header + frame.len as usize;
         if !frame.needs.met_by(accepts) {
-            rewrites.deliver(ring, &mut buffers, batch, index, outcome)?;
+            rewrites.deliver(ring, buffers, batch, index, outcome)?;
             (dry, at) = (false, at + 1);
             continue;
         }
@@ -209,8 +223,6 @@ fn fill<R: DeviceRing>(
             None => outcome.refuse(index, DropReason::BufferTooSmall),
         }
     }
-    buffers.log_written();
-    ring.give_back(buffers.rest());
     Ok(())
 }
 

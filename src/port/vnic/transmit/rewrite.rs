@@ -58,7 +58,10 @@ impl Rewrites {
             }
         };
         let mut held = Held::new_const();
-        match write_all(ring, buffers, self.form, &mut rewrite, &mut held)? {
+        let written = write_all(ring, buffers, self.form, &mut rewrite, &mut held).inspect_err(|_| {
+            give_back(ring, buffers, &held);
+        })?;
+        match written {
             Ok(()) => {
                 held.iter().for_each(|(chain, written)| ring.complete(chain, *written));
                 outcome.deliver(index);
