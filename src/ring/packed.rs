@@ -111,6 +111,8 @@ pub struct PackedRing {
     /// Where the ring stands, and the list of what is to be published: `completed` entries.
     record: Record,
     completed: u16,
+    /// The id that was completed last.
+    newest: u16,
     /// Where publishing went on last; what is between it and `used` is completed.
     published: Place,
     /// The driver was told once where it counts from.
@@ -157,6 +159,7 @@ impl PackedRing {
             taken: 0,
             record: Record::private(config.size),
             completed: 0,
+            newest: 0,
             published: base,
             signalled: false,
             merges: false,
@@ -460,13 +463,9 @@ impl DeviceRing for PackedRing {
         let id = u64::from(chain.head) << 32;
         let here = self.used;
         self.used = here.forward(chain.slots, self.size);
-        if self.merges
-            && written == 0
-            && let Some(last) = self.completed.checked_sub(1)
-            && let Some(element) = self.record.element(last)
-        {
-            let word = element.word & !(0xffff << 32) | id;
-            self.record.set_element(last, Element { word, ..element });
+        self.newest = chain.head;
+        if self.merges && self.completed > 0 {
+            // The one element there is stands for this chain too.
             return;
         }
         let flags = here.used_bits() | if written > 0 { WRITE } else { 0 };
@@ -478,7 +477,12 @@ impl DeviceRing for PackedRing {
 
     #[inline]
     fn publish(&mut self) -> Option<bool> {
-        let last = self.record.element(self.completed.checked_sub(1)?)?;
+        let at = self.completed.checked_sub(1)?;
+        let mut last = self.record.element(at)?;
+        if self.merges {
+            last.word = last.word & !(0xffff << 32) | u64::from(self.newest) << 32;
+            self.record.set_element(at, last);
+        }
         self.record.begin(self.published.0, self.used.0, self.completed);
         self.write_list(self.completed);
         self.record.settle(self.used.0, last);
