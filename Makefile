@@ -45,7 +45,7 @@ bench:
 
 # Each fuzz target of TARGETS (default: all) for SECONDS (default 30).
 fuzz:
-	for target in $(or $(TARGETS),ethernet ring control yaml offload); do fuzz/run.sh $$target $(or $(SECONDS),30) || exit 1; done
+	for target in $(or $(TARGETS),ethernet ring packed control yaml offload); do fuzz/run.sh $$target $(or $(SECONDS),30) || exit 1; done
 
 # What shards share without locks, in every interleaving that the memory model allows.
 loom:
