@@ -176,7 +176,7 @@ impl Outbox {
                 if delivered & 1 << index == 0 {
                     let reason = self.reason(frame.verdict, index);
                     counters.rx_dropped.add(reason, 1);
-                    if reason == DropReason::MtuExceeded {
+                    if frame.verdict == Verdict::Drop(DropReason::MtuExceeded) {
                         counters.mtu_exceeded_bytes.set(frame.wire_len(batch.head(index)).into());
                     }
                 }
@@ -251,7 +251,11 @@ fn transmit(
             if outcome.delivered & 1 << index != 0 {
                 bytes += u64::from(batch.frames()[usize::from(index)].len);
             } else {
-                counters.tx_dropped.add(outcome.reasons[usize::from(index)], 1);
+                let (reason, index) = (outcome.reasons[usize::from(index)], usize::from(index));
+                counters.tx_dropped.add(reason, 1);
+                if reason == DropReason::MtuExceeded {
+                    counters.mtu_exceeded_bytes.set(batch.frames()[index].wire_len(batch.head(index)).into());
+                }
             }
         }
     }

@@ -80,7 +80,11 @@ pub(super) struct Nic {
 impl Nic {
     pub(super) fn new(config: VnicConfig) -> io::Result<Self> {
         let attention = Arc::new(EventFd::new()?);
-        let queue = |_| Arc::new(Queue::new(Arc::clone(&attention)));
+        let queue = |_| {
+            let queue = Queue::new(Arc::clone(&attention));
+            queue.set_mtu(config.mtu);
+            Arc::new(queue)
+        };
         Ok(Self {
             queues: (0..2 * config.queue_pairs).map(queue).collect(),
             pins: AtomicBool::new(false),
@@ -134,8 +138,9 @@ impl Nic {
         Some(self.mtu.load(Ordering::Relaxed)).filter(|&mtu| mtu != 0)
     }
 
-    /// Changes it for the announcements to come.
+    /// Changes it for the announcements to come, and for the frames that the guest is given.
     pub(super) fn set_mtu(&self, mtu: Option<u16>) {
         self.mtu.store(mtu.unwrap_or(0), Ordering::Relaxed);
+        self.queues.iter().for_each(|queue| queue.set_mtu(mtu));
     }
 }

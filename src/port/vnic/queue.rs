@@ -22,6 +22,7 @@ use crate::ring::{Record, Ring, RingConfig, RingError, RingFault};
 use crate::sys::cpu;
 use crate::sys::doorbell::{self, Rang};
 use crate::sys::eventfd::EventFd;
+use crate::wire::ethernet::HEADER_BYTES;
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -98,6 +99,8 @@ pub(super) struct State {
     pub deaf: bool,
     /// Which offloads the guest is left with of those that it can do.
     offloads: Needs,
+    /// The longest payload that the guest is given, in bytes; `None` for any.
+    mtu: Option<u16>,
     /// It was woken and has not had a batch since.
     kicked: bool,
     moderation: Moderation,
@@ -284,6 +287,11 @@ impl Queue {
         }
     }
 
+    /// Changes the longest payload that the guest is given, in bytes; `None` for any.
+    pub fn set_mtu(&self, mtu: Option<u16>) {
+        self.lock().mtu = mtu;
+    }
+
     /// Why the ring was taken out of service, if it was.
     pub fn fault(&self) -> Option<RingFault> {
         self.lock().fault.map(|(fault, _)| fault)
@@ -352,6 +360,12 @@ impl Queue {
 }
 
 impl State {
+    /// Bytes of the longest untagged frame within the MTU.
+    #[inline]
+    pub fn longest(&self) -> u32 {
+        self.mtu.map_or(u32::MAX, |mtu| u32::from(mtu) + HEADER_BYTES as u32)
+    }
+
     /// Notes that the queue was woken from rest.
     pub fn woken(&mut self) {
         self.kicked = true;

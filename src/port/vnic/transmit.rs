@@ -24,6 +24,7 @@ use crate::mem::{Cursor, DirtyLog, GuestMemory, Span};
 use crate::port::{Flush, Outcome, Transmit, earlier};
 use crate::ring::{Chain, Chains, DeviceRing, Ring, RingFault, Writable};
 use crate::verdict::DropReason;
+use crate::wire::ethernet::{Ethernet, TAG_BYTES};
 use crate::wire::flow::flow_hash;
 use crate::wire::virtio_net::VnetHeader;
 
@@ -106,13 +107,13 @@ impl Transmit for TransmitSide {
 #[inline]
 fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
     let mut state = queue.lock();
-    let enabled = state.enabled;
+    let (enabled, longest) = (state.enabled, state.longest());
     let Some(running) = state.running.as_mut().filter(|_| enabled) else {
         let faulted = state.fault.is_some();
         return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
     };
     let before = outcome.delivered;
-    let delivered = deliver(running, batch, picks, outcome);
+    let delivered = deliver(running, longest, batch, picks, outcome);
     // What came before a fault has been written and is the guest's.
     let frames = (outcome.delivered ^ before).count_ones();
     let due = state.publish_frames(frames);
@@ -128,10 +129,16 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
 }
 
 /// Writes the picked frames into the ring and completes their chains; the caller publishes.
-fn deliver(running: &mut Running, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> Result<(), RingFault> {
+fn deliver(
+    running: &mut Running,
+    longest: u32,
+    batch: &Batch<'_>,
+    picks: &[u8],
+    outcome: &mut Outcome,
+) -> Result<(), RingFault> {
     let Running { ring, memory, header, mergeable, accepts, log, .. } = running;
     let buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref() };
-    let form = Form { header: *header, mergeable: *mergeable, accepts: *accepts };
+    let form = Form { header: *header, mergeable: *mergeable, accepts: *accepts, longest };
     match ring {
         Ring::Split(ring) => deliver_to(ring, buffers, form, batch, picks, outcome),
         Ring::Packed(ring) => deliver_to(ring, buffers, form, batch, picks, outcome),
@@ -164,6 +171,8 @@ struct Form {
     mergeable: bool,
     /// What of offloads it can do.
     accepts: Needs,
+    /// Bytes of the longest untagged frame within the port's MTU.
+    longest: u32,
 }
 
 impl Form {
@@ -183,7 +192,7 @@ fn fill<R: DeviceRing>(
     picks: &[u8],
     outcome: &mut Outcome,
 ) -> Result<(), RingFault> {
-    let Form { header, mergeable, accepts } = form;
+    let Form { header, mergeable, accepts, longest } = form;
     let (mut dry, mut rewrites, mut at) = (false, Rewrites::new(form), 0);
     buffers.refill(ring, picks.len())?;
     loop {
@@ -191,6 +200,11 @@ fn fill<R: DeviceRing>(
         let Some(&index) = picks.get(at) else { break };
         let frame = &batch.frames()[usize::from(index)];
         let bytes = header + frame.len as usize;
+        if frame.len > longest && exceeds(frame, batch.head(usize::from(index)), longest) {
+            outcome.refuse(index, DropReason::MtuExceeded);
+            at += 1;
+            continue;
+        }
         if !frame.needs.met_by(accepts) {
             rewrites.deliver(ring, buffers, batch, index, outcome)?;
             (dry, at) = (false, at + 1);
@@ -244,7 +258,7 @@ fn fill_plain<R: DeviceRing>(
         let Some(frame) = batch.frames().get(usize::from(index)) else { break };
         let Some(buffer) = buffers.chains.single(chain) else { break };
         let bytes = VNET_HEADER_BYTES + frame.len as usize;
-        if buffer.len() < bytes || !frame.needs.met_by(form.accepts) {
+        if buffer.len() < bytes || frame.len > form.longest || !frame.needs.met_by(form.accepts) {
             break;
         }
         ring.complete(chain, bytes as u32);
@@ -255,6 +269,13 @@ fn fill_plain<R: DeviceRing>(
     buffers.next += filled;
     outcome.delivered |= delivered;
     filled
+}
+
+/// Whether a frame that is longer than `longest` is so on the wire, where it may be several, and without its VLAN tags.
+#[cold]
+fn exceeds(frame: &Frame<'_>, head: &Head, longest: u32) -> bool {
+    let tags = Ethernet::parse(head.bytes_of(frame)).map_or(0, |view| view.tag_count());
+    frame.wire_len(head) > longest.saturating_add((TAG_BYTES * tags) as u32)
 }
 
 /// Chains of guest buffers at hand, used up from the front.
