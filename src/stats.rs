@@ -99,6 +99,18 @@ impl PortCounters {
     }
 }
 
+/// What one shard counts for one receive queue, while several ports want to be served by that shard; nothing otherwise.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct QueueLoad {
+    /// Cycles in visits of the queue.
+    pub cycles: Counter,
+    /// Visits that found frames.
+    pub visits: Counter,
+    /// Cycles from the visit before to each of those, added up: the longest that a frame can have waited.
+    pub waited: Counter,
+}
+
 /// What one shard counts about itself. Cycles are those of [`crate::sys::cpu::cycles`].
 #[derive(Debug, Default)]
 #[repr(align(128))]

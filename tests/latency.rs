@@ -131,3 +131,30 @@ fn levels_change_while_guests_talk() {
         assert!(daemon.port(port).is_conserved());
     }
 }
+
+#[test]
+fn shards_come_and_go_while_guests_talk() {
+    let on = |dir: &Path, cpus: &str| pair(dir, ["normal"; 2]).replace("cpus: \"0\"", &format!("cpus: \"{cpus}\""));
+    let daemon = Daemon::start(|dir| on(dir, "0"));
+    let [mut a, mut b] = nics(&daemon);
+    let file = daemon.dir().join("linecard.yaml");
+    for (cpus, expected) in [("0-1", 2), ("1", 1), ("0", 1)] {
+        std::fs::write(&file, on(daemon.dir(), cpus)).unwrap();
+        let plan = daemon.linecard(&["plan"]).unwrap();
+        assert!(
+            plan["steps"][0]["subject"] == "shards" && plan["restart-needed"].as_array().unwrap().is_empty(),
+            "{plan}"
+        );
+        daemon.linecard(&["apply"]).unwrap();
+        exchange(&mut a, &mut b, 64);
+        assert_eq!(daemon.linecard(&["shard", "list"]).unwrap().as_array().unwrap().len(), expected);
+    }
+    std::fs::write(&file, on(daemon.dir(), "0,8191")).unwrap();
+    let refused = daemon.linecard(&["apply"]).unwrap_err();
+    assert!(refused.contains("shards.cpus names CPU 8191"), "{refused}");
+    exchange(&mut a, &mut b, 64);
+    for port in ["a", "b"] {
+        assert!(daemon.port(port).is_conserved() && daemon.port(port).0["detail"]["connections"] == 1);
+    }
+    assert_eq!(daemon.linecard(&["shard", "moves"]).unwrap(), serde_json::json!([]));
+}

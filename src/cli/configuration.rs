@@ -80,13 +80,14 @@ fn step(step: &StepReport) -> String {
     let subject = match step.subject {
         Subject::Network => "network",
         Subject::Port => "port",
+        Subject::Shards => "shards",
     };
     let how = match step.step {
         Step::Remake => " (made anew, its link goes down for a moment)",
         Step::Retry => " (was stopped, is tried again)",
         Step::Add | Step::Remove | Step::Change => "",
     };
-    let mut text = format!("{sign} {subject} {}{how}\n", step.name);
+    let mut text = format!("{}{how}\n", format!("{sign} {subject} {}", step.name).trim_end());
     for change in &step.changes {
         text += &format!("    {}\n", changed(change));
     }

@@ -244,6 +244,8 @@ pub struct FdbSelection {
 pub enum ShardVerb {
     /// Shows all shards; shares of time are of the last seconds
     List,
+    /// Shows the queues that were moved to another shard lately, and why
+    Moves,
 }
 
 /// What can be done with CPUs.

@@ -161,6 +161,7 @@ impl Verb {
                 session.print(session.client()?.delete(&which.path())?, told).map(|_| 0)
             }
             Self::Shard(ShardVerb::List) => session.list("/v1/shards", tables::shards),
+            Self::Shard(ShardVerb::Moves) => session.list("/v1/shards/moves", tables::moves),
             Self::Cpu(CpuVerb::Plan { file }) => {
                 let plan = CpuPlan::of(&configuration::read(file)?.plan, &Cpus::of_this_host()?)?;
                 session.show(&json!(plan), || tables::cpus(&plan)).map(|()| 0)

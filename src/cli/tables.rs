@@ -3,7 +3,7 @@
 use super::format::{count, duration, exact, several, size, table};
 use crate::control::desired::Origin;
 use crate::control::report::{
-    Direction, DropReport, FdbReport, NetworkReport, PortReport, PortState, ShardReport, StatusReport,
+    Direction, DropReport, FdbReport, MoveReport, NetworkReport, PortReport, PortState, ShardReport, StatusReport,
 };
 use crate::host::cpu_plan::{CpuPlan, CpuUse, Role};
 
@@ -122,6 +122,22 @@ pub(super) fn shards(shards: &[ShardReport]) -> String {
         }
     }
     text
+}
+
+/// `linecard shard moves`.
+pub(super) fn moves(moves: &[MoveReport]) -> String {
+    let header = ["AGO", "PORT", "QUEUES", "FROM CPU", "TO CPU", "FRAMES WAITED"];
+    let row = |moved: &MoveReport| {
+        vec![
+            duration(moved.seconds_ago),
+            moved.port.clone(),
+            moved.queues.to_string(),
+            moved.from.to_string(),
+            moved.to.to_string(),
+            format!("{} us", moved.delay_micros),
+        ]
+    };
+    or("nothing was moved", moves.len(), || table(&header, &[2, 3, 4, 5], moves.iter().map(row)))
 }
 
 /// `linecard cpu plan`.

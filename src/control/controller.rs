@@ -21,8 +21,10 @@ use super::store::{Store, StoreError};
 use super::upkeep::Samples;
 use crate::clock::Clock;
 use crate::config::{self, Diagnostics, Plan};
+use crate::host::cpu::{CpuError, Cpus};
+use crate::host::cpu_plan::Choice;
 use crate::ident::{MacAddr, Name, ParseError};
-use crate::shard::Shards;
+use crate::shard::{ShardError, Shards};
 use crate::switch::Fdb;
 
 /// Why a request to the controller was refused.
@@ -71,6 +73,12 @@ pub enum ControlError {
     /// The state directory.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// CPUs for shards that cannot be had.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// Shards that could not be started.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
     /// The configuration file could not be read.
     #[error("cannot read {}", path.display())]
     ReadFile {
@@ -119,8 +127,8 @@ pub struct Controller {
     pub(super) clock: Clock,
     pub(super) started: Plan,
     pub(super) file: PathBuf,
-    /// Why each shard is on its CPU, if the host chose it.
-    pub(super) chosen: BTreeMap<u16, String>,
+    /// This machine's CPUs, as the process found them.
+    host: Cpus,
     state: Mutex<State>,
 }
 
@@ -133,11 +141,13 @@ pub(super) struct State {
     pub(super) generation: u64,
     pub(super) refused: Option<String>,
     pub(super) samples: Samples,
+    /// Why each shard is on its CPU, if the host chose it.
+    pub(super) chosen: BTreeMap<u16, String>,
 }
 
 impl Controller {
     /// A controller of `shards`, started from `plan`, which was read from `file`; nothing of it is carried out yet.
-    /// `chosen` says of each CPU that nobody chose why it was taken.
+    /// They are on CPUs of `host`; `chosen` says of each that nobody chose why it was taken.
     ///
     /// # Errors
     /// The kernel has no thread or descriptor left for waiting for VMs.
@@ -147,6 +157,7 @@ impl Controller {
         store: Store,
         shards: Shards,
         clock: Clock,
+        host: Cpus,
         chosen: BTreeMap<u16, String>,
     ) -> io::Result<Self> {
         // A RandomState is keyed with random numbers from the kernel.
@@ -159,8 +170,9 @@ impl Controller {
             generation: 0,
             refused: None,
             samples: Samples::default(),
+            chosen,
         };
-        Ok(Self { clock, started: plan, file: file.into(), chosen, state: Mutex::new(state) })
+        Ok(Self { clock, started: plan, file: file.into(), host, state: Mutex::new(state) })
     }
 
     /// Carries out the plan that the controller was started with. The first thing to do.
@@ -189,7 +201,8 @@ impl Controller {
         let state = self.lock();
         let next = Desired::new(&plan, state.store.ports());
         let actions = diff(&state.runtime.desired, &next, &state.runtime.stopped());
-        Ok(PlanReport { stopped: BTreeMap::new(), ..self.report(&plan, &actions) })
+        Choice::of(&plan.shards, &self.host)?;
+        Ok(PlanReport { stopped: BTreeMap::new(), ..self.report(&state.plan, &plan, &actions) })
     }
 
     /// Carries out a configuration: `text`, called `name`, or else the file as it is now.
@@ -281,6 +294,9 @@ impl Controller {
     }
 
     fn carry_out(&self, state: &mut State, plan: Plan) -> Result<PlanReport, ControlError> {
+        let choice = Choice::of(&plan.shards, &self.host)?;
+        // New shards are there before the ports that need them; old ones go after the ports that can do without them.
+        state.runtime.grow_shards(&choice)?;
         let adopted: Vec<_> =
             state.store.ports().keys().filter(|name| plan.ports.contains_key(*name)).cloned().collect();
         for name in adopted {
@@ -290,8 +306,10 @@ impl Controller {
         let next = Desired::new(&plan, state.store.ports());
         let actions = diff(&state.runtime.desired, &next, &state.runtime.stopped());
         state.runtime.perform(&actions);
+        state.runtime.shrink_shards();
+        state.chosen = choice.reasons;
         state.generation += 1;
-        let mut report = self.report(&plan, &actions);
+        let mut report = self.report(&state.plan, &plan, &actions);
         let ports = state.runtime.ports.iter();
         report.stopped = ports.filter_map(|(name, port)| Some((name.to_string(), port.port.clone().err()?))).collect();
         log::info!("configuration {}: {} steps", state.generation, report.steps.len());
@@ -299,18 +317,33 @@ impl Controller {
         Ok(report)
     }
 
-    fn report(&self, plan: &Plan, actions: &[Action]) -> PlanReport {
-        let steps = actions.iter().map(StepReport::from).collect();
+    /// What `actions`, and what else is to be done, lead from `before` to `plan` by.
+    fn report(&self, before: &Plan, plan: &Plan, actions: &[Action]) -> PlanReport {
+        let shards: Vec<Change> =
+            changes(&before.shards, &plan.shards).into_iter().filter(|change| is_live(change)).collect();
+        let shards = (!shards.is_empty()).then_some(StepReport {
+            step: Step::Change,
+            subject: Subject::Shards,
+            name: String::new(),
+            changes: shards,
+        });
+        let steps = shards.into_iter().chain(actions.iter().map(StepReport::from)).collect();
         PlanReport { steps, restart_needed: self.restart_needed(plan), stopped: BTreeMap::new() }
     }
 
     /// What `plan` says otherwise than the one that the daemon was started with, of what cannot change while it runs.
     pub(super) fn restart_needed(&self, plan: &Plan) -> Vec<Change> {
         let daemon = changes(&self.started.daemon, &plan.daemon).into_iter().map(|change| ("daemon", change));
-        let shards = changes(&self.started.shards, &plan.shards).into_iter().map(|change| ("shards", change));
+        let shards = changes(&self.started.shards, &plan.shards).into_iter().filter(|change| !is_live(change));
+        let shards = shards.map(|change| ("shards", change));
         let under = |(section, change): (&str, Change)| Change { key: format!("{section}.{}", change.key), ..change };
         daemon.chain(shards).map(under).collect()
     }
+}
+
+/// Whether a change of `shards:` is carried out while they run.
+fn is_live(change: &Change) -> bool {
+    ["cpus", "exclusive"].iter().any(|key| change.key.starts_with(key))
 }
 
 impl std::fmt::Debug for Controller {

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use super::controller::State;
 use super::desired::Wish;
 use super::report::{
-    CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, NetworkReport, PortReport, PortState,
-    ShardReport, StatusReport,
+    CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, MoveReport, NetworkReport, PortReport,
+    PortState, ShardReport, StatusReport,
 };
 use super::running::Running;
 use super::{ControlError, Controller, FdbFilter};
 use crate::config::{KindPlan, PortPlan};
 use crate::ident::Name;
 use crate::port::{LinkState, Notifications, Port};
-use crate::shard::PortTotals;
+use crate::shard::{PortTotals, QueueMove};
 use crate::switch::{Fdb, FdbCounters, Flush};
 use crate::verdict::DropReason;
 
@@ -146,7 +146,7 @@ impl Controller {
     pub fn shards(&self) -> Vec<ShardReport> {
         let state = self.lock();
         let reports = state.runtime.shards.report();
-        reports.iter().enumerate().map(|(index, now)| self.shard(now, state.samples.oldest(index))).collect()
+        reports.iter().map(|now| self.shard(&state, now)).collect()
     }
 
     /// What was dropped, at one port or at all of them, most frequent first.
@@ -172,13 +172,27 @@ impl Controller {
         Ok(list)
     }
 
-    fn shard(&self, now: &crate::shard::ShardReport, before: Option<&crate::shard::ShardReport>) -> ShardReport {
-        let since = |of: fn(&crate::shard::ShardReport) -> u64| (of(now) - before.map_or(0, of)) as f64;
+    /// What the balancer moved lately, oldest first.
+    pub fn moves(&self) -> Vec<MoveReport> {
+        let state = self.lock();
+        let names: BTreeMap<_, _> = state.runtime.ports.iter().map(|(name, port)| (port.number, name)).collect();
+        let report = |moved: QueueMove| {
+            // A port that has gone since has no name any more.
+            let port = names.get(&moved.port)?.to_string();
+            let QueueMove { at, queues, from, to, delay_micros, .. } = moved;
+            Some(MoveReport { seconds_ago: self.clock.now().since(at).as_secs(), port, queues, from, to, delay_micros })
+        };
+        state.runtime.shards.moves().into_iter().filter_map(report).collect()
+    }
+
+    fn shard(&self, state: &State, now: &crate::shard::ShardReport) -> ShardReport {
+        let before = state.samples.oldest(now.cpu);
+        let since = |of: fn(&crate::shard::ShardReport) -> u64| of(now).saturating_sub(before.map_or(0, of)) as f64;
         let (busy, poll, sleep) = (since(|r| r.busy_cycles), since(|r| r.poll_cycles), since(|r| r.sleep_cycles));
         let percent = |part: f64| ratio(100.0 * part, busy + poll + sleep);
         ShardReport {
             cpu: now.cpu,
-            chosen: self.chosen.get(&now.cpu).cloned(),
+            chosen: state.chosen.get(&now.cpu).cloned(),
             exclusive: now.exclusive,
             queues: now.queues,
             resting: now.resting,

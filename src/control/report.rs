@@ -238,6 +238,24 @@ pub struct ShardReport {
     pub cycles_per_frame: f64,
 }
 
+/// Queues of a port that were moved to another shard because frames waited for too long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct MoveReport {
+    /// Seconds since then.
+    pub seconds_ago: u64,
+    /// The port.
+    pub port: String,
+    /// How many of its queues.
+    pub queues: usize,
+    /// The CPU of the shard that had them.
+    pub from: u16,
+    /// The CPU of the shard that got them.
+    pub to: u16,
+    /// How long frames waited on the old shard, in microseconds.
+    pub delay_micros: u64,
+}
+
 /// Which way a dropped frame was going.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -317,6 +335,8 @@ pub enum Subject {
     Network,
     /// A port.
     Port,
+    /// The worker threads.
+    Shards,
 }
 
 /// A request to make a port.

@@ -17,13 +17,15 @@ use super::desired::Desired;
 use super::diff::Action;
 use super::kinds::{self, Kinds};
 use super::numbers::Numbers;
+use crate::clock::Instant;
 use crate::config::PortPlan;
 use crate::host::cpu;
+use crate::host::cpu_plan::Choice;
 use crate::host::dma_latency::DmaLatency;
 use crate::ident::{LatencySensitivity, MacAddr, Name, NetworkIndex, PortIndex};
 use crate::limits::{NETWORKS, PORTS};
 use crate::port::Port;
-use crate::shard::{self, Service, Shards};
+use crate::shard::{self, Service, ShardError, Shards};
 use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow};
 
 /// One port that should be, and what became of it.
@@ -234,6 +236,35 @@ impl Runtime {
         self.keep_awake();
     }
 
+    /// Has shards on these CPUs as well as on those that they are on.
+    pub(super) fn grow_shards(&mut self, choice: &Choice) -> Result<(), ShardError> {
+        self.shards.grow(&choice.shared, &choice.exclusive)
+    }
+
+    /// Ends the shards that are on other CPUs than those of the last [`Runtime::grow_shards`]. Ports that no shard can serve
+    /// then are ended.
+    pub(super) fn shrink_shards(&mut self) {
+        let refused: Vec<_> = self.shards.shrink().into_iter().map(|(port, error)| (port, error.to_string())).collect();
+        self.stop(&refused);
+        self.keep_awake();
+    }
+
+    /// Moves queues whose frames wait for too long to a shard that has room.
+    pub(super) fn balance(&mut self, now: Instant) {
+        for moved in self.shards.balance(now) {
+            let name =
+                self.ports.iter().find(|(_, running)| running.number == moved.port).map(|(name, _)| name.as_str());
+            log::info!(
+                "port {}: moved {} queues from CPU {} to CPU {}: frames waited for {} us",
+                name.unwrap_or("?"),
+                moved.queues,
+                moved.from,
+                moved.to,
+                moved.delay_micros
+            );
+        }
+    }
+
     /// Keeps the host's CPUs from deep sleep while there is a port of latency sensitivity `high`.
     fn keep_awake(&mut self) {
         let high = |running: &Running| running.served.as_ref().is_some_and(|s| s.latency == LatencySensitivity::High);
@@ -254,7 +285,8 @@ impl Runtime {
         for (name, running) in &mut self.ports {
             let Some((_, reason)) = refused.iter().find(|(number, _)| *number == running.number) else { continue };
             log::error!("port {name}: stopped: {reason}");
-            ending.push(std::mem::replace(&mut running.port, Err(reason.clone())));
+            let stopped = Running::without(running.number, reason);
+            ending.push(std::mem::replace(running, stopped).port);
         }
         if !ending.is_empty() {
             self.publish();

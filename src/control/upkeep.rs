@@ -14,9 +14,9 @@ const SAMPLES: usize = 10;
 pub(super) struct Samples(VecDeque<Vec<ShardReport>>);
 
 impl Samples {
-    /// The oldest sample of a shard.
-    pub(super) fn oldest(&self, shard: usize) -> Option<&ShardReport> {
-        self.0.front()?.get(shard)
+    /// The oldest sample of the shard on `cpu`; nothing if it has been there for a shorter time than the last samples.
+    pub(super) fn oldest(&self, cpu: u16) -> Option<&ShardReport> {
+        self.0.iter().find_map(|sample| sample.iter().find(|shard| shard.cpu == cpu))
     }
 
     fn note(&mut self, reports: Vec<ShardReport>) {
@@ -28,7 +28,7 @@ impl Samples {
 }
 
 impl Controller {
-    /// To be called once a second.
+    /// To be called once a second: that is also the balancer's interval.
     pub fn upkeep(&self) {
         let mut state = self.lock();
         let swept = state.runtime.shards.tables().switch.sweep(self.clock.now().tick());
@@ -38,5 +38,6 @@ impl Controller {
         state.runtime.grow_fdb();
         let reports = state.runtime.shards.report();
         state.samples.note(reports);
+        state.runtime.balance(self.clock.now());
     }
 }

@@ -86,7 +86,7 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
         log::error!("{}", logging::chain(&corrupt));
     }
     let clock = Clock::start();
-    let (shards, chosen) = start_shards(&plan.shards, clock)?;
+    let (shards, host, chosen) = start_shards(&plan.shards, clock)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .enable_all()
@@ -95,7 +95,7 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     let signals = runtime.block_on(async { Signals::catch() })?;
     let listeners = runtime.block_on(Listeners::bind(&plan))?;
     let controller =
-        Arc::new(Controller::new(plan, &file, store, shards, clock, chosen).map_err(DaemonError::Runtime)?);
+        Arc::new(Controller::new(plan, &file, store, shards, clock, host, chosen).map_err(DaemonError::Runtime)?);
     controller.begin()?;
     let ended = serve(&runtime, &controller, listeners, signals);
     service::stopping();
@@ -124,7 +124,7 @@ fn read(file: &Path) -> Result<Plan, DaemonError> {
 
 /// Starts the shards and keeps the calling thread, and all that it starts from now on, off their CPUs. Also says why each
 /// CPU was taken that nobody chose.
-fn start_shards(plan: &ShardsPlan, clock: Clock) -> Result<(Shards, BTreeMap<u16, String>), DaemonError> {
+fn start_shards(plan: &ShardsPlan, clock: Clock) -> Result<(Shards, Cpus, BTreeMap<u16, String>), DaemonError> {
     let host = Cpus::of_this_host()?;
     let choice = Choice::of(plan, &host)?;
     for (cpu, reason) in &choice.reasons {
@@ -142,7 +142,7 @@ fn start_shards(plan: &ShardsPlan, clock: Clock) -> Result<(Shards, BTreeMap<u16
     }
     let shards = Shards::start(&choice.shared, &choice.exclusive, policy, clock)?;
     host.keep_off(choice.shared.iter().chain(&choice.exclusive).copied());
-    Ok((shards, choice.reasons))
+    Ok((shards, host, choice.reasons))
 }
 
 /// What the daemon listens on besides its ports.

@@ -18,13 +18,18 @@
 //! that makes a resting queue worth a look calls its [`Wake`](crate::port::Wake) ([`wake`]): kicks through epoll, the rest
 //! through a list and an eventfd.
 //!
+//! Where queues are served is decided when their port comes ([`placement`]) and again once a second by how long their frames
+//! wait ([`balance`]); queues that move and shards that come and go are in [`moves`].
+//!
 //! Teardown: `detach` first takes the wake-up back from the queue, so that none can come in, then has the shard forget
 //! the queue; when it returns the port can be dropped. Tables that name a port's transmit side are replaced before that:
 //! [`Shards::publish`] returns when every shard has taken the new ones.
 
+mod balance;
 mod fairness;
 mod flags;
 mod idle;
+mod moves;
 mod outbox;
 mod placement;
 mod roster;
@@ -44,14 +49,16 @@ use crate::clock::Clock;
 use crate::ident::PortIndex;
 use crate::limits::{PORTS, SHARDS};
 use crate::port::{Receive, Transmit};
-use crate::stats::{PortCounters, ShardCounters};
+use crate::stats::{PortCounters, QueueLoad, ShardCounters};
 use crate::switch;
 use crate::verdict::DropReason;
 
 pub use idle::IdlePolicy;
+use moves::History;
+pub use moves::QueueMove;
 use placement::{Seat, choose};
 pub use placement::{Service, preview};
-use wake::Bell;
+use wake::{Bell, Engagement};
 use worker::Worker;
 
 /// Why the shards could not be started or a port not be placed on one.
@@ -147,8 +154,12 @@ pub struct ShardReport {
 
 /// One shard as everybody but its own thread sees it.
 struct Shard {
+    /// No other shard of this process had or will have it.
+    number: u32,
     cpu: u16,
     exclusive: bool,
+    /// It gets no queues any more.
+    leaving: bool,
     bell: Arc<Bell>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -180,7 +191,13 @@ impl From<IdlePolicy> for Policy {
 pub struct Shards {
     shards: Vec<Shard>,
     tables: Arc<ArcSwap<Tables>>,
+    policy: Policy,
+    clock: Clock,
     placed: Mutex<Vec<Placed>>,
+    history: Mutex<History>,
+    /// What shards counted that have ended, by the CPU they were on.
+    retired: Vec<(u16, Arc<Shared>)>,
+    next_number: u32,
 }
 
 /// A queue, and where it is served.
@@ -189,7 +206,12 @@ struct Placed {
     number: u16,
     queue: Arc<dyn Receive>,
     service: Service,
-    cpu: u16,
+    /// The shard's number.
+    shard: u32,
+    load: Arc<QueueLoad>,
+    /// What the balancer saw of `load` last, and how often since it moved the queue.
+    seen: [u64; 3],
+    rested: u32,
 }
 
 impl Shards {
@@ -198,18 +220,30 @@ impl Shards {
     /// # Errors
     /// No CPU, too many, or what the kernel said of one.
     pub fn start(cpus: &[u16], exclusive: &[u16], policy: Policy, clock: Clock) -> Result<Self, ShardError> {
-        let count = cpus.len() + exclusive.len();
-        if cpus.is_empty() || count > SHARDS {
-            return Err(ShardError::Count(count));
-        }
-        let tables = Arc::new(ArcSwap::from_pointee(Tables::empty()));
-        let mut shards = Self { shards: Vec::new(), tables, placed: Mutex::default() };
-        let kinds = cpus.iter().map(|&cpu| (cpu, false)).chain(exclusive.iter().map(|&cpu| (cpu, true)));
-        for (cpu, exclusive) in kinds {
-            let shard = Shard::start(cpu, exclusive, policy, clock, &shards.tables)?;
-            shards.shards.push(shard);
-        }
+        let mut shards = Self {
+            shards: Vec::new(),
+            tables: Arc::new(ArcSwap::from_pointee(Tables::empty())),
+            policy,
+            clock,
+            placed: Mutex::default(),
+            history: Mutex::default(),
+            retired: Vec::new(),
+            next_number: 0,
+        };
+        shards.grow(cpus, exclusive)?;
         Ok(shards)
+    }
+
+    /// Starts a shard, which nobody knows of yet. It goes on counting where the last one on its CPU stopped.
+    fn start_shard(&mut self, (cpu, exclusive): (u16, bool)) -> Result<Shard, ShardError> {
+        let before = self.retired.iter().position(|(retired, _)| *retired == cpu);
+        let shared = before.map_or_else(|| Arc::new(Shared::new()), |at| Arc::clone(&self.retired[at].1));
+        let shard = Shard::start(self.next_number, cpu, exclusive, self.policy, self.clock, &self.tables, shared)?;
+        self.next_number += 1;
+        if let Some(at) = before {
+            self.retired.swap_remove(at);
+        }
+        Ok(shard)
     }
 
     /// Publishes new tables. When it returns every shard uses them and the old ones are gone, with all that only they
@@ -239,8 +273,12 @@ impl Shards {
         self.remove(&mut placed, port);
         for ((number, queue), at) in (0..).zip(queues).zip(chosen) {
             let shard = &self.shards[at];
-            shard.bell.attach(port, number, Arc::clone(&queue), service.latency);
-            placed.push(Placed { port, number, queue, service: service.clone(), cpu: shard.cpu });
+            let (service, load) = (service.clone(), Arc::default());
+            let mut place =
+                Placed { port, number, queue, service, load, shard: shard.number, seen: [0; 3], rested: u32::MAX };
+            shard.take_on(&mut place);
+            place.rested = u32::MAX;
+            placed.push(place);
         }
         Ok(())
     }
@@ -251,14 +289,16 @@ impl Shards {
     }
 
     fn remove(&self, placed: &mut Vec<Placed>, port: PortIndex) {
-        let serves = |shard: &&Shard| placed.iter().any(|place| place.port == port && place.cpu == shard.cpu);
+        let serves = |shard: &&Shard| placed.iter().any(|place| place.port == port && place.shard == shard.number);
         self.shards.iter().filter(serves).for_each(|shard| shard.bell.detach(port));
         placed.retain(|place| place.port != port);
     }
 
     /// The CPUs that serve `port`, by queue.
     pub fn cpus_of(&self, port: PortIndex) -> Vec<u16> {
-        self.placed().iter().filter(|place| place.port == port).map(|place| place.cpu).collect()
+        let placed = self.placed();
+        let on = |place: &Placed| self.shards.iter().find(|shard| shard.number == place.shard).map(|shard| shard.cpu);
+        placed.iter().filter(|place| place.port == port).filter_map(on).collect()
     }
 
     fn placed(&self) -> MutexGuard<'_, Vec<Placed>> {
@@ -268,10 +308,10 @@ impl Shards {
 
     /// The shards with those of `placed` that are there.
     fn seats<'a>(&self, placed: impl Iterator<Item = &'a Placed>) -> Vec<Seat> {
-        let mut seats: Vec<Seat> =
-            self.shards.iter().map(|shard| Seat { exclusive: shard.exclusive, tenants: Vec::new() }).collect();
+        let seat = |shard: &Shard| Seat { exclusive: shard.exclusive, leaving: shard.leaving, tenants: Vec::new() };
+        let mut seats: Vec<Seat> = self.shards.iter().map(seat).collect();
         for place in placed {
-            if let Some(at) = self.shards.iter().position(|shard| shard.cpu == place.cpu) {
+            if let Some(at) = self.shards.iter().position(|shard| shard.number == place.shard) {
                 seats[at].tenants.push(place.service.tenant(place.port));
             }
         }
@@ -281,26 +321,26 @@ impl Shards {
     /// Sets what was counted for `port` to zero, before its number is used for another. The port must be detached and
     /// out of the tables.
     pub fn clear_port(&self, port: PortIndex) {
-        for counters in self.shards.iter().filter_map(|shard| shard.shared.ports.get(port.index())) {
-            counters.clear();
-        }
+        self.counters(port).for_each(PortCounters::clear);
     }
 
     /// What was counted for `port`.
     pub fn port_totals(&self, port: PortIndex) -> PortTotals {
         let mut sum = PortTotals::default();
-        for shard in &self.shards {
-            if let Some(counters) = shard.shared.ports.get(port.index()) {
-                sum.add(counters);
-            }
-        }
+        self.counters(port).for_each(|counters| sum.add(counters));
         sum
+    }
+
+    /// What each shard that there is or was counts for `port`.
+    fn counters(&self, port: PortIndex) -> impl Iterator<Item = &PortCounters> {
+        let retired = self.retired.iter().map(|(_, shared)| shared);
+        self.shards.iter().map(|shard| &shard.shared).chain(retired).filter_map(move |s| s.ports.get(port.index()))
     }
 
     /// What each shard did.
     pub fn report(&self) -> Vec<ShardReport> {
         let placed = self.placed();
-        let queues = |shard: &Shard| placed.iter().filter(|place| place.cpu == shard.cpu).count();
+        let queues = |shard: &Shard| placed.iter().filter(|place| place.shard == shard.number).count();
         self.shards.iter().map(|shard| shard.report(queues(shard))).collect()
     }
 
@@ -308,31 +348,48 @@ impl Shards {
     pub fn stop(self) {}
 }
 
-impl Drop for Shards {
+impl Drop for Shard {
     fn drop(&mut self) {
-        for shard in &self.shards {
-            shard.bell.stop();
-        }
-        for shard in &mut self.shards {
-            if let Some(thread) = shard.thread.take() {
-                // A shard that panics ends the process, so there is nothing to learn here.
-                let _ = thread.join();
-            }
-        }
+        self.end();
     }
 }
 
 impl Shard {
+    /// Where it is and whom it serves.
+    fn kind(&self) -> (u16, bool) {
+        (self.cpu, self.exclusive)
+    }
+
+    /// Has it serve a queue that nobody serves.
+    fn take_on(&self, place: &mut Placed) {
+        let (port, number, latency) = (place.port, place.number, place.service.latency);
+        let (queue, load) = (Arc::clone(&place.queue), Arc::clone(&place.load));
+        self.bell.attach(Engagement { port, number, queue, latency, load });
+        place.shard = self.number;
+        place.rested = 0;
+    }
+
+    /// Ends its thread; returns when that has happened.
+    fn end(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.bell.stop();
+            // A shard that panics ends the process, so there is nothing to learn here.
+            let _ = thread.join();
+            self.shared.resting.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn start(
+        number: u32,
         cpu: u16,
         exclusive: bool,
         policy: Policy,
         clock: Clock,
         tables: &Arc<ArcSwap<Tables>>,
+        shared: Arc<Shared>,
     ) -> Result<Self, ShardError> {
         let failed = |what| move |source| ShardError::Setup { cpu, what, source };
         let bell = Arc::new(Bell::new().map_err(failed("epoll and eventfd"))?);
-        let shared = Arc::new(Shared::new());
         let worker = Worker::new(&bell, &shared, tables, policy.idle, clock);
         let (started, start) = std::sync::mpsc::channel();
         let name = format!("shard-{cpu}");
@@ -350,7 +407,7 @@ impl Shard {
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed("a thread"))?;
         start.recv().unwrap_or(Ok(())).map_err(|(what, source)| ShardError::Setup { cpu, what, source })?;
-        Ok(Self { cpu, exclusive, bell, shared, thread: Some(thread) })
+        Ok(Self { number, cpu, exclusive, leaving: false, bell, shared, thread: Some(thread) })
     }
 
     fn report(&self, queues: usize) -> ShardReport {

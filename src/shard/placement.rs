@@ -65,6 +65,8 @@ impl Service {
 pub(super) struct Seat {
     /// It serves ports of latency sensitivity `high` only.
     pub exclusive: bool,
+    /// It is about to end.
+    pub leaving: bool,
     /// The tenant of each of its queues.
     pub tenants: Vec<Tenant>,
 }
@@ -81,7 +83,7 @@ pub(super) fn choose(
 ) -> Result<Vec<usize>, ShardError> {
     let exclusive = service.latency == LatencySensitivity::High;
     let tenant = service.tenant(port);
-    let kind = || seats.iter().enumerate().filter(|(_, seat)| seat.exclusive == exclusive);
+    let kind = || seats.iter().enumerate().filter(|(_, seat)| seat.exclusive == exclusive && !seat.leaving);
     let with_its_own = kind().find(|(_, seat)| seat.tenants.contains(&tenant)).map(|(at, _)| at);
     if let Some(at) = with_its_own.filter(|_| !service.spreads()) {
         return Ok(vec![at; count]);
@@ -103,7 +105,7 @@ pub(super) fn choose(
 /// Where each of `wishes` (its number of queues, its service) would be served by shards on these CPUs, in the order in which
 /// the control side places ports: those of latency sensitivity `high` last.
 pub fn preview(shared: &[u16], exclusive: &[u16], wishes: &[(usize, Service)]) -> Vec<Result<Vec<u16>, ShardError>> {
-    let seat = |exclusive| move |_| Seat { exclusive, tenants: Vec::new() };
+    let seat = |exclusive| move |_| Seat { exclusive, ..Seat::default() };
     let mut seats: Vec<Seat> = shared.iter().map(seat(false)).chain(exclusive.iter().map(seat(true))).collect();
     let cpus: Vec<u16> = shared.iter().chain(exclusive).copied().collect();
     let mut order: Vec<usize> = (0..wishes.len()).collect();
@@ -124,13 +126,9 @@ pub fn preview(shared: &[u16], exclusive: &[u16], wishes: &[(usize, Service)]) -
 
 /// `cpus` exclusive shards that serve nobody, for `count` queues.
 fn choose_exclusive(seats: &[Seat], cpus: usize, count: usize) -> Result<Vec<usize>, ShardError> {
-    let all = seats.iter().filter(|seat| seat.exclusive).count();
-    let free: Vec<usize> = seats
-        .iter()
-        .enumerate()
-        .filter(|(_, seat)| seat.exclusive && seat.tenants.is_empty())
-        .map(|(at, _)| at)
-        .collect();
+    let seats = || seats.iter().enumerate().filter(|(_, seat)| seat.exclusive && !seat.leaving);
+    let all = seats().count();
+    let free: Vec<usize> = seats().filter(|(_, seat)| seat.tenants.is_empty()).map(|(at, _)| at).collect();
     match free.get(..cpus) {
         _ if all == 0 => Err(ShardError::NoExclusiveCpu),
         None => Err(ShardError::ExclusiveTaken { needed: cpus, free: free.len(), all }),
@@ -144,7 +142,9 @@ mod tests {
     use super::*;
 
     fn seats(shared: &[usize], exclusive: &[usize]) -> Vec<Seat> {
-        let seat = |exclusive| move |&queues| Seat { exclusive, tenants: vec![Tenant::Port(PortIndex(999)); queues] };
+        let seat = |exclusive| {
+            move |&queues| Seat { exclusive, leaving: false, tenants: vec![Tenant::Port(PortIndex(999)); queues] }
+        };
         shared.iter().map(seat(false)).chain(exclusive.iter().map(seat(true))).collect()
     }
 

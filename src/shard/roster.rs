@@ -15,9 +15,11 @@
 use std::sync::Arc;
 
 use super::fairness::{Account, QUANTUM_NANOS};
+use super::wake::Engagement;
 use crate::ident::PortIndex;
 use crate::limits::BATCH_FRAMES;
 use crate::port::{Receive, Received, Wake};
+use crate::stats::QueueLoad;
 use crate::sys::cpu;
 
 /// Queues visited in one round while only one port is awake.
@@ -32,6 +34,9 @@ pub(super) struct Slot {
     /// The queue.
     pub queue: Arc<dyn Receive>,
     share: u32,
+    load: Arc<QueueLoad>,
+    /// The cycle count when its last visit ended; `None` if it has been at rest since.
+    visited: Option<u64>,
     /// For how many cycles it is polled when empty.
     spin: u64,
     /// The cycle count when it was first found empty; `None` if it had something last time.
@@ -153,8 +158,14 @@ impl Roster {
             true if full => share.awake.len(),
             _ => self.round.left - 1,
         };
+        let before = slot.visited.replace(now.wrapping_add(cycles));
         if self.round.contended {
             share.account.charge(cycles, self.quantum);
+            slot.load.cycles.add(cycles);
+            if let (Received::Frames(_), Some(before)) = (received, before) {
+                slot.load.visits.add(1);
+                slot.load.waited.add(now.wrapping_sub(before));
+            }
         }
     }
 
@@ -194,6 +205,7 @@ impl Roster {
         for index in ready.drain(..) {
             let Some(Some(slot)) = self.slots.get_mut(index as usize) else { continue };
             slot.empty_since = None;
+            slot.visited = slot.visited.filter(|_| slot.awake);
             if !slot.awake {
                 slot.queue.disarm();
                 slot.awake = true;
@@ -204,14 +216,8 @@ impl Roster {
     }
 
     /// Owns a queue, awake, that is polled for `spin` cycles when empty. `wake` makes the means to wake its slot.
-    pub fn attach(
-        &mut self,
-        port: PortIndex,
-        number: u16,
-        queue: Arc<dyn Receive>,
-        spin: u64,
-        wake: impl FnOnce(u32) -> Arc<dyn Wake>,
-    ) {
+    pub fn attach(&mut self, engagement: Engagement, spin: u64, wake: impl FnOnce(u32) -> Arc<dyn Wake>) {
+        let Engagement { port, number, queue, load, .. } = engagement;
         let share = self.share(port);
         let free = self.slots.iter().position(Option::is_none);
         let index = free.unwrap_or_else(|| {
@@ -219,7 +225,8 @@ impl Roster {
             self.slots.len() - 1
         });
         queue.attach(Some(wake(index as u32)));
-        self.slots[index] = Some(Slot { port, number, queue, share, spin, empty_since: None, awake: true });
+        self.slots[index] =
+            Some(Slot { port, number, queue, share, load, visited: None, spin, empty_since: None, awake: true });
         self.shares[share as usize].queues += 1;
         self.enlist(index as u32);
         // Room for everything that can wake up, so that waking never allocates.

@@ -123,6 +123,10 @@ impl Transmit for Feed {
 }
 
 fn wait(done: impl Fn() -> bool) {
+    wait_mut(done);
+}
+
+fn wait_mut(mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "it did not happen");
@@ -142,6 +146,12 @@ fn frame(to: MacAddr, from: MacAddr, len: usize, fill: u8) -> Vec<u8> {
     bytes
 }
 
+/// So many CPUs, of those that this process may use.
+fn allowed(count: usize) -> Vec<u16> {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..1024).filter(|&cpu| allowed.is_set(usize::from(cpu))).take(count).collect()
+}
+
 /// `count` feeds in one network, on shards on the CPUs this process may use.
 struct Rig {
     shards: Shards,
@@ -155,9 +165,7 @@ impl Rig {
 
     /// On so many shards, or as many as there are CPUs.
     fn on(shards: usize, count: u16, policy: IdlePolicy) -> Self {
-        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-        let cpus: Vec<u16> = (0..1024).filter(|&cpu| allowed.is_set(usize::from(cpu))).take(shards).collect();
-        let shards = Shards::start(&cpus, &[], policy.into(), Clock::start()).unwrap();
+        let shards = Shards::start(&allowed(shards), &[], policy.into(), Clock::start()).unwrap();
         let feeds: Vec<_> = (0..count).map(|_| Arc::new(Feed::default())).collect();
         let members = (0..count).map(PortIndex).collect();
         let network = NetworkRow { members, mac_age: Duration::from_secs(300), mac_limit: 1000 };
@@ -318,4 +326,61 @@ fn what_is_held_back_goes_out_when_it_is_due_however_busy_the_shard_is() {
     wait(|| rig.feeds[1].lock().flushed >= 10);
     rig.shards.detach(PortIndex(2));
     wait(|| rig.feeds[1].lock().held.is_none());
+}
+
+#[test]
+fn shards_come_and_go_and_ports_and_counters_stay() {
+    let mut rig = Rig::on(1, 3, IdlePolicy::Adaptive);
+    let cpus = allowed(2);
+    let talk = |rig: &Rig, round: u8| {
+        let before = rig.totals(0).rx_frames;
+        rig.feeds[0].feed((0..100).map(|_| frame(MacAddr::BROADCAST, mac(1), 64, round)));
+        assert_eq!(rig.feeds[1].wait_for(100).len(), 100);
+        rig.feeds[2].wait_for(100);
+        wait(|| rig.totals(0).rx_frames == before + 100);
+    };
+    talk(&rig, 1);
+    rig.shards.grow(&cpus, &[]).unwrap();
+    assert_eq!(rig.shards.shrink().len(), 0);
+    assert_eq!(rig.shards.report().len(), cpus.len());
+    talk(&rig, 2);
+    // The first shard ends; its ports go to the other.
+    rig.shards.grow(&cpus[1..], &[]).unwrap();
+    assert_eq!(rig.shards.shrink().len(), 0);
+    assert_eq!(rig.shards.report().iter().map(|shard| (shard.cpu, shard.queues)).collect::<Vec<_>>(), [(cpus[1], 3)]);
+    talk(&rig, 3);
+    assert_eq!(rig.totals(0).rx_frames, 300, "what the shard that ended had counted");
+    assert!(rig.shards.grow(&[], &[]).is_err() && rig.shards.grow(&[1023], &[]).is_err());
+    talk(&rig, 4);
+    // It becomes an exclusive one, and the only shared one is elsewhere.
+    rig.shards.grow(&cpus[..1], &cpus[1..]).unwrap();
+    assert_eq!(rig.shards.shrink().len(), 0);
+    rig.shards.attach(PortIndex(2), vec![Arc::clone(&rig.feeds[2]) as _], &LatencySensitivity::High.into()).unwrap();
+    talk(&rig, 5);
+    rig.shards.grow(&cpus[..1], &[]).unwrap();
+    let refused = rig.shards.shrink();
+    assert!(refused.len() == 1 && refused[0].0 == PortIndex(2), "{refused:?}");
+    assert_eq!(rig.totals(0).rx_frames, 500);
+}
+
+#[test]
+fn a_port_that_waits_for_floods_is_moved_away_from_them_and_once_only() {
+    let mut rig = Rig::on(1, 3, IdlePolicy::Adaptive);
+    for port in [0, 1] {
+        rig.shards.attach(PortIndex(port), vec![Arc::new(Flood)], &LatencySensitivity::Normal.into()).unwrap();
+    }
+    rig.shards.grow(&allowed(2), &[]).unwrap();
+    let mut now = crate::clock::Instant(0);
+    wait_mut(|| {
+        now = now.after(Duration::from_secs(1));
+        // What a batch of the test's own ports takes makes each wait for the other for long enough.
+        std::thread::sleep(Duration::from_millis(20));
+        !rig.shards.balance(now).is_empty()
+    });
+    let moves = rig.shards.moves();
+    assert!(moves.len() == 1 && moves[0].queues == 1 && moves[0].from != moves[0].to, "{moves:?}");
+    assert!(moves[0].delay_micros >= 50);
+    assert_ne!(rig.shards.cpus_of(PortIndex(0)), rig.shards.cpus_of(PortIndex(1)));
+    let before = [0, 1].map(|port| rig.totals(port).rx_frames);
+    wait(|| [0, 1].iter().all(|&port| rig.totals(port).rx_frames > before[usize::from(port)]));
 }

@@ -17,14 +17,26 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::flags::Flags;
 use crate::ident::{LatencySensitivity, PortIndex};
 use crate::port::{Receive, Wake};
+use crate::stats::QueueLoad;
 
 /// The epoll token of the bell's own eventfd; slots have their number.
 const RING: u64 = u64::MAX;
 
+/// A queue to own, and how.
+pub(super) struct Engagement {
+    pub port: PortIndex,
+    /// Which of its port's queues it is.
+    pub number: u16,
+    pub queue: Arc<dyn Receive>,
+    pub latency: LatencySensitivity,
+    /// Where to count what it takes.
+    pub load: Arc<QueueLoad>,
+}
+
 /// What the control side wants of a shard. Whoever sends one that has `done` waits for the answer.
 pub(super) enum Order {
     /// Own this queue from now on.
-    Attach { port: PortIndex, number: u16, queue: Arc<dyn Receive>, latency: LatencySensitivity },
+    Attach(Engagement),
     /// Give up one queue of a port; the port stays.
     Release { port: PortIndex, number: u16, done: Sender<()> },
     /// Give up the queues of this port.
@@ -54,9 +66,9 @@ impl Bell {
         Ok(Self { epoll, event, flags: Flags::default(), ready: Mutex::default(), orders: Mutex::default() })
     }
 
-    /// Orders the shard to own `queue`, number `number` of its port.
-    pub fn attach(&self, port: PortIndex, number: u16, queue: Arc<dyn Receive>, latency: LatencySensitivity) {
-        self.order(Order::Attach { port, number, queue, latency });
+    /// Orders the shard to own a queue.
+    pub fn attach(&self, engagement: Engagement) {
+        self.order(Order::Attach(engagement));
     }
 
     /// Orders the shard to give up one queue and waits until it has.

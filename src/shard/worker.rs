@@ -13,12 +13,11 @@ use arc_swap::{ArcSwap, Cache};
 use super::idle::{IdlePolicy, LOOK_EVERY_MICROS};
 use super::outbox::Outbox;
 use super::roster::Roster;
-use super::wake::{Bell, Order, SlotWake};
+use super::wake::{Bell, Engagement, Order, SlotWake};
 use super::{Shared, Tables};
 use crate::clock::{Clock, Tick};
 use crate::frame::{self, Heads};
-use crate::ident::{LatencySensitivity, PortIndex};
-use crate::port::{Flush, Receive, Received};
+use crate::port::{Flush, Received};
 use crate::switch;
 use crate::sys::cpu;
 
@@ -178,7 +177,7 @@ impl Worker {
         let mut go_on = true;
         for order in orders.drain(..) {
             match order {
-                Order::Attach { port, number, queue, latency } => self.attach(port, number, queue, latency),
+                Order::Attach(engagement) => self.attach(engagement),
                 Order::Detach { port, done } => {
                     self.roster.detach(port, None);
                     // Whoever asked may have gone; then nobody needs the answer.
@@ -200,9 +199,9 @@ impl Worker {
         go_on
     }
 
-    fn attach(&mut self, port: PortIndex, number: u16, queue: Arc<dyn Receive>, latency: LatencySensitivity) {
-        let spin = self.policy.spin_cycles(latency);
+    fn attach(&mut self, engagement: Engagement) {
+        let spin = self.policy.spin_cycles(engagement.latency);
         let bell = &self.bell;
-        self.roster.attach(port, number, queue, spin, |slot| Arc::new(SlotWake { bell: Arc::clone(bell), slot }));
+        self.roster.attach(engagement, spin, |slot| Arc::new(SlotWake { bell: Arc::clone(bell), slot }));
     }
 }

@@ -45,6 +45,7 @@ impl From<ControlError> for Refused {
         let status = match &error {
             ControlError::NoSuchPort { .. } | ControlError::NoSuchNetwork { .. } => StatusCode::NOT_FOUND,
             ControlError::Exists(_) | ControlError::FromFile { .. } | ControlError::Open { .. } => StatusCode::CONFLICT,
+            ControlError::Cpu(_) | ControlError::Shard(_) => StatusCode::CONFLICT,
             ControlError::Invalid(_) | ControlError::Name(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ControlError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
             ControlError::Store(_) | ControlError::ReadFile { .. } => StatusCode::INTERNAL_SERVER_ERROR,

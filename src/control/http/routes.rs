@@ -13,7 +13,8 @@ use utoipa::{IntoParams, OpenApi};
 
 use super::{Peer, Refused, Routes};
 use crate::control::report::{
-    DropReport, FdbReport, Flushed, NetworkReport, NewPort, PlanReport, PortReport, Refusal, ShardReport, StatusReport,
+    DropReport, FdbReport, Flushed, MoveReport, NetworkReport, NewPort, PlanReport, PortReport, Refusal, ShardReport,
+    StatusReport,
 };
 use crate::control::{ControlError, Controller, FdbFilter};
 use crate::ident::MacAddr;
@@ -21,7 +22,22 @@ use crate::ident::MacAddr;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Linecard", description = "What `linecard` can do, over HTTP on the daemon's Unix socket."),
-    paths(status, ports, add_port, port, remove_port, networks, fdb, flush_fdb, shards, drops, check, plan, apply),
+    paths(
+        status,
+        ports,
+        add_port,
+        port,
+        remove_port,
+        networks,
+        fdb,
+        flush_fdb,
+        shards,
+        moves,
+        drops,
+        check,
+        plan,
+        apply
+    ),
     components(schemas(Refusal))
 )]
 struct Document;
@@ -35,6 +51,7 @@ pub(super) fn routes(controller: Arc<Controller>) -> Routes {
         .route("/v1/networks", get(networks))
         .route("/v1/fdb", get(fdb).merge(delete(flush_fdb)))
         .route("/v1/shards", get(shards))
+        .route("/v1/shards/moves", get(moves))
         .route("/v1/drops", get(drops))
         .route("/v1/check", post(check))
         .route("/v1/plan", post(plan))
@@ -177,6 +194,12 @@ async fn flush_fdb(
 #[utoipa::path(get, path = "/v1/shards", responses((status = 200, body = [ShardReport])))]
 async fn shards(State(controller): Shared) -> Answer<Vec<ShardReport>> {
     call(controller, |c| Ok(c.shards())).await.map(Json)
+}
+
+/// Queues that were moved to another shard lately, oldest first.
+#[utoipa::path(get, path = "/v1/shards/moves", responses((status = 200, body = [MoveReport])))]
+async fn moves(State(controller): Shared) -> Answer<Vec<MoveReport>> {
+    call(controller, |c| Ok(c.moves())).await.map(Json)
 }
 
 /// Which drops.

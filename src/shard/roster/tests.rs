@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::frame::{Batch, Heads};
+use crate::ident::LatencySensitivity;
 
 /// A queue that is never asked anything but to rest.
 struct Idle;
@@ -45,7 +46,9 @@ fn roster(loads: &[Load]) -> Roster {
     let mut roster = Roster { quantum: 5_000, ..Roster::new() };
     for (port, load) in (0..).map(PortIndex).zip(loads) {
         for number in 0..load.queues {
-            roster.attach(port, number as u16, Arc::new(Idle), 100, |_| Arc::new(Deaf));
+            let (queue, latency, load) = (Arc::new(Idle), LatencySensitivity::Normal, Arc::default());
+            let engagement = Engagement { port, number: number as u16, queue, latency, load };
+            roster.attach(engagement, 100, |_| Arc::new(Deaf));
         }
     }
     roster
@@ -64,7 +67,7 @@ fn run(roster: &mut Roster, loads: &[Load], total: u64) -> (Vec<u64>, BTreeMap<u
             now += cost;
             *visits.entry(roster.round.visiting).or_default() += 1;
             let received = if frames > 0 { Received::Frames(frames) } else { Received::Nothing };
-            roster.settle(received, now, cost);
+            roster.settle(received, now - cost, cost);
         }
         assert!(now > before, "a round in which nobody was served");
     }
@@ -173,4 +176,16 @@ fn a_visit_that_the_kernel_interrupted_is_not_paid_for_for_ever() {
     assert_eq!(account.debt(), 25_000_000);
     account.grant(i64::MAX, 5_000);
     assert!(!account.is_spent() && account.debt() == 0);
+}
+
+#[test]
+fn waiting_is_measured_while_several_want_the_shard() {
+    let loads = [Load { queues: 1, cost: 1_000, frames: 3 }, Load { queues: 1, cost: 9_000, frames: 64 }];
+    let mut roster = roster(&loads);
+    run(&mut roster, &loads, 1_000_000);
+    let load = |port: u32| &roster.slots[port as usize].as_ref().unwrap().load;
+    let wait = |port| load(port).waited.get() / load(port).visits.get();
+    assert!((3_000..=9_000).contains(&wait(0)), "it waits for the other's batches: {}", wait(0));
+    assert!(wait(1) < wait(0));
+    assert!(load(1).cycles.get() > load(0).cycles.get());
 }
