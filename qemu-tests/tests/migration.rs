@@ -292,7 +292,7 @@ fn moves_between_hosts(s: &Scenario, options: &str, announcement: &str) -> Resul
     advance(&flows)?;
     for (round, name) in ["there", "here"].into_iter().enumerate() {
         let destination = a.destination(s, &format!("a-{round}"), &[&format!("{name}/a")])?;
-        let heard = wire.start(&format!("tcpdump -i {name} -n -e -l -c 1 {announcement} and ether src {mac}"))?;
+        let heard = wire.start(&format!("exec tcpdump -i {name} -n -e -l -c 1 {announcement} and ether src {mac}"))?;
         let pings = Pings::start(&wire, &a)?;
         let summary = a.migrate(destination)?;
         advance(&flows)?;

@@ -10,8 +10,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use qemu_tests::payload;
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 fn main() -> ExitCode {
+    // A scenario that is killed takes its shells with it; this ends with them.
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        eprintln!("payload: {error}");
+        return ExitCode::FAILURE;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
