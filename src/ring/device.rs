@@ -45,6 +45,9 @@ pub trait DeviceRing {
         chains: &mut Chains<'m>,
     ) -> Result<usize, RingFault>;
 
+    /// How many descriptors of long chains the last [`DeviceRing::gather`] walked.
+    fn steps(&self) -> usize;
+
     /// Gives the chains that were gathered last back to the ring as if they had not been taken.
     fn give_back(&mut self, chains: &[Chain]);
 

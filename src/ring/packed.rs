@@ -200,8 +200,11 @@ impl PackedRing {
     /// Writes a used descriptor.
     #[inline]
     fn write(&self, element: Element, order: Ordering) {
-        debug_assert!(element.slot < self.size);
-        // SAFETY: as for `tail`: an element's slot is the slot of some `Place`.
+        // Our own elements lie within the ring; those that a record tells of may be anything by now.
+        if element.slot >= self.size {
+            return;
+        }
+        // SAFETY: as for `tail`: the slot is within the ring.
         let tail = unsafe { AtomicU64::from_ptr(self.descriptors.add(element.slot.into()).cast::<u64>().add(1)) };
         tail.store(element.word.to_le(), order);
     }
@@ -449,6 +452,11 @@ impl DeviceRing for PackedRing {
             gathered += 1;
         }
         Ok(gathered)
+    }
+
+    #[inline]
+    fn steps(&self) -> usize {
+        self.steps
     }
 
     #[inline]

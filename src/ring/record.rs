@@ -26,7 +26,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use vm_memory::FileOffset;
@@ -224,11 +224,15 @@ impl Record {
     #[inline]
     pub(super) fn begin(&self, place: u16, target: u16, count: u16) {
         self.set_state(VALID | u64::from(place) | u64::from(target) << 16 | u64::from(count) << 32);
+        // A process that is killed has run its instructions up to one of them, so the CPU needs no more than their order;
+        // nor may the compiler move a later store above this one.
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// Says that the ring stands at `place`, and what was published last.
     #[inline]
     pub(super) fn settle(&self, place: u16, last: Element) {
+        compiler_fence(Ordering::SeqCst);
         self.write(LAST_SLOT, last.slot.into());
         self.write(LAST_WORD, last.word);
         self.set_state(VALID | u64::from(place));

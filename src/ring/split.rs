@@ -313,6 +313,11 @@ impl DeviceRing for SplitRing {
     }
 
     #[inline]
+    fn steps(&self) -> usize {
+        self.steps
+    }
+
+    #[inline]
     fn give_back(&mut self, chains: &[Chain]) {
         self.next_available = self.next_available.wrapping_sub(chains.len() as u16);
         // A driver may have made a ringful available beyond chains that were taken then and are back now. What was seen

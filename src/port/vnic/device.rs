@@ -75,6 +75,9 @@ impl Device {
         if (from ^ acked) & !F_LOG_ALL != 0 && self.vrings.iter().any(Vring::is_running) {
             return Err(Refusal::FeaturesInUse { from, to: acked });
         }
+        if let (true, Some(log)) = (acked & F_LOG_ALL != 0, &self.log) {
+            log.covers(self.memory.memory())?;
+        }
         self.features = Some(acked);
         self.apply_log();
         if acked & F_PROTOCOL_FEATURES == 0 {
@@ -172,8 +175,10 @@ impl Device {
     /// the number; as nothing is left behind, they are the same.
     pub(super) fn stop(&mut self, index: u32) -> Result<u32, Refusal> {
         let packed = self.features.is_some_and(|acked| acked & F_RING_PACKED != 0);
+        let stopped = self.vring(index).map(Vring::stop).map(u32::from);
+        // After the stop: a shard that was in the ring has noted where it stands for the last time.
         self.nic.forget(index as usize);
-        match self.vring(index).map(Vring::stop).map(u32::from) {
+        match stopped {
             Ok(base) => Ok(if packed { base << 16 | base } else { base }),
             Err(_) if (index as usize) < 2 * QUEUE_PAIRS => Ok(0),
             Err(_) => Err(Refusal::RingNumber),

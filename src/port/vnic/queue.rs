@@ -167,7 +167,7 @@ impl Queue {
         let RingSetup { memory, kick, call, log, .. } = setup;
         let written = config.written();
         let (blocked, attention) = (Arc::clone(&self.blocked), Arc::clone(&self.attention));
-        let running = Running {
+        let mut running = Running {
             ring,
             memory,
             header,
@@ -184,6 +184,8 @@ impl Queue {
         };
         running.log_ring();
         state.fault = None;
+        // Whoever ran the ring before us may have ended between giving frames and telling the guest.
+        running.signal();
         state.running = Some(running);
         state.watch();
         self.settle(&state);
@@ -237,7 +239,9 @@ impl Queue {
         if !self.held.load(Ordering::Relaxed) {
             return None;
         }
-        let due = self.lock().flush(which);
+        let mut state = self.lock();
+        let due = state.flush(which);
+        // Still under the lock: another shard may be about to hold one back, and must not have it forgotten.
         self.note_held(due.is_some());
         due
     }
@@ -416,7 +420,7 @@ impl State {
     }
 
     /// Sends the interrupt that is held back, if `which` names it; returns when it is due otherwise.
-    fn flush(&mut self, which: Flush) -> Option<u64> {
+    pub fn flush(&mut self, which: Flush) -> Option<u64> {
         let due = self.moderation.due()?;
         let waits = match which {
             Flush::Due(now) => earlier(now, due),

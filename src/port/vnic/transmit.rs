@@ -19,7 +19,7 @@ use self::rewrite::Rewrites;
 use super::queue::{Queue, Running};
 use super::steering::Steering;
 use crate::frame::{Batch, Frame, Head, Needs};
-use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
+use crate::limits::{BATCH_DESCRIPTORS, BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{Cursor, DirtyLog, GuestMemory, Span};
 use crate::port::{Flush, Outcome, Transmit, earlier};
 use crate::ring::{Chain, Chains, DeviceRing, Ring, RingFault, Writable};
@@ -116,7 +116,11 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
     let delivered = deliver(running, longest, batch, picks, outcome);
     // What came before a fault has been written and is the guest's.
     let frames = (outcome.delivered ^ before).count_ones();
-    let due = state.publish_frames(frames);
+    let mut due = state.publish_frames(frames);
+    if frames as usize != picks.len() && due.is_some() {
+        // It is short of buffers: only the interrupt that was held back makes it post more.
+        due = state.flush(Flush::All);
+    }
     queue.note_held(due.is_some());
     if let Some(due) = due {
         outcome.hold(due);
@@ -137,7 +141,7 @@ fn deliver(
     outcome: &mut Outcome,
 ) -> Result<(), RingFault> {
     let Running { ring, memory, header, mergeable, accepts, log, .. } = running;
-    let buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref() };
+    let buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref(), steps: 0 };
     let form = Form { header: *header, mergeable: *mergeable, accepts: *accepts, longest };
     match ring {
         Ring::Split(ring) => deliver_to(ring, buffers, form, batch, picks, outcome),
@@ -284,6 +288,8 @@ struct Buffers<'m> {
     next: usize,
     memory: &'m GuestMemory,
     log: Option<&'m DirtyLog>,
+    /// Descriptors of long chains that were walked so far.
+    steps: usize,
 }
 
 impl<'m> Buffers<'m> {
@@ -299,13 +305,19 @@ impl<'m> Buffers<'m> {
         &self.chains.list()[self.next..]
     }
 
-    /// Puts back what is left and takes up to `limit` chains anew.
+    /// Puts back what is left and takes up to `limit` chains anew; none once the batch's budget for walking long chains is
+    /// spent. A guest may post chains of thousands of descriptors that hold one frame, and somebody else's frames pay.
     fn refill<R: DeviceRing>(&mut self, ring: &mut R, limit: usize) -> Result<(), RingFault> {
         self.log_written();
         ring.give_back(self.rest());
         self.chains.clear();
         self.next = 0;
-        ring.gather::<Writable>(self.memory, limit, &mut self.chains).map(|_| ())
+        if self.steps >= BATCH_DESCRIPTORS {
+            return Ok(());
+        }
+        let gathered = ring.gather::<Writable>(self.memory, limit, &mut self.chains);
+        self.steps += ring.steps();
+        gathered.map(|_| ())
     }
 
     /// Notes that the chains used so far were written, if the guest is being migrated: once per batch, so that nobody else
