@@ -16,6 +16,7 @@ mod fault;
 pub mod packed;
 #[cfg(test)]
 mod packed_driver;
+mod place;
 mod record;
 pub mod split;
 #[cfg(test)]

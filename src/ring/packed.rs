@@ -25,77 +25,19 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, add_buffer, check_table, find, finish};
 use super::device::area;
+use super::place::{AVAIL, Place, USED, passes};
 use super::record::{Element, Record, Stand};
 use super::{Chain, Chains, DeviceRing, Direction, RingConfig, RingError, RingFault};
 use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, RING_SIZE};
 use crate::mem::GuestMemory;
 use crate::sys::cpu::prefetch_read;
 
-/// VIRTQ_DESC_F_AVAIL and _USED (virtio 1.3, 2.8.1).
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
 /// RING_EVENT_FLAGS_ENABLE, _DISABLE, _DESC (2.8.10), in the upper half of an event suppression word.
 const ENABLE: u32 = 0;
 const DISABLE: u32 = 1;
 const DESC: u32 = 2;
 /// How many descriptors ahead the ring is fetched into the cache: two lines.
 const AHEAD: u16 = 8;
-
-/// A place in the ring and the wrap counter there, as the words of virtio have them: bit 15 is the counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place(u16);
-
-impl Place {
-    const WRAP: u16 = 1 << 15;
-
-    #[inline]
-    fn slot(self) -> u16 {
-        self.0 & !Self::WRAP
-    }
-
-    #[inline]
-    fn wrap(self) -> bool {
-        self.0 & Self::WRAP != 0
-    }
-
-    /// The place `count` slots on in a ring of `size`, at most one time round.
-    #[inline]
-    fn forward(self, count: u16, size: u16) -> Self {
-        let slot = u32::from(self.slot()) + u32::from(count);
-        match slot.checked_sub(size.into()) {
-            None => Self(self.0 & Self::WRAP | slot as u16),
-            Some(slot) => Self((self.0 ^ Self::WRAP) & Self::WRAP | slot as u16),
-        }
-    }
-
-    /// The place `count` slots back.
-    #[inline]
-    fn back(self, count: u16, size: u16) -> Self {
-        match self.slot().checked_sub(count) {
-            Some(slot) => Self(self.0 & Self::WRAP | slot),
-            None => Self((self.0 ^ Self::WRAP) & Self::WRAP | (self.slot() + size - count)),
-        }
-    }
-
-    /// How many slots on `to` is, at most one time round.
-    #[inline]
-    fn distance(self, to: Self, size: u16) -> u16 {
-        let round = if self.wrap() == to.wrap() { 0 } else { size };
-        to.slot().wrapping_add(round).wrapping_sub(self.slot())
-    }
-
-    /// The AVAIL and USED bits of a descriptor that is available here.
-    #[inline]
-    fn available_bits(self) -> u16 {
-        if self.wrap() { AVAIL } else { USED }
-    }
-
-    /// The AVAIL and USED bits of a descriptor that is used here.
-    #[inline]
-    fn used_bits(self) -> u16 {
-        if self.wrap() { AVAIL | USED } else { 0 }
-    }
-}
 
 /// A running packed ring.
 #[derive(Debug)]
@@ -513,16 +455,6 @@ impl DeviceRing for PackedRing {
     fn disarm(&mut self) {
         self.set_device_event(DISABLE << 16);
     }
-}
-
-/// Whether moving on from `old` to `new` passes `event`, which the driver wrote (virtio 1.3, 2.8.10.1): any number, and at
-/// worst it has too many interrupts or too few.
-#[inline]
-fn passes(event: Place, old: Place, new: Place, size: u16) -> bool {
-    let (size, end) = (i32::from(size), i32::from(new.slot()));
-    let begin = i32::from(old.slot()) - if new.slot() <= old.slot() { size } else { 0 };
-    let event = i32::from(event.slot()) - if event.wrap() == new.wrap() { 0 } else { size };
-    (begin..end).contains(&event)
 }
 
 /// Host addresses of the ring and of the two words of event suppression, the driver's first, each checked for its whole

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bases;
@@ -19,7 +19,7 @@ fn place() -> (tempfile::TempDir, PathBuf) {
     (directory, path)
 }
 
-fn open(path: &PathBuf) -> Arc<Records> {
+fn open(path: &Path) -> Arc<Records> {
     Records::open(path, 2, Arc::new(EventFd::new().unwrap())).unwrap()
 }
 
