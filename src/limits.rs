@@ -38,6 +38,10 @@ pub const GSO_HEADER_BYTES: usize = 256;
 /// Linux refuses smaller segments for the same reason (TCP_MIN_SND_MSS, 48, after CVE-2019-11479).
 pub const GSO_SIZE_MIN: u16 = 48;
 
+/// Datagrams that one frame may be. They may be as short as a byte; Linux makes no more of them at once (UDP_MAX_SEGMENTS of
+/// linux/udp.h, 128 since 6.9 and 64 before).
+pub const USO_SEGMENTS: usize = 128;
+
 /// Bytes of the virtio-net header in front of a frame's head when its form has `num_buffers` (virtio 1.3, 5.1.6).
 pub const VNET_HEADER_BYTES: usize = 12;
 

@@ -19,7 +19,7 @@
 
 use super::layout::{Layout, LayoutError, TCP_BYTES, TCP_CHECKSUM, UDP_BYTES, UDP_CHECKSUM};
 use crate::frame::{Batch, Needs};
-use crate::limits::{FRAME_MIN_BYTES, GSO_SIZE_MIN, VNET_HEADER_BYTES};
+use crate::limits::{FRAME_MIN_BYTES, GSO_SIZE_MIN, USO_SEGMENTS, VNET_HEADER_BYTES};
 use crate::mem::Span;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ip::Version;
@@ -58,7 +58,7 @@ fn claims(header: &VnetHeader, len: usize, may: Needs) -> Result<Needs, DropReas
     if !Needs::CSUM.met_by(may) {
         return Err(DropReason::OffloadNotNegotiated);
     }
-    let gso = if header.gso_type == virtio_net::GSO_NONE { Needs::NONE } else { gso_claims(header, may)? };
+    let gso = if header.gso_type == virtio_net::GSO_NONE { Needs::NONE } else { gso_claims(header, len, may)? };
     if header.flags & NEEDS_CSUM == 0 {
         return Err(DropReason::GsoInvalid);
     }
@@ -71,7 +71,7 @@ fn claims(header: &VnetHeader, len: usize, may: Needs) -> Result<Needs, DropReas
 }
 
 /// The part of [`claims`] that is about segmentation. USO over IPv4 and IPv6 is one type: which it is shows in the frame.
-fn gso_claims(header: &VnetHeader, may: Needs) -> Result<Needs, DropReason> {
+fn gso_claims(header: &VnetHeader, len: usize, may: Needs) -> Result<Needs, DropReason> {
     let ecn = header.gso_type & virtio_net::GSO_ECN != 0;
     let (needs, allowed) = match header.kind() {
         virtio_net::GSO_TCPV4 => (Needs::TSO4, Needs::TSO4.met_by(may)),
@@ -84,7 +84,15 @@ fn gso_claims(header: &VnetHeader, may: Needs) -> Result<Needs, DropReason> {
     if !allowed || ecn && !Needs::ECN.met_by(may) {
         return Err(DropReason::OffloadNotNegotiated);
     }
-    if header.gso_size < GSO_SIZE_MIN {
+    // Datagrams are as short as their program makes them, so what is bounded is how many there are.
+    let small = match header.kind() {
+        virtio_net::GSO_UDP_L4 => {
+            let payload = len.saturating_sub(usize::from(header.csum_start) + UDP_BYTES);
+            payload > usize::from(header.gso_size) * USO_SEGMENTS
+        }
+        _ => header.gso_size < GSO_SIZE_MIN,
+    };
+    if small || header.gso_size == 0 {
         return Err(DropReason::GsoInvalid);
     }
     Ok(needs.and(Needs::ECN.when(ecn)))
@@ -127,7 +135,7 @@ fn admit_gso(batch: &mut Batch<'_>, header: VnetHeader, mut needs: Needs) {
         return;
     }
     let VnetHeader { gso_type, gso_size, csum_start, csum_offset, .. } = header;
-    let (flags, hdr_len, num_buffers) = (NEEDS_CSUM, payload as u16, 1);
+    let (flags, hdr_len, num_buffers) = (NEEDS_CSUM, u16::try_from(payload).unwrap_or(u16::MAX), 1);
     head.set_header(VnetHeader { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers });
     frame.needs = needs;
     batch.count_gso();

@@ -8,7 +8,7 @@ use crate::frame::{Batch, Needs, heads};
 use crate::limits::{BATCH_FRAMES, FRAME_MAX_BYTES, GSO_SIZE_MIN, VNET_HEADER_BYTES};
 use crate::mem::{Cursor, Span};
 use crate::verdict::Verdict;
-use crate::wire::virtio_net::{NEEDS_CSUM, VnetHeader};
+use crate::wire::virtio_net::{self, NEEDS_CSUM, VnetHeader};
 
 /// What stands around every frame that is written, and must stay.
 const CANARY: u8 = 0xc5;
@@ -71,7 +71,8 @@ fn check_header(admitted: &Admitted, len: usize, may: Needs) {
     let (start, offset) = (usize::from(header.csum_start), usize::from(header.csum_offset));
     assert!(start >= 14 && start + offset + 2 <= len);
     if needs.is_gso() {
-        assert!(header.gso_type != 0 && header.gso_size >= GSO_SIZE_MIN);
+        let least = if header.kind() == virtio_net::GSO_UDP_L4 { 1 } else { GSO_SIZE_MIN };
+        assert!(header.gso_type != 0 && header.gso_size >= least);
         assert!(usize::from(header.hdr_len) > start);
         assert!(!needs.within(Needs::ENGINE).is_none() || usize::from(header.hdr_len) <= len);
     } else {

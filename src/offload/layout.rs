@@ -54,6 +54,8 @@ pub(super) enum LayoutError {
     Truncated,
     /// The frame is not what its virtio-net header says.
     Mismatch,
+    /// It is longer than an IP packet can be.
+    TooLong,
 }
 
 impl From<IpError> for LayoutError {

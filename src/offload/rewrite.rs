@@ -69,6 +69,14 @@ impl<'b, 'm> Rewrite<'b, 'm> {
         Ok(Self { source, left: len - segments.layout.payload, work: Work::Segments(segments) })
     }
 
+    /// How many frames are left to write.
+    pub fn count(&self) -> usize {
+        match &self.work {
+            Work::Checksum { .. } => 1,
+            Work::Segments(segments) => self.left.div_ceil(segments.size.max(1)).max(1),
+        }
+    }
+
     /// Whether it becomes several frames.
     #[inline]
     pub fn is_segmentation(&self) -> bool {
@@ -144,6 +152,10 @@ impl Segments {
         let mut headers = [0; GSO_HEADER_BYTES];
         let copied = source.read(&mut headers[..most.min(GSO_HEADER_BYTES)]);
         let layout = Layout::of(&headers[..copied], header)?;
+        // Here as well as on admission, where the headers of a deep frame are not known: no IP packet is longer.
+        if len - layout.network > usize::from(u16::MAX) {
+            return Err(LayoutError::TooLong);
+        }
         let transport = layout.transport;
         let mut pseudo = Sum::new();
         pseudo.add_number(number(&headers, transport + layout.protocol.checksum()));

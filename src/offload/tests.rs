@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::exercise::{Admitted, exercise, send};
 use super::sketch::{Made, Sketch, naive_sum, sketches};
 use crate::frame::Needs;
-use crate::limits::GSO_SIZE_MIN;
+use crate::limits::{GSO_SIZE_MIN, USO_SEGMENTS};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::virtio_net::{GSO_ECN, GSO_NONE, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
 
@@ -213,6 +213,18 @@ fn headers_beyond_the_head_are_left_to_no_receiver_and_found_by_the_rewrite() {
 }
 
 #[test]
+fn datagrams_may_be_short_and_there_are_not_many() {
+    let sketch = |datagrams| Sketch { udp: true, gso_size: 10, payload: vec![7; 10 * datagrams], ..Sketch::default() };
+    let made = sketch(USO_SEGMENTS).make();
+    let sent = send(&made.bytes, made.header, all(), Needs::NONE, 700);
+    let frames: Vec<_> = sent.frames.into_iter().map(|(_, bytes)| bytes).collect();
+    assert_eq!(frames, segments(&sketch(USO_SEGMENTS), &made));
+    let made = sketch(USO_SEGMENTS + 1).make();
+    let sent = send(&made.bytes, made.header, all(), Needs::NONE, 700);
+    assert_eq!(sent.verdict, Verdict::Drop(DropReason::GsoInvalid));
+}
+
+#[test]
 fn a_receiver_that_completes_checksums_gets_partial_ones() {
     for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
         let sketch = Sketch { v6, udp, ..Sketch::default() };
@@ -244,6 +256,7 @@ proptest! {
     fn segments_are_those_of_a_plain_implementation(sketch in sketches(), piece in 200..5000usize) {
         let made = sketch.make();
         prop_assume!(made.payload <= 256);
+        prop_assume!(!sketch.udp || sketch.payload.len() <= usize::from(sketch.gso_size) * USO_SEGMENTS);
         let sent = send(&made.bytes, made.header, all(), Needs::NONE, piece);
         prop_assert_eq!(sent.verdict, Verdict::Pending);
         let frames: Vec<_> = sent.frames.into_iter().map(|(_, bytes)| bytes).collect();

@@ -85,6 +85,10 @@ fn write_all<R: DeviceRing>(
     rewrite: &mut Rewrite<'_, '_>,
     held: &mut Held,
 ) -> Result<Result<(), DropReason>, RingFault> {
+    // Each takes a chain at least: a ring that is shorter is not worth the copies.
+    if rewrite.count() > usize::from(ring.size()) {
+        return Ok(Err(DropReason::RingFull));
+    }
     let most = form.most();
     while let Some(len) = rewrite.next_len() {
         let bytes = form.header + len;
