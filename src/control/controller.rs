@@ -319,8 +319,7 @@ impl Controller {
 
     /// What `actions`, and what else is to be done, lead from `before` to `plan` by.
     fn report(&self, before: &Plan, plan: &Plan, actions: &[Action]) -> PlanReport {
-        let shards: Vec<Change> =
-            changes(&before.shards, &plan.shards).into_iter().filter(|change| is_live(change)).collect();
+        let shards: Vec<Change> = changes(&before.shards, &plan.shards).into_iter().filter(is_live).collect();
         let shards = (!shards.is_empty()).then_some(StepReport {
             step: Step::Change,
             subject: Subject::Shards,

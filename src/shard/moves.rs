@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use super::balance::{Group, Move, decide};
-use super::placement::Tenant;
+use super::placement::{Service, Tenant};
 use super::{Placed, Shard, ShardError, Shards};
 use crate::clock::Instant;
 use crate::ident::{LatencySensitivity, PortIndex};
@@ -44,6 +44,9 @@ pub(super) struct History {
     busy: BTreeMap<u32, u64>,
     moves: Vec<QueueMove>,
 }
+
+/// A port that needs another shard, with all its queues.
+type Stranded = (PortIndex, Vec<Arc<dyn Receive>>, Service);
 
 /// What stays together: all queues of a tenant, or one of a port.
 type Key = (Tenant, Option<u16>);
@@ -151,10 +154,10 @@ impl Shards {
     }
 
     /// The ports that have queues on shards which are to go.
-    fn stranded(&self) -> Vec<(PortIndex, Vec<Arc<dyn Receive>>, super::Service)> {
+    fn stranded(&self) -> Vec<Stranded> {
         let placed = self.placed();
         let going = |place: &Placed| self.shards.iter().any(|shard| shard.leaving && shard.number == place.shard);
-        let mut ports: BTreeMap<PortIndex, (Vec<Arc<dyn Receive>>, super::Service)> = BTreeMap::new();
+        let mut ports: BTreeMap<PortIndex, (Vec<Arc<dyn Receive>>, Service)> = BTreeMap::new();
         for place in placed.iter().filter(|place| going(place)) {
             ports.entry(place.port).or_insert_with(|| (Vec::new(), place.service.clone()));
         }
