@@ -40,7 +40,9 @@ trap cleanup EXIT
 # generator SOCKET_A SOCKET_B LENGTH [server]: prints millions of frames per second
 generator() {
   local server=${4:+,server=1} out=$DIR/testpmd.log
-  { sleep 2.5; echo "set txpkts $3"; echo "start tx_first 32"; sleep 1
+  : >"$out"
+  # Both NICs are connected when testpmd looks at their links; the switch then needs a moment to serve them.
+  { for _ in $(seq 200); do grep -q "Checking link" "$out" && break; sleep 0.1; done; sleep 1.5; echo "set txpkts $3"; echo "start tx_first 32"; sleep 1
     echo "clear port stats all"; echo "show port stats all"; sleep "$SECS"; echo "show port stats all"
     [ -z "${5:-}" ] || $5 >&2
     echo stop; sleep 0.3; echo quit; } |
