@@ -69,7 +69,7 @@ pub struct PortCounters {
     pub rx_dropped: DropCounters,
     /// Frames received from the port that were several, to be segmented.
     pub rx_gso: Counter,
-    /// Bytes, without FCS, of the last frame that was longer on the wire than the port's MTU allows.
+    /// Bytes, without FCS, of the largest frame that was longer on the wire than the port's MTU allows.
     pub mtu_exceeded_bytes: Counter,
     /// Frames given to the port.
     pub tx_frames: Counter,

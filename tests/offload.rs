@@ -221,6 +221,12 @@ fn the_mtu_is_that_of_the_segments() {
     a.send_behind(&longer.0, &longer.1);
     let port = daemon.port_when("a", "it is dropped", |port| port.drops("mtu-exceeded") == 1);
     assert_eq!(port.counter("mtu_exceeded_bytes"), 54 + 1401);
+    for (turn, more) in [60, 20].into_iter().enumerate() {
+        longer.0[4..6].copy_from_slice(&(SEGMENT as u16 + more).to_le_bytes());
+        a.send_behind(&longer.0, &longer.1);
+        let port = daemon.port_when("a", "it is dropped", |port| port.drops("mtu-exceeded") == turn as u64 + 2);
+        assert_eq!(port.counter("mtu_exceeded_bytes"), 54 + 1460, "the largest one");
+    }
 }
 
 /// A configuration of `a` and `b` on one network, `b` with `more` keys.

@@ -177,7 +177,9 @@ impl Outbox {
                     let reason = self.reason(frame.verdict, index);
                     counters.rx_dropped.add(reason, 1);
                     if reason == DropReason::MtuExceeded {
-                        counters.mtu_exceeded_bytes.set(frame.wire_len(batch.head(index)).into());
+                        let largest = counters.mtu_exceeded_bytes.get();
+                        let bytes = u64::from(frame.wire_len(batch.head(index)));
+                        counters.mtu_exceeded_bytes.set(bytes.max(largest));
                     }
                 }
             }
