@@ -36,7 +36,8 @@ check:
 	else echo "cargo-deny is not installed: advisories and licences were not checked (cargo install cargo-deny)"; fi
 
 # Every row of docs/performance.md beside Open vSwitch with DPDK and testpmd, into docs/bench; then testpmd as the generator.
-# About an hour; SHORT=1: some minutes. Needs 2 MiB huge pages, which it takes and gives back, and a quiet machine.
+# About an hour; SHORT=1: some minutes, into target/bench. One group at a time: docs/performance.md. Needs 2 MiB huge pages,
+# which it takes and gives back, and a quiet machine.
 bench:
 	$(SETUP) all
 	$(CARGO) build --release --bins --package linecard --package generator

@@ -69,7 +69,7 @@ pub struct PortCounters {
     pub rx_dropped: DropCounters,
     /// Frames received from the port that were several, to be segmented.
     pub rx_gso: Counter,
-    /// Bytes, without FCS, of the last frame, from or to the port, that was longer on the wire than its MTU allows.
+    /// Bytes, without FCS, of the largest frame, from or to the port, that was longer on the wire than its MTU allows.
     pub mtu_exceeded_bytes: Counter,
     /// Frames given to the port.
     pub tx_frames: Counter,

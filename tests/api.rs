@@ -107,6 +107,8 @@ fn received_is_delivered_plus_dropped_and_drops_are_explained() {
         "linecard_port_rx_packets_total{port=\"r\"} 5\n",
         "linecard_port_drops_total{port=\"r\",direction=\"rx\",reason=\"source-invalid\"} 2\n",
         "linecard_port_tx_bytes_total{port=\"a\"} 192\n",
+        "linecard_port_rx_gso_total{port=\"r\"} 0\n",
+        "linecard_port_tx_gso_total{port=\"a\"} 0\n",
         "# TYPE linecard_queue_kicks counter\n",
         "# TYPE linecard_shard_busy_seconds counter\n",
         "# EOF\n",
@@ -124,6 +126,11 @@ fn ports_made_at_run_time_outlive_the_daemon() {
     daemon.prints(&format!("port add vm --socket {} --network lan --queues 2 --label vm=one", socket.display()));
     assert!(daemon.cli_with("port add tmp", "null: {}\nnetwork: lan\n").status.success());
     assert!(socket.exists());
+    let metrics = daemon.http("GET", "/metrics", "").body;
+    for (ring, direction) in [(0, "tx"), (1, "rx"), (3, "rx")] {
+        let line = format!("linecard_queue_kicks_total{{port=\"vm\",ring=\"{ring}\",direction=\"{direction}\"}} 0\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
     daemon.prints("port del tmp");
 
     daemon.restart(TWO_PORTS);

@@ -221,13 +221,19 @@ fn the_mtu_is_that_of_the_segments() {
     a.send_behind(&longer.0, &longer.1);
     let port = daemon.port_when("a", "it is dropped", |port| port.drops("mtu-exceeded") == 1);
     assert_eq!(port.counter("mtu_exceeded_bytes"), 54 + 1401);
+    for (turn, more) in [60, 20].into_iter().enumerate() {
+        longer.0[4..6].copy_from_slice(&(SEGMENT as u16 + more).to_le_bytes());
+        a.send_behind(&longer.0, &longer.1);
+        let port = daemon.port_when("a", "it is dropped", |port| port.drops("mtu-exceeded") == turn as u64 + 2);
+        assert_eq!(port.counter("mtu_exceeded_bytes"), 54 + 1460, "the largest one");
+    }
     // The same the other way: what the port is given, a frame and segments.
     b.send(&frame(a.mac, b.mac, 1454, 1));
     b.send(&frame(a.mac, b.mac, 1455, 2));
     b.send(&frame(a.mac, b.mac, 60, 3));
     assert_eq!(a.receive(2).iter().map(|(_, got)| got.frame.len()).collect::<Vec<_>>(), [1454, 60]);
     let port = daemon.port_when("a", "it is dropped", |port| port.counter("tx_dropped") == 1);
-    assert_eq!(port.counter("mtu_exceeded_bytes"), 1455);
+    assert_eq!(port.counter("mtu_exceeded_bytes"), 54 + 1460, "still the largest one");
     assert_eq!(daemon.port("b").drops("mtu-exceeded"), 1);
 }
 

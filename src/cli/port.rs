@@ -71,12 +71,12 @@ fn traffic(port: &PortReport) -> String {
     ) + &offloads(counters)
 }
 
-/// How long the last frame was that exceeded the MTU.
+/// How long the largest frame was that exceeded the MTU.
 fn mtu_exceeded(port: &PortReport, reason: &str) -> Option<String> {
     let (mtu, bytes) = (port.mtu?, port.counters.mtu_exceeded_bytes);
-    let last = reason == DropReason::MtuExceeded.name() && bytes > 0;
-    last.then(|| {
-        format!("    The last one had {bytes} bytes with its Ethernet header; the limit is {mtu} without it.\n")
+    let known = reason == DropReason::MtuExceeded.name() && bytes > 0;
+    known.then(|| {
+        format!("    The largest one had {bytes} bytes with its Ethernet header; the limit is {mtu} without it.\n")
     })
 }
 

@@ -142,7 +142,7 @@ pub struct CounterReport {
     /// Frames received from the port that were several, to be segmented.
     #[serde(default)]
     pub rx_gso: u64,
-    /// Bytes, without FCS, of a recent frame that exceeded the MTU, as long as it is on the wire; 0 if none did.
+    /// Bytes, without FCS, of the largest frame that exceeded the MTU, as long as it is on the wire; 0 if none did.
     #[serde(default)]
     pub mtu_exceeded_bytes: u64,
     /// Frames given to the port.

@@ -141,10 +141,10 @@ fn ports(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Res
     counters(encoder, "port_rx_delivered", "Received frames that reached a port", each(|c| c.rx_delivered))?;
     counters(encoder, "port_tx_packets", "Frames given to the port", each(|c| c.tx_frames))?;
     counters(encoder, "port_tx_bytes", "Their bytes, without FCS", each(|c| c.tx_bytes))?;
-    counters(encoder, "port_gso_in", "Frames received from the port to be segmented", each(|c| c.rx_gso))?;
-    counters(encoder, "port_gso_out", "Frames given to the port to be segmented", each(|c| c.tx_gso))?;
-    counters(encoder, "port_gso_segmented", "Frames segmented for the port", each(|c| c.tx_segmented))?;
-    counters(encoder, "port_checksums_completed", "Checksums completed for the port", each(|c| c.tx_completed))
+    counters(encoder, "port_rx_gso", "Frames received from the port to be segmented", each(|c| c.rx_gso))?;
+    counters(encoder, "port_tx_gso", "Frames given to the port to be segmented", each(|c| c.tx_gso))?;
+    counters(encoder, "port_tx_segmented", "Frames segmented for the port", each(|c| c.tx_segmented))?;
+    counters(encoder, "port_tx_checksums_completed", "Checksums completed for the port", each(|c| c.tx_completed))
 }
 
 /// What a port is. Labels of the configuration get a prefix, so that they cannot take the name of one of ours.
@@ -180,11 +180,15 @@ fn drops(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::
     counters(encoder, "port_drops", "Frames dropped, by reason", labeled)
 }
 
-/// Kicks and interrupts of rings. Their sum over a guest's rings is what it spends on exits and interrupts.
+/// Kicks and interrupts of rings. Their sum over a guest's rings is what it spends on exits and interrupts. `ring` is the
+/// number that the front end has for it: the guest receives by even ones and sends by odd ones (virtio 1.2, 5.1.2).
 fn notifications(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::Result {
     let rings = controller.notifications();
     let each = |of: fn(&Notifications) -> u64| {
-        rings.iter().map(move |(port, ring, counts)| (vec![label("port", port), label("ring", ring)], of(counts)))
+        rings.iter().map(move |(port, ring, counts)| {
+            let direction = if ring % 2 == 0 { "tx" } else { "rx" };
+            (vec![label("port", port), label("ring", ring), label("direction", direction)], of(counts))
+        })
     };
     counters(encoder, "queue_kicks", "Kicks of the guest", each(|c| c.kicks))?;
     counters(encoder, "queue_kicks_suppressed", "Batches found without a kick", each(|c| c.kicks_suppressed))?;

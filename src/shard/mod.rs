@@ -472,7 +472,7 @@ impl PortTotals {
         self.rx_bytes += counters.rx_bytes.get();
         self.rx_delivered += counters.rx_delivered.get();
         self.rx_gso += counters.rx_gso.get();
-        // Not a sum: each shard has the last one that it saw.
+        // Not a sum: each shard has the largest one that it saw.
         self.mtu_exceeded_bytes = self.mtu_exceeded_bytes.max(counters.mtu_exceeded_bytes.get());
         self.tx_frames += counters.tx_frames.get();
         self.tx_bytes += counters.tx_bytes.get();

@@ -177,7 +177,7 @@ impl Outbox {
                     let reason = self.reason(frame.verdict, index);
                     counters.rx_dropped.add(reason, 1);
                     if frame.verdict == Verdict::Drop(DropReason::MtuExceeded) {
-                        counters.mtu_exceeded_bytes.set(frame.wire_len(batch.head(index)).into());
+                        note_over_long(counters, frame.wire_len(batch.head(index)));
                     }
                 }
             }
@@ -254,7 +254,7 @@ fn transmit(
                 let (reason, index) = (outcome.reasons[usize::from(index)], usize::from(index));
                 counters.tx_dropped.add(reason, 1);
                 if reason == DropReason::MtuExceeded {
-                    counters.mtu_exceeded_bytes.set(batch.frames()[index].wire_len(batch.head(index)).into());
+                    note_over_long(counters, batch.frames()[index].wire_len(batch.head(index)));
                 }
             }
         }
@@ -277,6 +277,12 @@ fn count_offloads(batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, counte
     counters.tx_gso.add(gso - u64::from(segmented).min(gso));
     counters.tx_segmented.add(segmented.into());
     counters.tx_completed.add(completed.into());
+}
+
+/// Keeps the length of the largest frame that was dropped for the port's MTU: what the MTU would have to be.
+#[cold]
+fn note_over_long(counters: &PortCounters, bytes: u32) {
+    counters.mtu_exceeded_bytes.set(counters.mtu_exceeded_bytes.get().max(bytes.into()));
 }
 
 /// The ports of the network that `ingress` is in.

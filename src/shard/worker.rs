@@ -1,9 +1,9 @@
 //! The thread of one shard: [`Worker`], whose [`Worker::turn`] is the hot loop of the product.
 //!
-//! One turn is one round of the [`Roster`] over the ports that have queues awake. Between turns, and only then, the worker reads its mailbox, puts queues to
-//! rest, looks for kicks of those at rest, or sleeps. Time is the CPU's cycle counter, read once per turn, and once per
-//! visit while several ports want to be served; the switch's
-//! clock (tenths of seconds) is brought up to date together with the look for kicks.
+//! One turn is one round of the [`Roster`] over the ports that have queues awake. Between turns, and only then, the
+//! worker reads its mailbox, puts queues to rest, looks for kicks of those at rest, or sleeps. Time is the CPU's cycle
+//! counter, read once per turn, and once per visit while several ports want to be served; the switch's clock (tenths of
+//! seconds) is brought up to date together with the look for kicks.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

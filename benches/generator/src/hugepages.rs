@@ -6,7 +6,8 @@ use crate::memory::HUGE_PAGE;
 
 const DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// Pages of 2 MiB that were added to the machine's; they go again with this. Others may add and remove theirs meanwhile.
+/// Pages of 2 MiB that the machine really got for this, which go again with it: never more than those, as the rest are others',
+/// who may add and remove theirs meanwhile.
 #[derive(Debug)]
 pub struct HugePages {
     added: usize,
@@ -21,16 +22,23 @@ impl HugePages {
     /// Makes room for `bytes` and `pages` more.
     pub fn reserve(bytes: usize, pages: usize) -> io::Result<Self> {
         let wanted = bytes.div_ceil(HUGE_PAGE) + pages;
-        let this = Self { added: wanted.saturating_sub(number("free_hugepages")?) };
-        if this.added > 0 {
-            set(number("nr_hugepages")? + this.added)?;
-        }
+        let this = Self::add(wanted.saturating_sub(number("free_hugepages")?))?;
         let free = number("free_hugepages")?;
         if free < wanted {
             let text = format!("{wanted} huge pages of 2 MiB are needed, {free} are to be had: free some memory");
             return Err(io::Error::other(text));
         }
         Ok(this)
+    }
+
+    /// Asks for `count` more. The kernel may add fewer, even none, without an error: only what it did add is ours to give back.
+    fn add(count: usize) -> io::Result<Self> {
+        if count == 0 {
+            return Ok(Self::none());
+        }
+        let before = number("nr_hugepages")?;
+        set(before + count)?;
+        Ok(Self { added: number("nr_hugepages")?.saturating_sub(before).min(count) })
     }
 }
 

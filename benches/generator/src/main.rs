@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use generator::bench::Plan;
+use generator::bench::{Group, Machine, Plan};
 use generator::frames::Sizes;
 use generator::latency::{Pings, Trips, Wait};
 use generator::measure::{Kind, MeasureError, Outcome, Scenario};
@@ -204,18 +204,18 @@ struct BenchArgs {
     /// Seconds of each turn (3; with --short 0.5)
     #[arg(short = 't', long)]
     seconds: Option<f64>,
-    /// Groups: forwarding, rings, ports, addresses, shards, idle, start, restart, latency
+    /// These groups; results of others that are in the output directory stay
     #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
+    only: Vec<Group>,
     /// CPU of the switch
     #[arg(short, long, default_value_t = 0)]
     cpu: usize,
     /// CPU of the generator
     #[arg(short, long, default_value_t = 1)]
     generator_cpu: usize,
-    /// Where the results go
-    #[arg(long, default_value = "docs/bench")]
-    out: PathBuf,
+    /// Where the results go [default: docs/bench; with --only or --short target/bench]
+    #[arg(long)]
+    out: Option<PathBuf>,
     /// Where linecardd and linecard are
     #[arg(long, default_value = "target/release")]
     bin_dir: PathBuf,
@@ -232,14 +232,32 @@ impl BenchArgs {
             bin_dir: self.bin_dir.clone(),
             only: self.only.clone(),
         };
-        let results = plan.run(&mut |line| eprintln!("{line}"))?;
-        report::write(&results, &self.out)
-            .map_err(|source| MeasureError::Machine { what: "cannot write the results", source })?;
-        eprintln!("written to {}", self.out.display());
-        match results.failures.is_empty() {
-            true => Ok(()),
-            false => Err(MeasureError::Incomplete(results.failures.join("; "))),
+        let out = self.out();
+        let failed = |what| move |source| MeasureError::Machine { what, source };
+        // Before anything is measured: nobody wants to hear after half an hour that it cannot be merged.
+        let older = match self.only.is_empty() {
+            true => None,
+            false => report::read(&out, &Machine::look(&self.bin_dir)?)
+                .map_err(failed("the results cannot be merged with older ones"))?,
+        };
+        let mut results = plan.run(&mut |line| eprintln!("{line}"))?;
+        let failures: Vec<_> =
+            results.failures.iter().map(|failure| format!("{}: {}", failure.group, failure.why)).collect();
+        if let Some(older) = older {
+            results.merge(older);
         }
+        report::write(&results, &out).map_err(failed("cannot write the results"))?;
+        eprintln!("written to {}", out.display());
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(MeasureError::Incomplete(failures.join("; "))),
+        }
+    }
+
+    /// What is shown to readers is replaced by a whole run, or where it is named.
+    fn out(&self) -> PathBuf {
+        let part = self.short || !self.only.is_empty();
+        self.out.clone().unwrap_or_else(|| if part { "target/bench" } else { "docs/bench" }.into())
     }
 }
 
@@ -278,5 +296,31 @@ fn main() -> ExitCode {
             eprintln!("generator: {}", error.chain());
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn out(args: &[&str]) -> PathBuf {
+        match Cli::try_parse_from(["generator", "bench"].iter().chain(args)).map(|cli| cli.command) {
+            Ok(Command::Bench(args)) => args.out(),
+            _ => panic!("{args:?} is not understood"),
+        }
+    }
+
+    #[test]
+    fn a_part_does_not_go_where_a_whole_run_does() {
+        assert_eq!(out(&[]), PathBuf::from("docs/bench"));
+        assert_eq!(out(&["--short"]), PathBuf::from("target/bench"));
+        assert_eq!(out(&["--only", "rings,latency"]), PathBuf::from("target/bench"));
+        assert_eq!(out(&["--only", "rings", "--out", "docs/bench"]), PathBuf::from("docs/bench"));
+    }
+
+    #[test]
+    fn a_group_that_does_not_exist_is_an_error() {
+        let error = Cli::try_parse_from(["generator", "bench", "--only", "ring"]).err().map(|error| error.to_string());
+        assert!(error.is_some_and(|error| error.contains("rings")), "the groups are named");
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Plan, Row};
+use super::{Group, Plan, Row};
 use crate::interrupt;
 use crate::load::{Figures, Load};
 use crate::measure::{Kind, MeasureError, Scenario, failed, pin};
@@ -28,10 +28,10 @@ pub(super) fn idle(plan: &Plan, tell: Tell<'_>) -> Rows {
     let many = if plan.short { 200 } else { 1000 };
     let mut rows = Vec::new();
     let few_target = "under 1 % of a core";
-    let mut few = Row::new("idle", "32 vNICs, CPU", 32.0, "% of a core").target(few_target);
-    let mut lots = Row::new("idle", format!("{many} vNICs, CPU"), many as f64, "% of a core").target("under 3 %");
+    let mut few = Row::new(Group::Idle, "32 vNICs, CPU", 32.0, "% of a core").target(few_target);
+    let mut lots = Row::new(Group::Idle, format!("{many} vNICs, CPU"), many as f64, "% of a core").target("under 3 %");
     let mut memory =
-        Row::new("idle", format!("{many} vNICs, memory"), many as f64, "KiB each").target("under 200 KiB each");
+        Row::new(Group::Idle, format!("{many} vNICs, memory"), many as f64, "KiB each").target("under 200 KiB each");
     for _ in 0..plan.rounds.min(3) {
         for kind in [Kind::Linecard, Kind::Ovs] {
             let (share, base) = rest(plan, kind, 32)?;
@@ -90,9 +90,10 @@ fn own_memory(pid: u32) -> f64 {
 pub(super) fn start(plan: &Plan, tell: Tell<'_>) -> Rows {
     let count = if plan.short { 200 } else { 1000 };
     let at = count as f64;
-    let mut start = Row::new("start", format!("{count} ports listening"), at, "ms").target("under 2 s");
-    let mut reload = Row::new("start", format!("profile of {count} ports reloaded"), at, "ms").target("under 100 ms");
-    let mut lost = Row::new("start", "frames lost by the reload", at, "frames").target("none");
+    let mut start = Row::new(Group::Start, format!("{count} ports listening"), at, "ms").target("under 2 s");
+    let mut reload =
+        Row::new(Group::Start, format!("profile of {count} ports reloaded"), at, "ms").target("under 100 ms");
+    let mut lost = Row::new(Group::Start, "frames lost by the reload", at, "frames").target("none");
     let mut scenario = plan.scenario();
     scenario.wiring.ports = count;
     for _ in 0..plan.rounds {
@@ -153,7 +154,7 @@ fn measured_reload(switch: &Linecard) -> Result<(f64, u64), MeasureError> {
 
 /// Killed under load and started again: from exec to the first frame that is forwarded.
 pub(super) fn restart(plan: &Plan, tell: Tell<'_>) -> Rows {
-    let mut row = Row::new("restart", "killed under load, first frame", 0.0, "ms").target("under 100 ms");
+    let mut row = Row::new(Group::Restart, "killed under load, first frame", 0.0, "ms").target("under 100 ms");
     for _ in 0..plan.rounds {
         for kind in [Kind::Linecard, Kind::Ovs] {
             let took = gap(&plan.scenario(), kind)?;

@@ -1,16 +1,16 @@
 //! What the figures were made on and with.
 
 use std::fs;
+use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::Plan;
 use crate::cycles;
 use crate::measure::{Kind, MeasureError};
 use crate::switch;
 
 /// The machine, and the versions of everything that was compared.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Machine {
     /// The processor's name, family and model.
@@ -25,23 +25,21 @@ pub struct Machine {
     pub kernel: String,
     /// Whether it is a virtual machine, which shares its cores with others.
     pub is_virtual: bool,
-    /// Processes that wanted a CPU in the minute before: above zero, others were at work beside the switches.
-    pub load_average: f64,
     /// Versions, by switch.
     pub versions: Vec<(Kind, String)>,
 }
 
-/// Load average from which figures are of other work as well.
-const BUSY: f64 = 0.5;
-
 impl Machine {
-    /// Whether others were at work.
-    pub fn was_busy(&self) -> bool {
-        self.load_average > BUSY
+    /// Whether figures of `other` can stand beside those of this one: the same processor, kernel and switches.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let key = |machine: &Self| {
+            (machine.processor.clone(), machine.cpus, machine.kernel.clone(), machine.versions.clone())
+        };
+        key(self) == key(other)
     }
 
-    /// Looks around.
-    pub(super) fn look(plan: &Plan) -> Result<Self, MeasureError> {
+    /// Looks around; Linecard's binaries are in `bin_dir`.
+    pub fn look(bin_dir: &Path) -> Result<Self, MeasureError> {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = text("/proc/cpuinfo");
         let field = |name: &str| {
@@ -50,7 +48,7 @@ impl Machine {
         };
         let kib = text("/proc/meminfo").split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
         let versions = [
-            (Kind::Linecard, switch::linecard_version(&plan.bin_dir)?),
+            (Kind::Linecard, switch::linecard_version(bin_dir)?),
             (Kind::Ovs, switch::openvswitch_version()?),
             (Kind::Cable, switch::dpdk_version()?),
         ];
@@ -61,8 +59,13 @@ impl Machine {
             memory: kib.unwrap_or(0) / (1 << 20),
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
             is_virtual: field("flags").split(' ').any(|flag| flag == "hypervisor"),
-            load_average: text("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
             versions: versions.into(),
         })
     }
+}
+
+/// The kernel's, over the last minute.
+pub(super) fn load_average() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }

@@ -10,10 +10,12 @@ mod quiet;
 mod traffic;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 pub use machine::Machine;
 
@@ -27,16 +29,46 @@ use crate::switch::{LinecardSetup, Wiring};
 type Measure = fn(&Plan, &mut dyn FnMut(&str)) -> Result<Vec<Row>, MeasureError>;
 
 /// Every group but latency, whose rows are of another kind.
-const GROUPS: [(&str, Measure); 8] = [
-    ("forwarding", traffic::forwarding),
-    ("rings", traffic::rings),
-    ("ports", traffic::ports),
-    ("addresses", traffic::addresses),
-    ("shards", traffic::shards),
-    ("idle", control::idle),
-    ("start", control::start),
-    ("restart", control::restart),
+const GROUPS: [(Group, Measure); 8] = [
+    (Group::Forwarding, traffic::forwarding),
+    (Group::Rings, traffic::rings),
+    (Group::Ports, traffic::ports),
+    (Group::Addresses, traffic::addresses),
+    (Group::Shards, traffic::shards),
+    (Group::Idle, control::idle),
+    (Group::Start, control::start),
+    (Group::Restart, control::restart),
 ];
+
+/// Rows that are measured together and make a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Group {
+    /// VM to VM, by size.
+    Forwarding,
+    /// Forms of ring and habits of drivers.
+    Rings,
+    /// Busy ports on one CPU.
+    Ports,
+    /// Addresses in the forwarding table.
+    Addresses,
+    /// CPUs.
+    Shards,
+    /// Guests that do nothing.
+    Idle,
+    /// Start, and a reload.
+    Start,
+    /// Killed under load.
+    Restart,
+    /// Round trips.
+    Latency,
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
+    }
+}
 
 /// How much to measure.
 #[derive(Clone, Debug)]
@@ -53,24 +85,24 @@ pub struct Plan {
     pub generator_cpu: usize,
     /// Where linecardd and linecard are.
     pub bin_dir: PathBuf,
-    /// Only groups whose name has one of these in it; all if empty.
-    pub only: Vec<String>,
+    /// Only these groups; all if empty.
+    pub only: Vec<Group>,
 }
 
 /// One quantity of one piece of work, by every switch that does it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Row {
-    /// Rows of a group make a table.
-    pub group: &'static str,
+    /// Where it belongs.
+    pub group: Group,
     /// The work.
     pub name: String,
     /// Where it stands on a plot's axis.
     pub at: f64,
     /// What the numbers are.
-    pub unit: &'static str,
+    pub unit: String,
     /// What is asked of Linecard, for the reader.
-    pub target: Option<&'static str>,
+    pub target: Option<String>,
     /// Each switch's figures, one for each round.
     pub turns: BTreeMap<Kind, Vec<f64>>,
     /// What stands behind them.
@@ -80,7 +112,7 @@ pub struct Row {
 }
 
 /// What stands behind a figure of traffic.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Detail {
     /// Gbit/s of frames.
@@ -98,11 +130,11 @@ pub struct Detail {
 }
 
 /// Round trips through one switch, as it is set up.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct TripRow {
     /// What goes on: `in flight`, `1 kHz`, `1 kHz under load`, `1 kHz, interrupts`.
-    pub work: &'static str,
+    pub work: String,
     /// The switch and its level.
     pub who: String,
     /// Which switch.
@@ -123,35 +155,80 @@ pub struct TripRow {
     pub jitter: Vec<[f64; 3]>,
 }
 
-/// Everything.
-#[derive(Clone, Debug, Serialize)]
+/// How a group was measured; groups of one file need not be of one run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Results {
-    /// Where and with what.
-    pub machine: Machine,
+pub struct Run {
     /// Rounds of each row.
     pub rounds: usize,
     /// Seconds of each turn.
     pub seconds: f64,
+    /// Processes that wanted a CPU in the minute before: above zero, others were at work beside the switches.
+    pub load_average: f64,
+}
+
+/// Load average from which figures are of other work as well.
+const BUSY: f64 = 0.5;
+
+impl Run {
+    /// Whether others were at work.
+    pub fn was_busy(&self) -> bool {
+        self.load_average > BUSY
+    }
+}
+
+/// A group that could not be measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Failure {
+    /// Which.
+    pub group: Group,
+    /// And why not.
+    pub why: String,
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Results {
+    /// Where and with what.
+    pub machine: Machine,
+    /// How each group was measured.
+    pub runs: BTreeMap<Group, Run>,
     /// All but latency.
     pub rows: Vec<Row>,
     /// Latency.
     pub trips: Vec<TripRow>,
     /// Groups that could not be measured, and why.
-    pub failures: Vec<String>,
+    pub failures: Vec<Failure>,
 }
 
 impl Results {
+    /// Takes what `older` has of groups that were not measured now.
+    pub fn merge(&mut self, older: Self) {
+        let kept = |group: &Group| !self.runs.contains_key(group);
+        let rows = older.rows.into_iter().filter(|row| kept(&row.group));
+        let failures = older.failures.into_iter().filter(|failure| kept(&failure.group));
+        let trips = if kept(&Group::Latency) { older.trips } else { Vec::new() };
+        let runs: Vec<_> = older.runs.into_iter().filter(|(group, _)| kept(group)).collect();
+        self.rows.extend(rows);
+        self.rows.sort_by_key(|row| row.group);
+        self.trips.extend(trips);
+        self.failures.extend(failures);
+        self.failures.sort_by_key(|failure| failure.group);
+        self.runs.extend(runs);
+    }
+
     /// Measures a group; one that fails does not take hours of others with it.
     fn note_failure(
         &mut self,
-        group: &str,
+        group: Group,
         measure: impl FnOnce(&mut Self) -> Result<(), MeasureError>,
     ) -> Result<(), MeasureError> {
         match measure(self) {
             Err(MeasureError::Interrupted) => Err(MeasureError::Interrupted),
             Err(error) => {
-                self.failures.push(format!("{group}: {}", error.chain()));
+                self.failures.push(Failure { group, why: error.chain() });
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -183,12 +260,12 @@ impl Spread {
 
 impl Row {
     /// A row without figures yet.
-    fn new(group: &'static str, name: impl Into<String>, at: f64, unit: &'static str) -> Self {
+    pub(crate) fn new(group: Group, name: impl Into<String>, at: f64, unit: &str) -> Self {
         Self {
             group,
             name: name.into(),
             at,
-            unit,
+            unit: unit.into(),
             target: None,
             turns: BTreeMap::new(),
             detail: BTreeMap::new(),
@@ -196,8 +273,8 @@ impl Row {
         }
     }
 
-    fn target(self, target: &'static str) -> Self {
-        Self { target: Some(target), ..self }
+    fn target(self, target: &str) -> Self {
+        Self { target: Some(target.into()), ..self }
     }
 
     /// The spread of `kind`'s figures.
@@ -215,11 +292,11 @@ impl Row {
 impl Plan {
     /// Measures all of it; `tell` hears what is being done.
     pub fn run(&self, tell: &mut dyn FnMut(&str)) -> Result<Results, MeasureError> {
-        let machine = Machine::look(self)?;
+        let run = Run { rounds: self.rounds, seconds: self.span.as_secs_f64(), load_average: machine::load_average() };
+        let wanted = Group::value_variants().iter().filter(|&&group| self.wants(group));
         let mut results = Results {
-            machine,
-            rounds: self.rounds,
-            seconds: self.span.as_secs_f64(),
+            machine: Machine::look(&self.bin_dir)?,
+            runs: wanted.map(|&group| (group, run)).collect(),
             rows: Vec::new(),
             trips: Vec::new(),
             failures: Vec::new(),
@@ -232,8 +309,8 @@ impl Plan {
                 })?;
             }
         }
-        if self.wants("latency") {
-            results.note_failure("latency", |results| {
+        if self.wants(Group::Latency) {
+            results.note_failure(Group::Latency, |results| {
                 results.trips = quiet::trips(self, tell)?;
                 Ok(())
             })?;
@@ -241,8 +318,8 @@ impl Plan {
         Ok(results)
     }
 
-    fn wants(&self, group: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| group == only)
+    fn wants(&self, group: Group) -> bool {
+        self.only.is_empty() || self.only.contains(&group)
     }
 
     /// Two ports, one queue, split rings of 1024, 64 B: what rows differ from.
@@ -274,12 +351,31 @@ mod tests {
 
     #[test]
     fn ratios_are_of_rounds() {
-        let mut row = Row::new("g", "n", 0.0, "u");
+        let mut row = Row::new(Group::Rings, "n", 0.0, "u");
         assert_eq!(row.ratio(Kind::Ovs), None);
         row.turns.insert(Kind::Linecard, vec![10.0, 1.0, 6.0]);
         row.turns.insert(Kind::Ovs, vec![5.0, 1.0, 2.0]);
         assert_eq!(row.ratio(Kind::Ovs), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
         assert_eq!(row.spread(Kind::Linecard), Some(Spread { median: 6.0, min: 1.0, max: 10.0 }));
         assert_eq!(Spread::of(&[1.0, 2.0]), Some(Spread { median: 1.5, min: 1.0, max: 2.0 }));
+    }
+
+    #[test]
+    fn groups_that_were_measured_now_replace_the_older_ones() {
+        let results = |groups: &[Group], rounds| Results {
+            machine: Machine::default(),
+            runs: groups.iter().map(|&group| (group, Run { rounds, seconds: 1.0, load_average: 0.0 })).collect(),
+            rows: groups.iter().map(|&group| Row::new(group, format!("{rounds}"), 0.0, "u")).collect(),
+            trips: Vec::new(),
+            failures: groups.iter().map(|&group| Failure { group, why: format!("{rounds}") }).collect(),
+        };
+        let mut now = results(&[Group::Rings, Group::Idle], 1);
+        now.merge(results(&[Group::Forwarding, Group::Rings, Group::Latency], 5));
+        let expected = [(Group::Forwarding, 5), (Group::Rings, 1), (Group::Idle, 1), (Group::Latency, 5)];
+        let rows: Vec<_> = now.rows.iter().map(|row| (row.group, row.name.parse().unwrap_or(0))).collect();
+        let failures: Vec<_> = now.failures.iter().map(|row| (row.group, row.why.parse().unwrap_or(0))).collect();
+        let runs: Vec<_> = now.runs.iter().map(|(&group, run)| (group, run.rounds)).collect();
+        assert_eq!((rows.as_slice(), failures.as_slice()), (&expected[..], &expected[..]));
+        assert_eq!(runs, expected);
     }
 }

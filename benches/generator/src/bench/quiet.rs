@@ -59,5 +59,5 @@ fn row(work: &'static str, who: String, kind: Kind, trips: &Trips, tell: &mut dy
         [0.0, 0.5, 1.0].map(|quantile| (Trips::quantile(&chunk, quantile).unwrap_or_default() * 100.0).round() / 100.0)
     });
     let jitter = jitter.collect();
-    TripRow { work, who, kind, count: sorted.len(), lost: trips.lost, median, p99, p999, max, jitter }
+    TripRow { work: work.into(), who, kind, count: sorted.len(), lost: trips.lost, median, p99, p999, max, jitter }
 }

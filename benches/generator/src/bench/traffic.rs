@@ -1,6 +1,6 @@
 //! Rows whose figure is frames per second, or what one costs.
 
-use super::{Detail, Plan, Row};
+use super::{Detail, Group, Plan, Row};
 use crate::frames::Sizes;
 use crate::measure::{Kind, MeasureError, Outcome, Scenario};
 
@@ -30,7 +30,8 @@ pub(super) fn forwarding(plan: &Plan, tell: Tell<'_>) -> Rows {
         scenario.nic.sizes = sizes;
         scenario.wiring.longest = sizes.longest();
         let name = if sizes == Sizes::Imix { "IMIX".into() } else { format!("{sizes} B") };
-        let row = Row { target, ..Row::new("forwarding", name, sizes.mean(), "Mpps") };
+        let target = target.map(String::from);
+        let row = Row { target, ..Row::new(Group::Forwarding, name, sizes.mean(), "Mpps") };
         rows.push(turns(plan, row, &scenario, &ALL, tell)?);
     }
     Ok(rows)
@@ -50,7 +51,7 @@ pub(super) fn rings(plan: &Plan, tell: Tell<'_>) -> Rows {
     for (at, (name, packed, in_order, mergeable, habit)) in forms.into_iter().enumerate() {
         let mut scenario = plan.scenario();
         scenario.nic = crate::nic::Settings { packed, in_order, mergeable, habit, ..scenario.nic };
-        rows.push(turns(plan, Row::new("rings", name, at as f64, "Mpps"), &scenario, &BOTH, tell)?);
+        rows.push(turns(plan, Row::new(Group::Rings, name, at as f64, "Mpps"), &scenario, &BOTH, tell)?);
     }
     Ok(rows)
 }
@@ -63,7 +64,7 @@ pub(super) fn ports(plan: &Plan, tell: Tell<'_>) -> Rows {
         let mut scenario = plan.scenario();
         scenario.wiring.ports = count;
         scenario.nic.ring = 256;
-        let mut row = Row::new("ports", format!("{count} ports"), count as f64, "Mpps");
+        let mut row = Row::new(Group::Ports, format!("{count} ports"), count as f64, "Mpps");
         if count == 64 {
             row = row.target("at most 1.3x the cycles of 2 ports");
         }
@@ -80,7 +81,7 @@ pub(super) fn addresses(plan: &Plan, tell: Tell<'_>) -> Rows {
         let mut scenario = plan.scenario();
         scenario.wiring.stations = Some(count / 2);
         let name = if count >= 1 << 20 { "1 M addresses".into() } else { format!("{count} addresses") };
-        let mut row = Row::new("addresses", name, f64::from(count), "Mpps");
+        let mut row = Row::new(Group::Addresses, name, f64::from(count), "Mpps");
         let mut kinds = BOTH.to_vec();
         if count == 1 << 20 {
             row = row.target("at most 2x the cycles of 2 addresses");
@@ -104,7 +105,7 @@ pub(super) fn shards(plan: &Plan, tell: Tell<'_>) -> Rows {
         let mut scenario = plan.scenario();
         scenario.wiring.ports = 8;
         scenario.nic.ring = 256;
-        let mut row = Row::new("shards", format!("8 ports, {count} CPU"), count as f64, "Mpps");
+        let mut row = Row::new(Group::Shards, format!("8 ports, {count} CPU"), count as f64, "Mpps");
         if count == 2 {
             row = row.target("at least 1.8x one CPU");
             let Some(&second) = others.first() else {

@@ -7,7 +7,23 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::bench::Results;
+use crate::bench::{Machine, Results};
+
+/// What an earlier bench left in `dir`, if any, to be merged with figures of `machine`.
+pub fn read(dir: &Path, machine: &Machine) -> io::Result<Option<Results>> {
+    let path = dir.join("results.json");
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    let refused =
+        |why: String| io::Error::other(format!("{}: {why}; remove it or choose another --out", path.display()));
+    let results: Results = serde_json::from_str(&text).map_err(|error| refused(error.to_string()))?;
+    if !results.machine.is_like(machine) {
+        return Err(refused("it has figures of another machine, kernel or version".into()));
+    }
+    Ok(Some(results))
+}
 
 /// Writes everything into `dir`.
 pub fn write(results: &Results, dir: &Path) -> io::Result<()> {
@@ -37,10 +53,10 @@ fn json(results: &Results) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{Machine, Results};
+    use crate::bench::{Failure, Group, Row, Run};
 
     #[test]
-    fn json_has_everything() {
+    fn what_is_written_is_read_again_and_only_for_the_same_machine() {
         let machine = Machine {
             processor: "p".into(),
             cpus: 2,
@@ -48,13 +64,25 @@ mod tests {
             memory: 1,
             kernel: "k".into(),
             is_virtual: true,
-            load_average: 0.25,
             versions: Vec::new(),
         };
-        let (rows, trips, failures) = (Vec::new(), Vec::new(), vec!["x: y".into()]);
-        let results = Results { machine, rounds: 3, seconds: 0.5, rows, trips, failures };
-        let text = json(&results).expect("JSON");
-        let back: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        assert_eq!(back, serde_json::to_value(&results).expect("a value"));
+        let mut row = Row::new(Group::Forwarding, "64 B", 64.0, "Mpps");
+        row.turns.insert(crate::measure::Kind::Ovs, vec![1.5]);
+        let results = Results {
+            machine: machine.clone(),
+            runs: [(Group::Forwarding, Run { rounds: 3, seconds: 0.5, load_average: 0.25 })].into(),
+            rows: vec![row],
+            trips: Vec::new(),
+            failures: vec![Failure { group: Group::Idle, why: "y".into() }],
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(read(dir.path(), &machine).expect("nothing there"), None);
+        write(&results, dir.path()).expect("written");
+        assert_eq!(read(dir.path(), &machine).expect("JSON"), Some(results));
+        let other = Machine { kernel: "l".into(), ..machine.clone() };
+        let error = read(dir.path(), &other).expect_err("another kernel").to_string();
+        assert!(error.contains("another machine"), "{error}");
+        fs::write(dir.path().join("results.json"), "{}").expect("written");
+        assert!(read(dir.path(), &machine).is_err(), "a file of another form");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::{Results, Row, TripRow};
+use crate::bench::{Group, Results, Row, TripRow};
 use crate::measure::Kind;
 
 const KINDS: [(Kind, &str, &str); 3] = [
@@ -24,12 +24,12 @@ const BOTTOM: f64 = 40.0;
 
 /// File names and drawings, of what was measured.
 pub(super) fn plots(results: &Results) -> Vec<(&'static str, String)> {
-    let of = |group: &str| -> Vec<&Row> { results.rows.iter().filter(|row| row.group == group).collect() };
+    let of = |group: Group| -> Vec<&Row> { results.rows.iter().filter(|row| row.group == group).collect() };
     let mut plots = Vec::new();
     for (name, group, title) in [
-        ("throughput.svg", "forwarding", "VM to VM, one core: millions of frames per second"),
-        ("ports.svg", "ports", "Busy ports on one core, 64 B: millions of frames per second"),
-        ("addresses.svg", "addresses", "Addresses in the table, 64 B: millions of frames per second"),
+        ("throughput.svg", Group::Forwarding, "VM to VM, one core: millions of frames per second"),
+        ("ports.svg", Group::Ports, "Busy ports on one core, 64 B: millions of frames per second"),
+        ("addresses.svg", Group::Addresses, "Addresses in the table, 64 B: millions of frames per second"),
     ] {
         let rows = of(group);
         if !rows.is_empty() {
@@ -125,8 +125,8 @@ fn jitter(rows: &[TripRow]) -> String {
     svg.end()
 }
 
-fn works(rows: &[TripRow]) -> Vec<&'static str> {
-    let mut works: Vec<_> = rows.iter().map(|row| row.work).collect();
+fn works(rows: &[TripRow]) -> Vec<&str> {
+    let mut works: Vec<_> = rows.iter().map(|row| row.work.as_str()).collect();
     works.dedup();
     works
 }

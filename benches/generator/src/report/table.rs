@@ -2,54 +2,59 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::{Detail, Machine, Results, Row, Spread};
+use crate::bench::{Detail, Group, Results, Row, Spread};
 use crate::measure::Kind;
 
-const GROUPS: [(&str, &str); 8] = [
-    ("forwarding", "VM to VM, by frame size"),
-    ("rings", "Forms of ring, 64 B"),
-    ("ports", "Busy ports on one CPU, 64 B"),
-    ("addresses", "Addresses in the forwarding table, 64 B"),
-    ("shards", "CPUs"),
-    ("idle", "Idle"),
-    ("start", "Start and reload"),
-    ("restart", "Restart under load"),
+const GROUPS: [(Group, &str); 8] = [
+    (Group::Forwarding, "VM to VM, by frame size"),
+    (Group::Rings, "Forms of ring, 64 B"),
+    (Group::Ports, "Busy ports on one CPU, 64 B"),
+    (Group::Addresses, "Addresses in the forwarding table, 64 B"),
+    (Group::Shards, "CPUs"),
+    (Group::Idle, "Idle"),
+    (Group::Start, "Start and reload"),
+    (Group::Restart, "Restart under load"),
 ];
 
 /// All tables, with what they were made on.
 pub(super) fn tables(results: &Results) -> String {
     let mut text = String::from("# Measured\n\nMade by `make bench`; results.json beside this has every figure.\n\n");
-    text += &machine(&results.machine);
-    let _ = writeln!(
-        text,
-        "\nRounds: {}, of {} s each; medians, and the range of all rounds. Ratios are Linecard's figure to the peer's in the same round.",
-        results.rounds, results.seconds
-    );
+    text += &machine(results);
+    text += "\nMedians, and the range of all rounds. Ratios are Linecard's figure to the peer's in the same round.\n";
     for (group, title) in GROUPS {
         let rows: Vec<_> = results.rows.iter().filter(|row| row.group == group).collect();
         if !rows.is_empty() {
-            let _ = write!(text, "\n## {title}\n\n");
+            let _ = write!(text, "\n## {title}\n\n{}", rounds(results, group));
             text += &if rows[0].unit == "Mpps" { traffic(&rows) } else { plain(&rows) };
         }
     }
     text += &latency(results);
     for failure in &results.failures {
-        let _ = writeln!(text, "\nNot measured: {failure}");
+        let _ = writeln!(text, "\nNot measured: {}: {}", failure.group, failure.why);
     }
     text
 }
 
-fn machine(machine: &Machine) -> String {
+/// How often a group was measured, and for how long.
+fn rounds(results: &Results, group: Group) -> String {
+    let run = results.runs.get(&group);
+    run.map(|run| format!("Rounds: {}, of {} s each.\n\n", run.rounds, run.seconds)).unwrap_or_default()
+}
+
+fn machine(results: &Results) -> String {
+    let machine = &results.machine;
     let kind = if machine.is_virtual { "virtual machine" } else { "machine" };
     let mut text = format!(
         "{}; {} CPUs of a {kind}, {:.2} GHz time stamp counter, {} GiB, Linux {}.\n",
         machine.processor, machine.cpus, machine.ghz, machine.memory, machine.kernel
     );
-    if machine.was_busy() {
+    let busy: Vec<_> = results.runs.iter().filter(|(_, run)| run.was_busy()).collect();
+    if !busy.is_empty() {
+        let groups: Vec<_> = busy.iter().map(|(group, run)| format!("{group} ({:.1})", run.load_average)).collect();
         let _ = writeln!(
             text,
-            "\n**The machine was busy with other work (load average {:.1}): these figures say little.**\n",
-            machine.load_average
+            "\n**The machine was busy with other work before these were measured (load average), and their figures say little: {}.**\n",
+            groups.join(", ")
         );
     }
     for (kind, version) in &machine.versions {
@@ -95,7 +100,7 @@ fn traffic(rows: &[&Row]) -> String {
         let generator = middle(Kind::Linecard, |detail| Some(detail.generator_cycles));
         let share = middle(Kind::Linecard, |detail| Some(detail.generator_busy_percent));
         cells.push(format!("{} cycles, {}", number(generator, 1), percent(share)));
-        cells.push(row.target.unwrap_or_default().into());
+        cells.push(row.target.clone().unwrap_or_default());
         let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text + &notes(rows)
@@ -107,7 +112,7 @@ fn plain(rows: &[&Row]) -> String {
     for row in rows {
         let digits = if row.unit == "ms" { 1 } else { 2 };
         let (ours, theirs) = (range(row.spread(Kind::Linecard), digits), range(row.spread(Kind::Ovs), digits));
-        let target = row.target.unwrap_or_default();
+        let target = row.target.as_deref().unwrap_or_default();
         let _ = writeln!(text, "| {} | {} | {ours} | {theirs} | {target} |", row.name, row.unit);
     }
     text + &notes(rows)
@@ -120,13 +125,14 @@ fn notes(rows: &[&Row]) -> String {
 
 fn latency(results: &Results) -> String {
     let mut text = String::new();
-    let mut works: Vec<_> = results.trips.iter().map(|row| row.work).collect();
+    let mut works: Vec<_> = results.trips.iter().map(|row| row.work.as_str()).collect();
     works.dedup();
     for work in works {
         let _ = write!(
             text,
-            "\n## Round trip A to B to A: {work}\n\n| switch | median us | p99 | p99.9 | max | round trips | lost |\n\
-             |---|---|---|---|---|---|---|\n"
+            "\n## Round trip A to B to A: {work}\n\n{}| switch | median us | p99 | p99.9 | max | round trips | lost |\n\
+             |---|---|---|---|---|---|---|\n",
+            rounds(results, Group::Latency)
         );
         for row in results.trips.iter().filter(|row| row.work == work) {
             let _ = writeln!(
