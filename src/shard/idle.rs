@@ -37,9 +37,19 @@ impl IdlePolicy {
     }
 }
 
-/// How often a busy shard looks for notifications of its resting queues, in microseconds: what their wake-up can be late
-/// while others keep the shard awake. One look is a system call of about 0.3 us, so 50 us costs under 1 %.
-pub(super) const LOOK_EVERY_MICROS: u64 = 50;
+/// How often a shard that moves frames looks for notifications of its resting queues, in microseconds: what their wake-up
+/// can be late while others keep the shard busy. One look is a system call of about 0.3 us, so 50 us costs under 1 %.
+const LOOK_WHEN_BUSY_MICROS: u64 = 50;
+
+/// The same for a shard whose queues that are awake have nothing. It has nothing better to do, and it has to be well below
+/// the time that a queue is polled for: two guests with one frame between them would otherwise take turns to rest, each
+/// while it waits for a look at the other, and 100 us become the time of a round trip that takes 2.
+const LOOK_WHEN_IDLE_MICROS: u64 = 5;
+
+/// Cycles between two looks of a shard that moved frames in its last turn, or did not.
+pub(super) fn look_cycles(busy: bool) -> u64 {
+    cpu::cycles_per_second() / 1_000_000 * if busy { LOOK_WHEN_BUSY_MICROS } else { LOOK_WHEN_IDLE_MICROS }
+}
 
 #[cfg(test)]
 mod tests {
@@ -52,5 +62,6 @@ mod tests {
         assert_eq!(spin(Low), 0);
         assert!(0 < spin(Normal) && spin(Normal) < spin(Medium) && spin(Medium) < spin(High));
         assert_eq!(IdlePolicy::Never.spin_cycles(Low), u64::MAX);
+        assert!(4 * look_cycles(false) < spin(Normal), "or two queues take turns to rest over one frame between them");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use arc_swap::{ArcSwap, Cache};
 
-use super::idle::{IdlePolicy, LOOK_EVERY_MICROS};
+use super::idle::{self, IdlePolicy};
 use super::outbox::Outbox;
 use super::roster::Roster;
 use super::wake::{Bell, Engagement, Order, SlotWake};
@@ -32,8 +32,9 @@ pub(super) struct Worker {
     heads: Box<Heads>,
     outbox: Outbox,
     tick: Tick,
-    look_cycles: u64,
-    next_look: u64,
+    /// Cycles between two looks for notifications of resting queues, after a turn without frames and after one with some.
+    look_cycles: [u64; 2],
+    last_look: u64,
     /// Scratch of [`Worker::read_mail`], so that it does not allocate.
     orders: Vec<Order>,
     ready: Vec<u32>,
@@ -58,8 +59,8 @@ impl Worker {
             heads: frame::heads(),
             outbox: Outbox::new(),
             tick: clock.now().tick(),
-            look_cycles: cpu::cycles_per_second() / 1_000_000 * LOOK_EVERY_MICROS,
-            next_look: 0,
+            look_cycles: [false, true].map(idle::look_cycles),
+            last_look: 0,
             orders: Vec::new(),
             ready: Vec::new(),
         }
@@ -87,7 +88,7 @@ impl Worker {
             }
             if self.roster.all_rest() {
                 now = self.sleep(now);
-            } else if now >= self.next_look {
+            } else if now.wrapping_sub(self.last_look) >= self.look_cycles[usize::from(frames > 0)] {
                 self.look(now);
             }
         }
@@ -136,7 +137,7 @@ impl Worker {
 
     /// Looks for kicks of queues at rest, without waiting, and at the clock.
     fn look(&mut self, now: u64) {
-        self.next_look = now.wrapping_add(self.look_cycles);
+        self.last_look = now;
         self.tick = self.clock.now().tick();
         // While somebody keeps the shard busy, no turn is empty: those who have nothing are put to rest from here.
         self.put_to_rest(now);
