@@ -102,10 +102,11 @@ pub(super) fn fdb(entries: &[FdbReport]) -> String {
 /// `linecard shard list`.
 pub(super) fn shards(shards: &[ShardReport]) -> String {
     let header = ["CPU", "SERVES", "QUEUES", "BUSY %", "IDLE %", "POLLING %", "FRAMES", "FRAMES/BATCH", "CYCLES/FRAME"];
+    let shared = if shards.iter().any(|shard| shard.exclusive) { "all but high" } else { "all" };
     let row = |shard: &ShardReport| {
         vec![
             shard.cpu.to_string(),
-            if shard.exclusive { "high only" } else { "all" }.into(),
+            if shard.exclusive { "high only" } else { shared }.into(),
             shard.queues.to_string(),
             format!("{:.1}", shard.busy_percent),
             format!("{:.1}", shard.idle_percent),
@@ -155,6 +156,7 @@ pub(super) fn cpus(plan: &CpuPlan) -> String {
     };
     let header = ["CPU", "NODE", "SAME CORE", "FOR", "PORTS", "WHY"];
     let mut text = table(&header, &[0, 1], plan.cpus.iter().map(row));
+    text += "\nas seen from this shell; ports made at run time are not in the file\n";
     for remark in &plan.remarks {
         text += &format!("\n! {remark}\n");
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::key_path::{KeyPath, Step};
 use super::nearest::nearest;
 use super::plan::ProfilePlan;
-use super::report::{Finding, Report};
+use super::report::{At, Finding, Report};
 use super::scalar::Names;
 use super::written::{Profile, Settings, Table};
 use crate::ident::Name;
@@ -25,7 +25,9 @@ pub(super) fn profiles(written: Table<Profile>, report: &mut Report) -> Table<Pr
         match profile {
             Some(mut profile) => {
                 let parents = std::mem::take(&mut profile.inherit);
-                own.insert(name, (parents, ProfilePlan::from(profile.take_settings())));
+                let settings = ProfilePlan::from(profile.take_settings());
+                report_offloads(&KeyPath::of(&["profiles", name.as_str()]), &settings, report);
+                own.insert(name, (parents, settings));
             }
             None => drop(done.insert(name, None)),
         }
@@ -65,6 +67,17 @@ pub(super) fn profiles(written: Table<Profile>, report: &mut Report) -> Table<Pr
 /// Says that the port or profile at `path` has too many labels.
 pub(super) fn report_labels(path: &KeyPath, report: &mut Report) {
     report.add(Finding::key(path, format!("more than {LABELS} labels, inherited ones included")));
+}
+
+/// Says that what the port or profile at `path` writes itself about offloads contradicts itself. What is inherited does not
+/// count: `csum: false` over a parent's `tso: true` switches both off.
+pub(super) fn report_offloads(path: &KeyPath, own: &ProfilePlan, report: &mut Report) {
+    let Some([on, without]) = own.offloads.contradiction() else { return };
+    let at = |key: &str| path.join(&[Step::Key("offloads".into()), Step::Key(key.into())]);
+    let finding = Finding::value(&at(on), format!("`{on}` cannot be on while `{without}` is off"))
+        .help(format!("switch `{on}` off as well, or leave it out"))
+        .related(&at(without), At::Value, "switched off here");
+    report.add(finding);
 }
 
 /// The settings over those of all parents; `None` if a parent has a mistake.

@@ -207,6 +207,15 @@ impl Offloads<Option<bool>> {
         }
     }
 
+    /// The first that is switched on beside the one that it cannot do without, which is switched off: both names.
+    pub(super) fn contradiction(&self) -> Option<[&'static str; 2]> {
+        let (csum, tso) = (("csum", self.csum), ("tso", self.tso));
+        let (ecn, uso) = (("ecn", self.ecn), ("uso", self.uso));
+        let pairs = [(tso, csum), (ecn, csum), (uso, csum), (ecn, tso)];
+        let clash = pairs.iter().find(|((_, on), (_, without))| *on == Some(true) && *without == Some(false));
+        clash.map(|((on, _), (without, _))| [*on, *without])
+    }
+
     /// These switches, and on where they say nothing.
     pub(super) fn or_on(self) -> Offloads<bool> {
         let on = |switch: Option<bool>| switch.unwrap_or(true);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::inherit::{LABELS, report_labels, unknown};
+use super::inherit::{LABELS, report_labels, report_offloads, unknown};
 use super::key_path::{KeyPath, Step};
 use super::plan::{
     DaemonPlan, FaultyPlan, KindPlan, NetworkPlan, Plan, PortPlan, ProfilePlan, ReplayPlan, SocketMode, TapPlan,
@@ -88,6 +88,7 @@ impl World<'_> {
     pub(super) fn port(&self, name: &Name, mut written: written::Port, report: &mut Report) -> Option<PortPlan> {
         let path = KeyPath::of(&["ports", name.as_str()]);
         let own = ProfilePlan::from(written.take_settings());
+        report_offloads(&path, &own, report);
         if let Some(network) = own.network.as_ref().filter(|network| self.networks.get(network).is_none()) {
             let at = path.join(&[Step::Key("network".into())]);
             report.add(unknown(&at, "network", network, self.networks.names().into_iter()));

@@ -33,7 +33,7 @@ pub enum CpuError {
     },
     /// The configuration names CPUs that this process may not use.
     #[error(
-        "{key} names CPU {missing}, but this process may use only {allowed}: change the key, or the service's CPUAffinity= or cpuset"
+        "{key} names CPU {missing}, but CPU {missing} is not allowed to this process, which may use only {allowed}: change the key, or the service's CPUAffinity= or cpuset"
     )]
     NotAllowed {
         /// Key of the configuration.
@@ -42,6 +42,18 @@ pub enum CpuError {
         missing: String,
         /// Those that can.
         allowed: String,
+    },
+    /// The configuration names CPUs that do not exist, or are switched off.
+    #[error(
+        "{key} names CPU {missing}, but there is no CPU {missing} on this host, which runs CPU {online}: change the key"
+    )]
+    Absent {
+        /// Key of the configuration.
+        key: &'static str,
+        /// The CPUs it names that are not there.
+        missing: String,
+        /// Those that are.
+        online: String,
     },
     /// Nothing is left for a shard.
     #[error("shards.cpus is auto, but shards.exclusive ({0}) takes every CPU that this process may use")]
@@ -159,12 +171,17 @@ impl Cpus {
     /// # Errors
     /// Says which it may not.
     pub fn require(&self, key: &'static str, cpus: &[u16]) -> Result<(), CpuError> {
-        let missing: Vec<u16> = cpus.iter().copied().filter(|cpu| !self.allowed.contains(cpu)).collect();
-        if missing.is_empty() {
-            return Ok(());
+        let beyond = |those: &BTreeSet<u16>| {
+            let missing: Vec<u16> = cpus.iter().copied().filter(|cpu| !those.contains(cpu)).collect();
+            (!missing.is_empty()).then(|| (list(missing.into_iter()), list(those.iter().copied())))
+        };
+        if let Some((missing, online)) = beyond(&self.online) {
+            return Err(CpuError::Absent { key, missing, online });
         }
-        let allowed = list(self.allowed.iter().copied());
-        Err(CpuError::NotAllowed { key, missing: list(missing.into_iter()), allowed })
+        match beyond(&self.allowed) {
+            Some((missing, allowed)) => Err(CpuError::NotAllowed { key, missing, allowed }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -264,8 +281,13 @@ pub(super) mod tests {
 
     #[test]
     fn cpus_that_cannot_be_had_are_named() {
-        let error = cpus("0-3", "", "0").require("shards.cpus", &[2, 6, 7]).unwrap_err().to_string();
-        assert!(error.starts_with("shards.cpus names CPU 6-7, but this process may use only 0-3"), "{error}");
+        let host = Cpus { online: (0..=5).collect(), ..cpus("0-3", "", "0") };
+        let refused = |named: &[u16]| host.require("shards.cpus", named).unwrap_err().to_string();
+        let absent = "shards.cpus names CPU 6-7, but there is no CPU 6-7 on this host, which runs CPU 0-5";
+        assert!(refused(&[2, 6, 7]).starts_with(absent), "{}", refused(&[2, 6, 7]));
+        let barred = "shards.cpus names CPU 4, but CPU 4 is not allowed to this process, which may use only 0-3";
+        assert!(refused(&[2, 4]).starts_with(barred), "{}", refused(&[2, 4]));
+        assert!(host.require("shards.cpus", &[0, 3]).is_ok());
     }
 
     #[test]

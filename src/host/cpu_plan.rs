@@ -199,7 +199,7 @@ mod tests {
     fn what_cannot_be_had_is_an_error() {
         let refused =
             |shards| CpuPlan::of(&plan(shards, &port("a", "")), &cpus("0-1", "", "0")).unwrap_err().to_string();
-        assert!(refused("cpus: \"7\"").contains("shards.cpus names CPU 7"));
+        assert!(refused("cpus: \"7\"").contains("there is no CPU 7 on this host"));
         assert!(refused("exclusive: \"0-1\"").contains("takes every CPU"));
     }
 }
