@@ -56,13 +56,30 @@ impl Rig {
     }
 }
 
+/// Does what `attempt` does until it took less than the 500 us that an interrupt is held back, as it does unless the machine
+/// takes the CPU away in the middle; then it must have succeeded. An attempt says when it began and whether it did.
+fn undisturbed<T>(attempt: impl Fn() -> (u64, bool, T)) -> T {
+    for _ in 0..1000 {
+        let (began, succeeded, result) = attempt();
+        let micros = crate::sys::cpu::cycles().wrapping_sub(began) / (crate::sys::cpu::cycles_per_second() / 1_000_000);
+        if succeeded || micros < 500 {
+            assert!(succeeded, "in {micros} us");
+            return result;
+        }
+    }
+    panic!("never undisturbed for 500 us");
+}
+
 #[test]
 fn low_holds_an_interrupt_back_until_it_is_due_or_the_shard_sleeps() {
-    let rig = Rig::new(LatencySensitivity::Low);
-    let now = crate::sys::cpu::cycles();
-    assert!(rig.give() && rig.give() && rig.give());
-    assert!(rig.flush(Flush::Due(now)) && rig.flush(Flush::Idle(now)), "there is time, and the level is patient");
-    assert_eq!(rig.guest.call.drain(), 0);
+    let rig = undisturbed(|| {
+        let rig = Rig::new(LatencySensitivity::Low);
+        let now = crate::sys::cpu::cycles();
+        let held = rig.give() && rig.give() && rig.give();
+        // There is time, and the level is patient.
+        let patient = rig.flush(Flush::Due(now)) && rig.flush(Flush::Idle(now));
+        (now, held && patient && rig.guest.call.drain() == 0, rig)
+    });
     assert!(!rig.flush(Flush::All) && !rig.flush(Flush::All));
     assert_eq!(rig.guest.call.drain(), 1);
     assert!(rig.give());
