@@ -1,14 +1,18 @@
 //! The generator's devices against a real `linecardd`, every frame checked: what a fast load counts is frames that came over.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use generator::frames::Sizes;
 use generator::latency::{Pings, Wait};
+use generator::load::Load;
 use generator::measure::{Kind, Scenario};
 use generator::nic::Settings;
 use generator::ring::Habit;
 use generator::switch::{LinecardSetup, Wiring};
+
+/// How long anything may take before a test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where `linecardd` is: LINECARD_BIN_DIR, or where cargo put this test.
 fn bin_dir() -> PathBuf {
@@ -83,12 +87,27 @@ fn packed_rings_carry_the_same() {
 
 #[test]
 fn the_fast_load_counts_what_the_switch_counts() {
-    let mut scenario = scenario(Sizes::Fixed(64), Habit::Recycle);
-    // Long enough for both to get their CPUs on a machine that does other things.
-    scenario.span = Duration::from_secs(2);
-    let outcome = scenario.run(Kind::Linecard).expect("a load");
-    let sample = outcome.switch.expect("Linecard counts its cycles");
-    assert!(outcome.load.received > 0 && sample.frames > 0 && sample.busy > 0, "{:?}, {sample:?}", outcome.load);
+    let scenario = scenario(Sizes::Fixed(64), Habit::Recycle);
+    let mut switch = scenario.start(Kind::Linecard).expect("linecardd");
+    let mut load = Load::new(scenario.connect(&*switch).expect("devices"), None);
+    let end = Instant::now() + PATIENCE;
+    let figures = load.run(scenario.span, 10_000, || Instant::now() > end);
+    assert!(figures.sent >= 10_000, "the load stands still: {figures:?}");
+    // Each ring was filled, and whatever came back was offered again: the switch has to take all of that and nothing else.
+    let in_rings = u64::from(scenario.nic.ring) * scenario.wiring.ports as u64;
+    let offered = figures.sent + in_rings;
+    let sample = loop {
+        let sample = switch.sample().expect("counters").expect("Linecard counts its cycles");
+        if sample.frames >= offered || Instant::now() > end {
+            break sample;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(sample.frames, offered, "{figures:?}, {sample:?}");
+    assert!(figures.received <= offered, "{figures:?}, {sample:?}");
+    // What the load did not see come back is in its receive rings, or the switch dropped it.
+    assert!(figures.sent <= figures.received + in_rings + sample.ring_full, "{figures:?}, {sample:?}");
+    assert!(sample.busy > 0 && sample.busy <= sample.cycles, "{sample:?}");
 }
 
 #[test]
