@@ -186,13 +186,25 @@ fn launch(dir: &Path) -> Child {
         .expect("the linecardd binary")
 }
 
-/// The head of a configuration: one shard on CPU 0, everything below `dir`.
+/// The CPUs that this process, and so the daemon, may use.
+pub fn allowed_cpus() -> Vec<usize> {
+    let set = rustix::thread::sched_getaffinity(None).expect("sched_getaffinity");
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
+}
+
+/// The head of a configuration: one shard on the first CPU there is, everything below `dir`.
 pub fn preamble(dir: &Path) -> String {
+    preamble_with(dir, "")
+}
+
+/// The same with `more` keys of `shards:` (", key: value").
+pub fn preamble_with(dir: &Path, more: &str) -> String {
     let dir = dir.display();
+    let cpu = allowed_cpus()[0];
     format!(
         "version: 1\n\
          daemon: {{ api: {dir}/api.sock, state-dir: {dir}/state }}\n\
-         shards: {{ cpus: \"0\", idle: adaptive }}\n"
+         shards: {{ cpus: \"{cpu}\", idle: adaptive{more} }}\n"
     )
 }
 
