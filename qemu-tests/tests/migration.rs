@@ -2,6 +2,7 @@
 //!
 //! Every scenario prints how long the migration and the longest gap between replies took; nothing judges that.
 
+use qemu_tests::agent::Job;
 use qemu_tests::migration::{Pace, Summary};
 use qemu_tests::nic::Mode;
 use qemu_tests::traffic::{Machine, advance_all, checksum_errors, finish_all, ping_both};
@@ -278,6 +279,22 @@ fn host(s: &Scenario, wire: &Netns, name: &str) -> Result<Daemon> {
     Ok(daemon)
 }
 
+/// Ends with the first frame that comes out of a TAP interface and is what a filter asks for.
+struct Heard(Job);
+
+impl Heard {
+    /// Returns once every further frame will be seen. Only what comes *from* the daemon counts: the bridge sends a frame of
+    /// the same kind the other way if it was heard on another port.
+    fn start(s: &Scenario, wire: &Netns, interface: &str, filter: &str) -> Result<Self> {
+        let said = s.path(&format!("tcpdump-{interface}"));
+        let job = wire.start(&format!("exec tcpdump -Q in -i {interface} -n -e -l -c 1 {filter} 2>'{}'", said.display()))?;
+        wait::until_true("tcpdump to listen", STEP, || {
+            Ok(std::fs::read_to_string(&said).is_ok_and(|text| text.contains("listening on")))
+        })?;
+        Ok(Self(job))
+    }
+}
+
 /// Two daemons, as on two hosts, whose uplinks meet in the kernel's bridge; the bridge has to learn of the move.
 fn moves_between_hosts(s: &Scenario, options: &str, announcement: &str) -> Result<()> {
     let mac = Nic::default_mac("a", 1);
@@ -292,12 +309,12 @@ fn moves_between_hosts(s: &Scenario, options: &str, announcement: &str) -> Resul
     advance(&flows)?;
     for (round, name) in ["there", "here"].into_iter().enumerate() {
         let destination = a.destination(s, &format!("a-{round}"), &[&format!("{name}/a")])?;
-        let heard = wire.start(&format!("exec tcpdump -i {name} -n -e -l -c 1 {announcement} and ether src {mac}"))?;
+        let heard = Heard::start(s, &wire, name, &format!("{announcement} and ether src {mac}"))?;
         let pings = Pings::start(&wire, &a)?;
         let summary = a.migrate(destination)?;
         advance(&flows)?;
         report(&format!("to host {name} {options}"), summary, pings)?;
-        heard.output(STEP)?;
+        heard.0.output(STEP)?;
     }
     finish_all(flows, BYTES)
 }
