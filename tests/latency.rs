@@ -99,8 +99,11 @@ fn levels_change_while_guests_talk() {
         exchange(&mut a, &mut b, 64);
         carry(&mut b, &mut a, 16);
     };
-    let apply = |a, b| {
+    let write = |a, b| {
         std::fs::write(daemon.dir().join("linecard.yaml"), profiles(daemon.dir(), a, b)).unwrap();
+    };
+    let apply = |a, b| {
+        write(a, b);
         daemon.linecard(&["apply"]).unwrap();
     };
     // What each port is served by shows in the number of queues of the exclusive shard.
@@ -114,7 +117,8 @@ fn levels_change_while_guests_talk() {
     assert_eq!(exclusive(), 4);
     talk();
     daemon.port_when("a", "its memory is pinned", |_| pinned("a"));
-    apply("high", "high");
+    write("high", "high");
+    daemon.linecard(&["apply"]).unwrap_err();
     let refused = daemon.port("b");
     assert_eq!(refused.state(), "up", "a running port goes on as it was");
     assert!(refused.reason().unwrap().contains("needs 1 CPU of its own, and of the 1 in shards.exclusive 0 are free"));

@@ -241,7 +241,10 @@ impl State {
             Err(reason) => (PortState::Stopped, Some(reason.clone())),
             Ok(port) => match port.link() {
                 LinkState::Up => (PortState::Up, running.obstacle.clone()),
-                LinkState::Down(reason) => (PortState::Down, Some(reason)),
+                LinkState::Down(reason) => {
+                    let obstacle = running.obstacle.iter().map(|obstacle| format!("; {obstacle}"));
+                    (PortState::Down, Some(reason + &obstacle.collect::<String>()))
+                }
                 LinkState::Stopped(reason) => (PortState::Stopped, Some(reason)),
             },
         }

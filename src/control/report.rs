@@ -294,6 +294,9 @@ pub struct PlanReport {
     pub restart_needed: Vec<Change>,
     /// Ports that are stopped now, with the reason. Empty before anything was done.
     pub stopped: BTreeMap<String, String>,
+    /// Ports that the shards do not serve as they ask, with the reason; before anything was done, those that would not be.
+    #[serde(default)]
+    pub obstacles: BTreeMap<String, String>,
 }
 
 /// One step.
