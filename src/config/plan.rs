@@ -215,9 +215,11 @@ impl Offloads<Option<bool>> {
 }
 
 impl PortPlan {
-    /// What the port asks of the shards.
+    /// What the port asks of the shards. The label is no part of it unless the affinity reads it: a port whose service is the
+    /// same is not moved.
     pub fn service(&self) -> Service {
-        let vm = self.labels.get("vm").map(|vm| vm.as_str().into());
+        let label = self.labels.get("vm").filter(|_| self.affinity == Affinity::Vm);
+        let vm = label.map(|vm| vm.as_str().into());
         Service { latency: self.latency, affinity: self.affinity, vm }
     }
 
