@@ -98,16 +98,28 @@ fn a_vm_is_told_what_the_port_expects() {
 
 #[test]
 fn lists_are_tables_for_people_and_data_for_programs() {
-    let daemon = Daemon::start("networks: { lan: {} }\nports:\n  a: { \"null\": {}, network: lan }\n");
+    let loopback = "  b: { loopback: {}, network: lan, affinity: vnic, offloads: { uso: false } }\n";
+    let daemon = Daemon::start(&format!(
+        "networks: {{ lan: {{}} }}\nports:\n  a: {{ \"null\": {{}}, network: lan }}\n{loopback}"
+    ));
     let table = daemon.prints("port list");
-    let [header, row] = table.lines().collect::<Vec<_>>()[..] else { panic!("{table}") };
-    assert!(header.starts_with("NAME  KIND  NETWORK  STATE") && row.starts_with("a     null  lan      up"), "{table}");
+    let [header, row, _] = table.lines().collect::<Vec<_>>()[..] else { panic!("{table}") };
+    assert!(
+        header.starts_with("NAME  KIND      NETWORK  STATE") && row.starts_with("a     null      lan      up"),
+        "{table}"
+    );
     assert!(table.is_ascii());
-    assert!(daemon.prints("-o yaml port list").starts_with("- config: {}\n"));
+    assert!(daemon.prints("-o yaml port list").starts_with("- affinity: auto\n"));
     assert_eq!(daemon.json("port list")[0]["latency-sensitivity"], "normal");
+    let shown = daemon.prints("port show b");
+    let facts: Vec<_> = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let cpu = &daemon.json("shard list")[0]["cpu"];
+    for fact in ["affinity vnic", &format!("CPU {cpu}"), "offloads csum tso ecn"] {
+        assert!(facts.iter().any(|line| line == fact), "{fact} in {shown}");
+    }
     assert_eq!(daemon.prints("drops"), "nothing was dropped\n");
     assert!(daemon.prints("shard list").starts_with("CPU  SERVES  QUEUES"));
-    assert!(daemon.prints("status").contains("1 up, 0 down, 0 stopped"));
+    assert!(daemon.prints("status").contains("2 up, 0 down, 0 stopped"));
 }
 
 #[test]

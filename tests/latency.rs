@@ -115,6 +115,8 @@ fn levels_change_while_guests_talk() {
     assert_eq!(exclusive(), 0);
     apply("high", "low");
     assert_eq!(exclusive(), 4);
+    let cpus = ["a", "b"].map(|port| daemon.port(port).0["cpus"].clone());
+    assert_eq!(cpus, [serde_json::json!([1]), serde_json::json!([0])]);
     talk();
     daemon.port_when("a", "its memory is pinned", |_| pinned("a"));
     write("high", "high");
