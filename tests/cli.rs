@@ -98,14 +98,56 @@ fn a_vm_is_told_what_the_port_expects() {
 
 #[test]
 fn lists_are_tables_for_people_and_data_for_programs() {
-    let daemon = Daemon::start("networks: { lan: {} }\nports:\n  a: { \"null\": {}, network: lan }\n");
+    let loopback = "  b: { loopback: {}, network: lan, affinity: vnic, offloads: { uso: false } }\n";
+    let daemon = Daemon::start(&format!(
+        "networks: {{ lan: {{}} }}\nports:\n  a: {{ \"null\": {{}}, network: lan }}\n{loopback}"
+    ));
     let table = daemon.prints("port list");
-    let [header, row] = table.lines().collect::<Vec<_>>()[..] else { panic!("{table}") };
-    assert!(header.starts_with("NAME  KIND  NETWORK  STATE") && row.starts_with("a     null  lan      up"), "{table}");
+    let [header, row, _] = table.lines().collect::<Vec<_>>()[..] else { panic!("{table}") };
+    assert!(
+        header.starts_with("NAME  KIND      NETWORK  STATE") && row.starts_with("a     null      lan      up"),
+        "{table}"
+    );
     assert!(table.is_ascii());
-    assert!(daemon.prints("-o yaml port list").starts_with("- config: {}\n"));
+    assert!(daemon.prints("-o yaml port list").starts_with("- affinity: auto\n"));
     assert_eq!(daemon.json("port list")[0]["latency-sensitivity"], "normal");
+    let shown = daemon.prints("port show b");
+    let facts: Vec<_> = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let cpu = &daemon.json("shard list")[0]["cpu"];
+    for fact in ["affinity vnic", &format!("CPU {cpu}"), "offloads csum tso ecn"] {
+        assert!(facts.iter().any(|line| line == fact), "{fact} in {shown}");
+    }
     assert_eq!(daemon.prints("drops"), "nothing was dropped\n");
     assert!(daemon.prints("shard list").starts_with("CPU  SERVES  QUEUES"));
-    assert!(daemon.prints("status").contains("1 up, 0 down, 0 stopped"));
+    assert!(daemon.prints("status").contains("2 up, 0 down, 0 stopped"));
+}
+
+#[test]
+fn a_port_that_cannot_be_served_as_asked_is_told_before_and_after() {
+    let sections = |level: &str| {
+        format!(
+            "networks: {{ lan: {{}} }}\nports:\n  a: {{ \"null\": {{}}, network: lan, latency-sensitivity: {level} }}\n"
+        )
+    };
+    let reason =
+        "latency-sensitivity high needs a CPU of its own and none is configured: name one in shards.exclusive\n";
+    let daemon = Daemon::start(&sections("normal"));
+    daemon.write(&sections("high"));
+    let file = daemon.path("linecard.yaml");
+    let checked = linecard(&["check", file.to_str().unwrap()]);
+    assert!(checked.status.success() && text(&checked.stdout).ends_with(" is good: 1 network, 1 port\n"));
+    assert_eq!(text(&checked.stderr), format!("port a would not be served as asked: {reason}"));
+    let planned = daemon.prints("plan");
+    assert!(planned.ends_with(&format!("\n! port a is not served as asked: {reason}")), "{planned}");
+
+    for _ in 0..2 {
+        let applied = daemon.cli("apply");
+        assert_eq!(applied.status.code(), Some(4));
+        let told = text(&applied.stdout);
+        assert!(told.ends_with(&format!("\n! port a is not served as asked but as before: {reason}")), "{told}");
+    }
+    assert!(daemon.prints("port show a").contains("port a is up: not served as asked but as before: "));
+    daemon.write(&sections("normal"));
+    assert_eq!(daemon.json("apply")["obstacles"], serde_json::json!({}));
+    assert_eq!(daemon.json("port show a")["reason"], serde_json::Value::Null);
 }

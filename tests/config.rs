@@ -146,6 +146,21 @@ fn own_keys_win_over_profiles_and_later_profiles_over_earlier_ones() {
 }
 
 #[test]
+fn the_label_vm_matters_to_the_shards_only_where_affinity_reads_it() {
+    let service = |affinity: &str, vm: &str| {
+        let text = format!(
+            "version: 1\nnetworks: {{ lan: {{}} }}\nports:\n  a: {{ \"null\": {{}}, network: lan, affinity: {affinity}, labels: {{ vm: {vm} }} }}\n"
+        );
+        plan(&text).ports["a"].service()
+    };
+    for affinity in ["auto", "vnic", "queue"] {
+        assert_eq!(service(affinity, "one"), service(affinity, "two"), "{affinity}");
+    }
+    assert_eq!(service("vm", "one").vm.as_deref(), Some("one"));
+    assert_ne!(service("vm", "one"), service("vm", "two"));
+}
+
+#[test]
 fn a_port_from_elsewhere_is_checked_against_the_plan() {
     let mut plan = plan(EVERYTHING);
     let value = json!({ "vhost-user": { "socket": "/run/l/x.sock" }, "profile": "fast" });

@@ -270,7 +270,16 @@ fn what_is_offered_follows_from_the_named_set_alone() {
     let b = Nic::up(&daemon.socket("b"), &config(LINUX | HOST_OFFLOADS | GUEST_OFFLOADS));
     assert_eq!(a.vmm.offered & !b.vmm.offered, HOST_OFFLOADS | GUEST_OFFLOADS);
     assert_eq!(b.vmm.offered & (HOST_OFFLOADS | GUEST_OFFLOADS), 0);
-    let device = |name| daemon.port(name).0["detail"]["device"].clone();
-    assert_eq!((&device("a")["compat"], &device("b")["compat"]), (&"2026.11".into(), &"2026.11-no-offload".into()));
-    assert_eq!(device("b")["offered"], format!("{:#x}", b.vmm.offered));
+    let offer = |name| {
+        let port = daemon.port(name).0;
+        (port["compat"].clone(), port["detail"]["offered"]["features"].clone())
+    };
+    let told = |set: &str, bits: u64| (set.into(), format!("{bits:#x}").into());
+    let offers = [told("2026.11", a.vmm.offered), told("2026.11-no-offload", b.vmm.offered)];
+    assert_eq!([offer("a"), offer("b")], offers);
+    drop((a, b));
+    for name in ["a", "b"] {
+        daemon.port_when(name, "its VM is gone", |port| port.state() == "down");
+    }
+    assert_eq!([offer("a"), offer("b")], offers, "it is told without a VM, too");
 }

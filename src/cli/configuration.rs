@@ -56,6 +56,12 @@ pub(super) fn good(checked: &Checked) -> String {
     format!("{} is good: {}, {}\n", checked.name, several(networks, "network"), several(ports, "port"))
 }
 
+/// What a good file asks for and would not get, a sentence each.
+pub(super) fn warnings(plan: &Plan) -> Vec<String> {
+    let unserved = config::unserved(&plan.shards, plan.ports.iter());
+    unserved.into_iter().map(|(port, error)| format!("port {port} would not be served as asked: {error}")).collect()
+}
+
 /// `linecard plan` and `linecard apply`: what changes, a line each.
 pub(super) fn steps(report: &PlanReport) -> String {
     let mut text: String = report.steps.iter().map(step).collect();
@@ -67,6 +73,9 @@ pub(super) fn steps(report: &PlanReport) -> String {
     }
     for (port, reason) in &report.stopped {
         text += &format!("! port {port} is stopped: {reason}\n");
+    }
+    for (port, reason) in &report.obstacles {
+        text += &format!("! port {port} is {reason}\n");
     }
     text
 }

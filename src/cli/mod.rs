@@ -12,7 +12,7 @@
 //! | 1 | refused or failed; the message says why and what to do |
 //! | 2 | the command line was not understood |
 //! | 3 | linecardd does not answer |
-//! | 4 | a configuration was applied, but some port of it could not be opened |
+//! | 4 | a configuration was applied, but some port of it is stopped or not served as asked |
 
 mod client;
 mod configuration;
@@ -54,8 +54,8 @@ pub struct DaemonOptions {
 
 /// Looks at a running linecardd and changes what it does.
 ///
-/// Exit codes: 0 done, 1 refused or failed, 2 not understood, 3 linecardd does not answer, 4 applied but some port could
-/// not be opened.
+/// Exit codes: 0 done, 1 refused or failed, 2 not understood, 3 linecardd does not answer, 4 applied but some port is
+/// stopped or not served as asked.
 #[derive(Debug, Parser)]
 #[command(name = "linecard", version)]
 pub struct Options {

@@ -5,7 +5,9 @@ use serde_json::{Map, Value, json};
 use super::PortSettings;
 use super::format::{exact, size, table};
 use super::tables::{origin, received, state};
+use crate::config::Offloads;
 use crate::control::report::{CounterReport, PortReport, PortState};
+use crate::host::cpu::list;
 use crate::verdict::DropReason;
 
 /// `linecard port show`.
@@ -49,9 +51,20 @@ fn facts(port: &PortReport) -> Vec<(String, String)> {
     fact("MAC", port.mac.clone());
     fact("MTU", port.mtu.map(|mtu| mtu.to_string()));
     fact("latency-sensitivity", Some(port.latency_sensitivity.to_string()));
+    fact("affinity", serde_json::to_value(port.affinity).ok().map(|affinity| plain(&affinity)));
+    fact("CPU", Some(list(port.cpus.iter().copied())).filter(|cpus| !cpus.is_empty()));
+    fact("compat", port.compat.map(|compat| compat.to_string()));
+    fact("offloads", Some(left(port.offloads)));
     let labels: Vec<_> = port.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     fact("labels", Some(labels.join(" ")).filter(|labels| !labels.is_empty()));
     facts
+}
+
+/// The offloads that a far end is left with: there is none without `csum`, and no `ecn` without `tso`.
+fn left(Offloads { csum, tso, ecn, uso }: Offloads<bool>) -> String {
+    let switches = [("csum", csum), ("tso", csum && tso), ("ecn", csum && tso && ecn), ("uso", csum && uso)];
+    let on: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+    if on.is_empty() { "none".into() } else { on.join(" ") }
 }
 
 fn traffic(port: &PortReport) -> String {

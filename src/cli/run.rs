@@ -23,7 +23,7 @@ use crate::host::cpu_plan::CpuPlan;
 const FAILED: u8 = 1;
 /// Exit code: the daemon does not answer.
 const NOT_RUNNING: u8 = 3;
-/// Exit code: applied, but some port is stopped.
+/// Exit code: applied, but some port is stopped or not served as asked.
 const PARTLY: u8 = 4;
 
 /// Why nothing, or not the wanted thing, was printed.
@@ -230,7 +230,11 @@ fn written(session: &Session<'_>, settings: &PortSettings) -> Result<Value, RunE
 
 fn check(session: &Session<'_>, file: &Path) -> Result<u8, RunError> {
     match configuration::read(file) {
-        Ok(checked) => session.show(&json!([]), || configuration::good(&checked)).map(|()| 0),
+        Ok(checked) => {
+            session.show(&json!([]), || configuration::good(&checked))?;
+            configuration::warnings(&checked.plan).iter().for_each(|warning| session.remark(warning));
+            Ok(0)
+        }
         Err(FileError::Bad(_, wrong)) if session.options.output != Output::Table => {
             let list = serde_json::to_value(&*wrong).map_err(RunError::Answer)?;
             session.show(&list, String::new).map(|()| FAILED)
@@ -259,5 +263,5 @@ fn apply(session: &Session<'_>, file: Option<&Path>) -> Result<u8, RunError> {
                 .remark(&format!("this lasts until linecardd restarts or reloads: its own file is {}", status.config));
         }
     }
-    Ok(if done.stopped.is_empty() { 0 } else { PARTLY })
+    Ok(if done.stopped.is_empty() && done.obstacles.is_empty() { 0 } else { PARTLY })
 }

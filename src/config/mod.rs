@@ -29,7 +29,7 @@ mod yaml;
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Related};
 pub use plan::{
     CpuChoice, DaemonPlan, FaultyPlan, Idle, KindPlan, LogLevel, NetworkPlan, Offloads, Plan, PortPlan, ProfilePlan,
-    ReplayPlan, ShardsPlan, SocketMode, TapPlan, VhostUserPlan,
+    ReplayPlan, ShardsPlan, SocketMode, TapPlan, VhostUserPlan, unserved,
 };
 
 use key_path::KeyPath;

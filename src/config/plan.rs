@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ident::{Affinity, Compat, LatencySensitivity, MacAddr, Name};
-use crate::shard::Service;
+use crate::shard::{self, Service, ShardError};
 
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -224,9 +224,11 @@ impl Offloads<Option<bool>> {
 }
 
 impl PortPlan {
-    /// What the port asks of the shards.
+    /// What the port asks of the shards. The label is no part of it unless the affinity reads it: a port whose service is the
+    /// same is not moved.
     pub fn service(&self) -> Service {
-        let vm = self.labels.get("vm").map(|vm| vm.as_str().into());
+        let label = self.labels.get("vm").filter(|_| self.affinity == Affinity::Vm);
+        let vm = label.map(|vm| vm.as_str().into());
         Service { latency: self.latency, affinity: self.affinity, vm }
     }
 
@@ -343,6 +345,23 @@ pub struct FaultyPlan {
     pub flip_every: Option<u32>,
     /// Start of the generator that picks lengths and bits.
     pub seed: u32,
+}
+
+/// The ports that the shards could not serve if all of them came at once, in the order in which they are given: those of
+/// latency sensitivity `high` that `shards.exclusive` has no CPU for.
+pub fn unserved<'a>(
+    shards: &ShardsPlan,
+    ports: impl Iterator<Item = (&'a Name, &'a PortPlan)>,
+) -> Vec<(&'a Name, ShardError)> {
+    let (names, wishes): (Vec<_>, Vec<_>) =
+        ports.map(|(name, port)| (name, (port.queue_count(), port.service()))).unzip();
+    let shared: &[u16] = match &shards.cpus {
+        CpuChoice::List(cpus) => cpus,
+        // One that the host picks; which one is no matter here.
+        CpuChoice::Auto => &[0],
+    };
+    let placed = shard::preview(shared, &shards.exclusive, &wishes);
+    names.into_iter().zip(placed).filter_map(|(name, placed)| Some((name, placed.err()?))).collect()
 }
 
 /// Writes permission bits as they are written in a file: `"0660"`.

@@ -202,7 +202,10 @@ impl Controller {
         let next = Desired::new(&plan, state.store.ports());
         let actions = diff(&state.runtime.desired, &next, &state.runtime.stopped());
         Choice::of(&plan.shards, &self.host)?;
-        Ok(PlanReport { stopped: BTreeMap::new(), ..self.report(&state.plan, &plan, &actions) })
+        let wanted = next.ports.iter().filter_map(|(name, wish)| Some((name, wish.plan.as_ref().ok()?)));
+        let told = |(name, error): (&Name, ShardError)| (name.to_string(), format!("not served as asked: {error}"));
+        let obstacles = config::unserved(&plan.shards, wanted).into_iter().map(told).collect();
+        Ok(PlanReport { obstacles, ..self.report(&state.plan, &plan, &actions) })
     }
 
     /// Carries out a configuration: `text`, called `name`, or else the file as it is now.
@@ -312,6 +315,7 @@ impl Controller {
         let mut report = self.report(&state.plan, &plan, &actions);
         let ports = state.runtime.ports.iter();
         report.stopped = ports.filter_map(|(name, port)| Some((name.to_string(), port.port.clone().err()?))).collect();
+        report.obstacles = state.runtime.obstacles();
         log::info!("configuration {}: {} steps", state.generation, report.steps.len());
         state.plan = plan;
         Ok(report)
@@ -327,7 +331,7 @@ impl Controller {
             changes: shards,
         });
         let steps = shards.into_iter().chain(actions.iter().map(StepReport::from)).collect();
-        PlanReport { steps, restart_needed: self.restart_needed(plan), stopped: BTreeMap::new() }
+        PlanReport { steps, restart_needed: self.restart_needed(plan), ..PlanReport::default() }
     }
 
     /// What `plan` says otherwise than the one that the daemon was started with, of what cannot change while it runs.

@@ -1,6 +1,6 @@
 //! Looking: what runs, turned into [`super::report`]s. Changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::controller::State;
 use super::desired::Wish;
@@ -224,6 +224,10 @@ impl State {
             network: plan.map(|plan| plan.network.to_string()),
             profile: plan.and_then(|plan| plan.profile.as_ref()).map(Name::to_string),
             latency_sensitivity: plan.map(|plan| plan.latency).unwrap_or_default(),
+            affinity: plan.map(|plan| plan.affinity).unwrap_or_default(),
+            cpus: BTreeSet::from_iter(self.runtime.shards.cpus_of(running.number)).into_iter().collect(),
+            compat: plan.filter(|plan| matches!(plan.kind, KindPlan::VhostUser(_))).map(|plan| plan.compat),
+            offloads: plan.map(|plan| plan.offloads).unwrap_or_default(),
             mtu: plan.and_then(|plan| plan.mtu),
             mac: plan.and_then(|plan| plan.mac).map(|mac| mac.to_string()),
             labels: plan.map(|plan| plan.labels.clone()).unwrap_or_default(),
@@ -241,7 +245,10 @@ impl State {
             Err(reason) => (PortState::Stopped, Some(reason.clone())),
             Ok(port) => match port.link() {
                 LinkState::Up => (PortState::Up, running.obstacle.clone()),
-                LinkState::Down(reason) => (PortState::Down, Some(reason)),
+                LinkState::Down(reason) => {
+                    let obstacle = running.obstacle.iter().map(|obstacle| format!("; {obstacle}"));
+                    (PortState::Down, Some(reason + &obstacle.collect::<String>()))
+                }
                 LinkState::Stopped(reason) => (PortState::Stopped, Some(reason)),
             },
         }

@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use super::desired::Origin;
 use super::diff::Change;
-use crate::ident::LatencySensitivity;
+use crate::config::Offloads;
+use crate::ident::{Affinity, Compat, LatencySensitivity};
 
 /// The daemon as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -107,6 +108,21 @@ pub struct PortReport {
     /// How much it minds delay.
     #[schema(value_type = String)]
     pub latency_sensitivity: LatencySensitivity,
+    /// Which of its queues stay together on a shard.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub affinity: Affinity,
+    /// The CPUs of the shards that serve its receive queues, ascending.
+    #[serde(default)]
+    pub cpus: Vec<u16>,
+    /// The set of features that it offers, if its kind has features to offer.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub compat: Option<Compat>,
+    /// Which offloads its far end is left with.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub offloads: Offloads<bool>,
     /// Largest IP packet, in bytes.
     pub mtu: Option<u16>,
     /// The station address behind it.
@@ -294,6 +310,9 @@ pub struct PlanReport {
     pub restart_needed: Vec<Change>,
     /// Ports that are stopped now, with the reason. Empty before anything was done.
     pub stopped: BTreeMap<String, String>,
+    /// Ports that the shards do not serve as they ask, with the reason; before anything was done, those that would not be.
+    #[serde(default)]
+    pub obstacles: BTreeMap<String, String>,
 }
 
 /// One step.

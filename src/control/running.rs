@@ -85,6 +85,12 @@ impl Runtime {
         self.ports.iter().filter(|(_, running)| running.port.is_err()).map(|(name, _)| name.clone()).collect()
     }
 
+    /// Ports that run otherwise than they should, with the reason.
+    pub(super) fn obstacles(&self) -> BTreeMap<String, String> {
+        let told = |(name, running): (&Name, &Running)| Some((name.to_string(), running.obstacle.clone()?));
+        self.ports.iter().filter_map(told).collect()
+    }
+
     /// Carries out what [`super::diff::diff`] found, in its order.
     pub(super) fn perform(&mut self, actions: &[Action]) {
         self.close(actions);
@@ -215,7 +221,11 @@ impl Runtime {
                 };
                 let Ok(port) = &running.port else { continue };
                 let service = plan.service();
-                if (plan.latency == LatencySensitivity::High) != high || running.served.as_ref() == Some(&service) {
+                if (plan.latency == LatencySensitivity::High) != high {
+                    continue;
+                }
+                if running.served.as_ref() == Some(&service) {
+                    running.obstacle = None;
                     continue;
                 }
                 match self.shards.attach(running.number, port.receive_queues(), &service) {
@@ -225,8 +235,9 @@ impl Runtime {
                         (running.served, running.obstacle) = (Some(service), None);
                     }
                     Err(error) if running.served.is_some() => {
-                        log::error!("port {name}: is served as it was: {error}");
-                        running.obstacle = Some(format!("is served as it was: {error}"));
+                        let obstacle = format!("not served as asked but as before: {error}");
+                        log::error!("port {name}: {obstacle}");
+                        running.obstacle = Some(obstacle);
                     }
                     Err(error) => refused.push((running.number, error.to_string())),
                 }

@@ -79,7 +79,7 @@ pub enum ShardError {
         source: std::io::Error,
     },
     /// A port of latency sensitivity `high` needs an exclusive CPU and none was configured.
-    #[error("latency-sensitivity high needs a CPU of its own and none is configured: name some in shards.exclusive")]
+    #[error("latency-sensitivity high needs a CPU of its own and none is configured: name one in shards.exclusive")]
     NoExclusiveCpu,
     /// Not enough of them are free.
     #[error(

@@ -365,9 +365,6 @@ impl Device {
         json!({
             "features": features::names(features::VIRTIO, self.features.unwrap_or(0)),
             "protocol_features": features::names(features::PROTOCOL, self.protocol),
-            "compat": self.nic.config.compat,
-            "offered": format!("{:#x}", features::offered(self.nic.config.compat)),
-            "offered_protocol": format!("{:#x}", features::offered_protocol(self.nic.config.compat)),
             "header_bytes": features::header_bytes(self.features.unwrap_or(0)),
             "guest_mtu": self.mtu,
             "migrating": self.log_in_force().is_some(),

@@ -147,6 +147,10 @@ impl Port for Vnic {
         detail["mode"] = json!(nic.config.mode);
         detail["mac"] = json!(nic.config.mac);
         detail["mtu"] = json!(nic.mtu());
+        detail["offered"] = json!({
+            "features": format!("{:#x}", features::offered(nic.config.compat)),
+            "protocol_features": format!("{:#x}", features::offered_protocol(nic.config.compat)),
+        });
         detail["queues"] = Value::Array(queues);
         detail
     }
