@@ -97,8 +97,12 @@ fn profiles(dir: &Path, a: &str, b: &str) -> String {
     format!("{head}{profiles}\nports:\n{ports}")
 }
 
-fn apply(daemon: &Daemon, a: &str, b: &str) {
+fn write(daemon: &Daemon, a: &str, b: &str) {
     std::fs::write(daemon.dir().join("linecard.yaml"), profiles(daemon.dir(), a, b)).unwrap();
+}
+
+fn apply(daemon: &Daemon, a: &str, b: &str) {
+    write(daemon, a, b);
     daemon.linecard(&["apply"]).unwrap();
 }
 
@@ -119,7 +123,6 @@ fn assert_uninterrupted(daemon: &Daemon) {
 fn levels_change_while_guests_talk() {
     let daemon = Daemon::start(|dir| profiles(dir, "normal", "low"));
     let [mut a, mut b] = nics(&daemon);
-<<<<<<< HEAD
     for (to_a, to_b) in [("low", "medium"), ("medium", "normal"), ("normal", "low")] {
         apply(&daemon, to_a, to_b);
         assert_eq!(daemon.port("a").0["latency-sensitivity"], to_a);
@@ -146,19 +149,6 @@ fn ports_become_high_and_cease_to_be_while_guests_talk() {
     }
     let daemon = Daemon::start(|dir| profiles(dir, "normal", "low"));
     let [mut a, mut b] = nics(&daemon);
-=======
-    let mut talk = || {
-        exchange(&mut a, &mut b, 64);
-        carry(&mut b, &mut a, 16);
-    };
-    let write = |a, b| {
-        std::fs::write(daemon.dir().join("linecard.yaml"), profiles(daemon.dir(), a, b)).unwrap();
-    };
-    let apply = |a, b| {
-        write(a, b);
-        daemon.linecard(&["apply"]).unwrap();
-    };
->>>>>>> controlmend
     // What each port is served by shows in the number of queues of the exclusive shard.
     let exclusive = || {
         let shards = daemon.linecard(&["shard", "list"]).unwrap();
@@ -172,20 +162,14 @@ fn ports_become_high_and_cease_to_be_while_guests_talk() {
     assert_eq!(exclusive(), 0);
     apply(&daemon, "high", "low");
     assert_eq!(exclusive(), 4);
-<<<<<<< HEAD
+    let cpus = |port| daemon.port(port).0["cpus"][0].as_u64().unwrap() as usize;
+    assert_eq!((Some(cpus("a")), cpus("b")), (spare_cpu(), allowed_cpus()[0]));
     talk(&mut a, &mut b);
     daemon.port_when("a", &format!("its memory is pinned: {locked:?}"), |_| {
         pinned("a").as_str().is_some_and(|how| locked.contains(&how))
     });
-    apply(&daemon, "high", "high");
-=======
-    let cpus = ["a", "b"].map(|port| daemon.port(port).0["cpus"].clone());
-    assert_eq!(cpus, [serde_json::json!([1]), serde_json::json!([0])]);
-    talk();
-    daemon.port_when("a", "its memory is pinned", |_| pinned("a"));
-    write("high", "high");
+    write(&daemon, "high", "high");
     daemon.linecard(&["apply"]).unwrap_err();
->>>>>>> controlmend
     let refused = daemon.port("b");
     assert_eq!(refused.state(), "up", "a running port goes on as it was");
     assert!(refused.reason().unwrap().contains("needs 1 CPU of its own, and of the 1 in shards.exclusive 0 are free"));
