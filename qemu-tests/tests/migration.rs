@@ -287,7 +287,8 @@ impl Heard {
     /// the same kind the other way if it was heard on another port.
     fn start(s: &Scenario, wire: &Netns, interface: &str, filter: &str) -> Result<Self> {
         let said = s.path(&format!("tcpdump-{interface}"));
-        let job = wire.start(&format!("exec tcpdump -Q in -i {interface} -n -e -l -c 1 {filter} 2>'{}'", said.display()))?;
+        let job =
+            wire.start(&format!("exec tcpdump -Q in -i {interface} -n -e -l -c 1 {filter} 2>'{}'", said.display()))?;
         wait::until_true("tcpdump to listen", STEP, || {
             Ok(std::fs::read_to_string(&said).is_ok_and(|text| text.contains("listening on")))
         })?;
