@@ -178,7 +178,7 @@ fn interrupts_stay_away_when_asked() {
 fn an_in_order_device_may_use_a_batch_with_one_entry() {
     let (device, mut nic) = loopback(&NicConfig::default());
     let ring = Ring::alloc(&nic.vmm.ram, 8);
-    let mut queue = frontend::driver::Queue::new(ring.clone(), feature::IN_ORDER, false);
+    let mut queue = frontend::queue::Queue::new(ring.clone(), feature::IN_ORDER, false);
     let heads: Vec<_> = (0..3).map(|_| queue.add(&[Desc::writable(0, 100)], false).unwrap()).collect();
     assert_eq!(heads, [0, 1, 2]);
     queue.publish();

@@ -8,7 +8,8 @@
 //! | [`vmm`] | the message orders of QEMU 7.2, QEMU 10, DPDK's virtio-user and cloud-hypervisor |
 //! | [`ring`] | every field of a split virtqueue, for friend and foe |
 //! | [`packed`] | those of a packed one, and where its driver stands |
-//! | [`driver`] | the guest's driver on top of it: transmit and receive queues |
+//! | [`queue`] | the driver's books of one virtqueue on top of either |
+//! | [`driver`] | the guest's virtio-net driver on top of that: transmit and receive queues |
 //! | [`nic`] | all of that brought up in one call |
 //! | [`random`] | repeatable random numbers |
 //! | [`frame`] | Ethernet frames whose every byte can be checked |
@@ -32,6 +33,7 @@ pub mod loopback;
 pub mod message;
 pub mod nic;
 pub mod packed;
+pub mod queue;
 pub mod ram;
 pub mod random;
 pub mod ring;

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::DEADLINE;
-use super::driver::{Queue, QueueLayout, Received, RxQueue, Shape, TxQueue, wait_used};
+use super::driver::{QueueLayout, Received, RxQueue, Shape, TxQueue};
 use super::frame::{assert_same, frame, mac};
+use super::queue::{Queue, wait_used};
 use super::ram::{GuestRam, Region};
 use super::ring::Ring;
 use super::session::{Session, feature, is_closed};

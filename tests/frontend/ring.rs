@@ -1,5 +1,5 @@
 //! A split virtqueue (virtio 1.2, 2.7) as it lies in guest RAM: read and write access to every field, with no opinion
-//! about what a driver may do. `driver.rs` behaves on top of it; hostile tests do not.
+//! about what a driver may do. `queue.rs` behaves on top of it; hostile tests do not.
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::doorbell::Doorbell;
-use super::driver::Queue;
+use super::queue::Queue;
 use super::ram::{GuestRam, Region};
 use super::ring::Ring;
 use super::session::{Session, feature, protocol, request};

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use frontend::daemon::Daemon;
-use frontend::driver::Queue;
 use frontend::frame::{BROADCAST, frame};
 use frontend::nic::{Nic, NicConfig, exchange, meet};
+use frontend::queue::Queue;
 use frontend::ring::Ring;
 use frontend::witness::Witness;
 
