@@ -184,6 +184,35 @@ fn ports_become_high_and_cease_to_be_while_guests_talk() {
     assert_uninterrupted(&daemon);
 }
 
+/// Ports `a` and `b` at `high`, of these VMs; CPU 1 is exclusive.
+fn of_vms(dir: &Path, vms: [&str; 2]) -> String {
+    let more = |vm| format!(", latency-sensitivity: high, affinity: vm, labels: {{ vm: {vm} }}");
+    let ports = [("a", vms[0]), ("b", vms[1])].map(|(name, vm)| port_with(dir, name, "lan", "server", &more(vm)));
+    let head = preamble(dir).replace("cpus: \"0\"", "cpus: \"0\", exclusive: \"1\"");
+    format!("{head}networks: {{ lan: {{}} }}\nports:\n{}", ports.concat())
+}
+
+#[test]
+fn a_vm_with_the_only_exclusive_cpu_can_be_renamed_while_it_talks() {
+    let daemon = Daemon::start(|dir| of_vms(dir, ["old"; 2]));
+    let [mut a, mut b] = nics(&daemon);
+    let apply = |vms| {
+        std::fs::write(daemon.dir().join("linecard.yaml"), of_vms(daemon.dir(), vms)).unwrap();
+        daemon.linecard(&["apply"])
+    };
+    assert_eq!(apply(["new"; 2]).unwrap()["obstacles"], serde_json::json!({}));
+    exchange(&mut a, &mut b, 64);
+    apply(["new", "other"]).unwrap_err();
+    assert!(daemon.port("b").reason().unwrap().starts_with("not served as asked but as before: "));
+    exchange(&mut a, &mut b, 64);
+    assert_eq!(apply(["other"; 2]).unwrap()["obstacles"], serde_json::json!({}));
+    for port in ["a", "b"] {
+        let port = daemon.port(port);
+        assert_eq!((&port.0["cpus"], &port.0["detail"]["connections"]), (&serde_json::json!([1]), &1.into()));
+        assert!(port.reason().is_none() && port.is_conserved());
+    }
+}
+
 #[test]
 fn shards_come_and_go_while_guests_talk() {
     let on = |dir: &Path, cpus: &str| pair(dir, ["normal"; 2]).replace("cpus: \"0\"", &format!("cpus: \"{cpus}\""));

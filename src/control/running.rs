@@ -25,7 +25,7 @@ use crate::host::dma_latency::DmaLatency;
 use crate::ident::{LatencySensitivity, MacAddr, Name, NetworkIndex, PortIndex};
 use crate::limits::{NETWORKS, PORTS};
 use crate::port::Port;
-use crate::shard::{self, Service, ShardError, Shards};
+use crate::shard::{self, Service, ShardError, Shards, Wish};
 use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow};
 
 /// One port that should be, and what became of it.
@@ -45,6 +45,14 @@ impl Running {
     /// A port that could not be had for this reason, so far.
     fn without(number: PortIndex, reason: &str) -> Self {
         Self { number, port: Err(reason.into()), served: None, obstacle: None }
+    }
+
+    /// The shards serve it so now.
+    fn serve(&mut self, service: Service) {
+        if let Ok(port) = &self.port {
+            port.set_latency(service.latency);
+        }
+        (self.served, self.obstacle) = (Some(service), None);
     }
 }
 
@@ -212,35 +220,36 @@ impl Runtime {
     /// Gives new ports a shard, and those whose service changed perhaps another one. One that cannot have what it asks for is
     /// served on as it was; a new one is ended.
     fn attach(&mut self) {
-        let mut refused = Vec::new();
+        let (mut changed, mut wishes) = (Vec::new(), Vec::new());
         // Those that give an exclusive CPU up come before those that may want it.
-        for high in [false, true] {
-            for (name, running) in &mut self.ports {
-                let Some(plan) = self.desired.ports.get(name).and_then(|wish| wish.plan.as_ref().ok()) else {
-                    continue;
-                };
-                let Ok(port) = &running.port else { continue };
-                let service = plan.service();
-                if (plan.latency == LatencySensitivity::High) != high {
-                    continue;
+        let (high, others): (Vec<_>, Vec<_>) = self.ports.iter_mut().partition(|(name, _)| {
+            let wish = self.desired.ports.get(*name).and_then(|wish| wish.plan.as_ref().ok());
+            wish.is_some_and(|plan| plan.latency == LatencySensitivity::High)
+        });
+        for (name, running) in others.into_iter().chain(high) {
+            let plan = self.desired.ports.get(name).and_then(|wish| wish.plan.as_ref().ok());
+            let (Some(plan), Ok(port)) = (plan, &running.port) else { continue };
+            let service = plan.service();
+            if running.served.as_ref() == Some(&service) {
+                running.obstacle = None;
+                continue;
+            }
+            wishes.push(Wish { port: running.number, queues: port.receive_queues(), service: service.clone() });
+            changed.push((name, running, service));
+        }
+        let mut refused = Vec::new();
+        for ((name, running, service), done) in changed.into_iter().zip(self.shards.attach_together(wishes)) {
+            match done {
+                Ok(()) => {
+                    log_move(name, running.served.is_some(), &service, &self.shards.cpus_of(running.number));
+                    running.serve(service);
                 }
-                if running.served.as_ref() == Some(&service) {
-                    running.obstacle = None;
-                    continue;
+                Err(error) if running.served.is_some() => {
+                    let obstacle = format!("not served as asked but as before: {error}");
+                    log::error!("port {name}: {obstacle}");
+                    running.obstacle = Some(obstacle);
                 }
-                match self.shards.attach(running.number, port.receive_queues(), &service) {
-                    Ok(()) => {
-                        port.set_latency(plan.latency);
-                        log_move(name, running.served.is_some(), &service, &self.shards.cpus_of(running.number));
-                        (running.served, running.obstacle) = (Some(service), None);
-                    }
-                    Err(error) if running.served.is_some() => {
-                        let obstacle = format!("not served as asked but as before: {error}");
-                        log::error!("port {name}: {obstacle}");
-                        running.obstacle = Some(obstacle);
-                    }
-                    Err(error) => refused.push((running.number, error.to_string())),
-                }
+                Err(error) => refused.push((running.number, error.to_string())),
             }
         }
         self.stop(&refused);

@@ -155,15 +155,22 @@ impl Cpus {
             .or(free().next().map(|cpu| (cpu, "what there is")))
     }
 
-    /// Keeps the calling thread, and those that it starts later, off `cpus`; does nothing if no other CPU would be left.
-    pub fn keep_off(&self, cpus: impl Iterator<Item = u16>) {
-        let taken: BTreeSet<u16> = cpus.collect();
+    /// Keeps the calling thread, and those that it starts later, off the CPUs of shards; see [`Cpus::beside`].
+    pub fn keep_off(&self, shared: &[u16], exclusive: &[u16]) {
         let mut rest = rustix::thread::CpuSet::new();
-        self.allowed.difference(&taken).for_each(|&cpu| rest.set(usize::from(cpu)));
+        self.beside(shared, exclusive).into_iter().for_each(|cpu| rest.set(usize::from(cpu)));
         if rest.count() > 0 {
             // Only a courtesy to the shards: what the kernel refuses is left as it is.
             let _ = rustix::thread::sched_setaffinity(None, &rest);
         }
+    }
+
+    /// The CPUs for everything but shards: those that have none. If each has one, those that ports share; a shard alone with
+    /// its port must not wait for a thread that writes metrics.
+    fn beside(&self, shared: &[u16], exclusive: &[u16]) -> BTreeSet<u16> {
+        let without = |taken: &[u16]| self.allowed.iter().copied().filter(|cpu| !taken.contains(cpu)).collect();
+        let free: BTreeSet<u16> = without(&[shared, exclusive].concat());
+        if free.is_empty() { without(exclusive) } else { free }
     }
 
     /// Makes sure that this process may use each of `cpus`, which the configuration names under `key`.
@@ -277,6 +284,14 @@ pub(super) mod tests {
         let cores = vec![[0, 1].into(), [2, 3].into()];
         assert_eq!(Cpus { cores: cores.clone(), ..cpus("0-3", "", "0-1") }.suggest(&[2]).unwrap().cpu, 1);
         assert_eq!(Cpus { cores, ..cpus("2-3", "", "0") }.suggest(&[2]).unwrap().cpu, 3);
+    }
+
+    #[test]
+    fn control_threads_are_kept_off_shards_and_if_need_be_only_off_exclusive_ones() {
+        let host = cpus("0-3", "", "0");
+        assert_eq!(host.beside(&[1], &[3]), [0, 2].into());
+        assert_eq!(host.beside(&[0, 1, 2], &[3]), [0, 1, 2].into());
+        assert_eq!(host.beside(&[0, 1, 2, 3], &[]), [0, 1, 2, 3].into());
     }
 
     #[test]

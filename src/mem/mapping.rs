@@ -136,11 +136,6 @@ impl SharedMemory {
         &self.memory
     }
 
-    /// The regions, in no order.
-    pub(super) fn mapped(&self) -> impl Iterator<Item = &Region> {
-        self.regions.iter().map(|shared| &*shared.region)
-    }
-
     /// How many regions there are.
     pub fn region_count(&self) -> usize {
         self.regions.len()

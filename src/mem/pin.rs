@@ -1,4 +1,4 @@
-//! Guest memory that never makes a shard wait for a page: [`SharedMemory::pin`], for ports of latency sensitivity `high`.
+//! Guest memory that never makes a shard wait for a page: [`GuestMemory::pin`], for ports of latency sensitivity `high`.
 //!
 //! A page that we touch for the first time is a fault of about a microsecond, or much more under memory pressure. Pinned
 //! memory is mapped ahead and locked. Mapping ahead would also *allocate* what a file lacks, and a front end may share
@@ -11,7 +11,7 @@ use std::os::linux::fs::MetadataExt;
 
 use rustix::mm::{Advice, MlockFlags, madvise, mlock_with, munlock};
 
-use super::SharedMemory;
+use super::GuestMemory;
 
 /// What became of an attempt to pin memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,14 +22,14 @@ pub enum Pinned {
     Sparse,
 }
 
-impl SharedMemory {
-    /// Maps what is there ahead and locks it.
+impl GuestMemory {
+    /// Maps what is there ahead and locks it. Takes a second for a large VM.
     ///
     /// # Errors
     /// What the kernel refused: in practice locking, which takes CAP_IPC_LOCK or a large RLIMIT_MEMLOCK.
     pub fn pin(&self) -> std::io::Result<Pinned> {
         let mut pinned = Pinned::Whole;
-        for region in self.mapped() {
+        for region in self.regions() {
             let (address, len) = (region.host_address() as *mut _, region.len as usize);
             // SAFETY: exactly a mapping of ours, which `region` keeps; neither call changes what is in it, and a fault that
             // either of them meets is returned as an error.
@@ -44,9 +44,9 @@ impl SharedMemory {
         Ok(pinned)
     }
 
-    /// Takes a [`SharedMemory::pin`] back.
+    /// Takes a [`GuestMemory::pin`] back.
     pub fn unpin(&self) {
-        for region in self.mapped() {
+        for region in self.regions() {
             // Memory that was not locked, which is the only refusal there is, needs no unlocking.
             // SAFETY: exactly a mapping of ours, which `region` keeps.
             let _ = unsafe { munlock(region.host_address() as *mut _, region.len as usize) };
@@ -73,7 +73,7 @@ mod tests {
     use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
-    use crate::mem::RegionRequest;
+    use crate::mem::{RegionRequest, SharedMemory};
     use crate::sys::eventfd::EventFd;
 
     const LEN: u64 = 64 * 1024;
@@ -97,14 +97,14 @@ mod tests {
         let file = File::from(memfd_create("pin", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(LEN).unwrap();
         let sparse = shared(&file);
-        assert_eq!(sparse.pin().unwrap(), Pinned::Sparse);
+        assert_eq!(sparse.memory().pin().unwrap(), Pinned::Sparse);
         assert_eq!(file.metadata().unwrap().st_blocks(), 0, "pinning allocated what the VM had not");
         file.write_all_at(&[1; LEN as usize], 0).unwrap();
         let whole = shared(&file);
-        assert_eq!(whole.pin().unwrap(), Pinned::Whole);
-        let address = whole.mapped().next().unwrap().host_address();
+        assert_eq!(whole.memory().pin().unwrap(), Pinned::Whole);
+        let address = whole.memory().regions()[0].host_address();
         assert_eq!(locked(address), LEN / 1024);
-        whole.unpin();
+        whole.memory().unpin();
         assert_eq!(locked(address), 0);
     }
 }

@@ -39,6 +39,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -56,7 +57,7 @@ use crate::verdict::DropReason;
 pub use idle::IdlePolicy;
 use moves::History;
 pub use moves::QueueMove;
-use placement::{Seat, choose};
+use placement::{Seat, choose_together};
 pub use placement::{Service, preview};
 use wake::{Bell, Engagement};
 use worker::Worker;
@@ -200,6 +201,16 @@ pub struct Shards {
     next_number: u32,
 }
 
+/// A port to be served, and how.
+pub struct Wish {
+    /// Its number.
+    pub port: PortIndex,
+    /// Its receive queues.
+    pub queues: Vec<Arc<dyn Receive>>,
+    /// What it asks for.
+    pub service: Service,
+}
+
 /// A queue, and where it is served.
 struct Placed {
     port: PortIndex,
@@ -267,10 +278,28 @@ impl Shards {
     /// # Errors
     /// `high` and no exclusive CPU, or none that is free; then nothing has changed.
     pub fn attach(&self, port: PortIndex, queues: Vec<Arc<dyn Receive>>, service: &Service) -> Result<(), ShardError> {
+        let wish = Wish { port, queues, service: service.clone() };
+        self.attach_together(vec![wish]).into_iter().collect()
+    }
+
+    /// As [`Shards::attach`] for several ports, in this order: those of latency sensitivity `high` come last. Each may have what
+    /// another of them gives up.
+    ///
+    /// # Errors
+    /// For each port, as above.
+    pub fn attach_together(&self, wishes: Vec<Wish>) -> Vec<Result<(), ShardError>> {
         let mut placed = self.placed();
-        let others = |place: &&Placed| place.port != port;
-        let chosen = choose(&self.seats(placed.iter().filter(others)), port, queues.len(), service)?;
-        self.remove(&mut placed, port);
+        let told: Vec<_> = wishes.iter().map(|wish| (wish.port, wish.queues.len(), &wish.service)).collect();
+        let without = |ports: &BTreeSet<PortIndex>| self.seats(placed.iter().filter(|p| !ports.contains(&p.port)));
+        let chosen = choose_together(without, &told);
+        let place = |(wish, chosen): (Wish, Result<_, _>)| chosen.map(|on| self.place(&mut placed, wish, on));
+        wishes.into_iter().zip(chosen).map(place).collect()
+    }
+
+    /// Moves a port's queues to these shards, by place in `self.shards`.
+    fn place(&self, placed: &mut Vec<Placed>, wish: Wish, chosen: Vec<usize>) {
+        let Wish { port, queues, service } = wish;
+        self.remove(placed, port);
         for ((number, queue), at) in (0..).zip(queues).zip(chosen) {
             let shard = &self.shards[at];
             let (service, load) = (service.clone(), Arc::default());
@@ -280,7 +309,6 @@ impl Shards {
             place.rested = u32::MAX;
             placed.push(place);
         }
-        Ok(())
     }
 
     /// Takes a port's receive queues away; returns when no shard uses them any more.

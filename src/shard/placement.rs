@@ -1,4 +1,4 @@
-//! Which shard serves which queue of a port that comes: [`choose`], pure.
+//! Which shard serves which queue of a port that comes: [`choose`], and of several: [`choose_together`]; pure.
 //!
 //! A port of latency sensitivity `high` gets a CPU of `shards.exclusive` that serves nobody else, all others share the
 //! rest. What stays together is the port's *affinity*:
@@ -12,6 +12,7 @@
 //!
 //! Most room means fewest queues: what a port will do is not known when it comes. What it does is the balancer's concern.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::ShardError;
@@ -102,26 +103,54 @@ pub(super) fn choose(
     Ok(chosen)
 }
 
+/// One port that comes or whose service changes, its number of queues, and what it asks for.
+pub(super) type Request<'a> = (PortIndex, usize, &'a Service);
+
+/// As [`choose`] for ports that change together, in this order: each may have what another of them gives up, so that a whole VM
+/// can be given another label. `seats_without` has the shards as they are without these ports. A port that is refused stays
+/// where it is, which may be in the way of others: they are then placed anew around it, so a place is given at most once.
+pub(super) fn choose_together(
+    seats_without: impl Fn(&BTreeSet<PortIndex>) -> Vec<Seat>,
+    wishes: &[Request<'_>],
+) -> Vec<Result<Vec<usize>, ShardError>> {
+    let mut refused: BTreeMap<usize, ShardError> = BTreeMap::new();
+    // Each round but the last refuses somebody.
+    loop {
+        let moving = || wishes.iter().enumerate().filter(|(at, _)| !refused.contains_key(at));
+        let mut seats = seats_without(&moving().map(|(_, (port, ..))| *port).collect());
+        let (mut chosen, mut failed) = (BTreeMap::new(), BTreeMap::new());
+        for (at, &(port, count, service)) in moving() {
+            match choose(&seats, port, count, service) {
+                Ok(on) => {
+                    on.iter().for_each(|&seat| seats[seat].tenants.push(service.tenant(port)));
+                    chosen.insert(at, Ok(on));
+                }
+                Err(error) => {
+                    failed.insert(at, error);
+                }
+            }
+        }
+        if failed.is_empty() {
+            chosen.extend(refused.into_iter().map(|(at, error)| (at, Err(error))));
+            return chosen.into_values().collect();
+        }
+        refused.extend(failed);
+    }
+}
+
 /// Where each of `wishes` (its number of queues, its service) would be served by shards on these CPUs, in the order in which
 /// the control side places ports: those of latency sensitivity `high` last.
 pub fn preview(shared: &[u16], exclusive: &[u16], wishes: &[(usize, Service)]) -> Vec<Result<Vec<u16>, ShardError>> {
     let seat = |exclusive| move |_| Seat { exclusive, ..Seat::default() };
-    let mut seats: Vec<Seat> = shared.iter().map(seat(false)).chain(exclusive.iter().map(seat(true))).collect();
+    let seats: Vec<Seat> = shared.iter().map(seat(false)).chain(exclusive.iter().map(seat(true))).collect();
     let cpus: Vec<u16> = shared.iter().chain(exclusive).copied().collect();
     let mut order: Vec<usize> = (0..wishes.len()).collect();
     order.sort_by_key(|&at| wishes[at].1.latency == LatencySensitivity::High);
-    let mut placed: Vec<(usize, Result<Vec<u16>, ShardError>)> = Vec::new();
-    for at in order {
-        let (count, service) = &wishes[at];
-        let port = PortIndex(at as u16);
-        let chosen = choose(&seats, port, *count, service).map(|chosen| {
-            chosen.iter().for_each(|&seat| seats[seat].tenants.push(service.tenant(port)));
-            chosen.into_iter().map(|seat| cpus[seat]).collect()
-        });
-        placed.push((at, chosen));
-    }
-    placed.sort_by_key(|(at, _)| *at);
-    placed.into_iter().map(|(_, chosen)| chosen).collect()
+    let ordered: Vec<Request<'_>> =
+        order.iter().map(|&at| (PortIndex(at as u16), wishes[at].0, &wishes[at].1)).collect();
+    let chosen = choose_together(|_| seats.clone(), &ordered);
+    let placed: BTreeMap<usize, _> = order.into_iter().zip(chosen).collect();
+    placed.into_values().map(|on| Ok(on?.into_iter().map(|seat| cpus[seat]).collect())).collect()
 }
 
 /// `cpus` exclusive shards that serve nobody, for `count` queues.
@@ -173,6 +202,28 @@ mod tests {
         seats[4].tenants.push(Tenant::Vm("a".into()));
         assert_eq!(choose(&seats, PortIndex(0), 2, &of(LatencySensitivity::High, "a")).unwrap(), [4, 4]);
         assert_eq!(choose(&seats, PortIndex(0), 1, &of(LatencySensitivity::High, "b")).unwrap(), [3]);
+    }
+
+    #[test]
+    fn ports_that_change_together_may_have_what_the_others_give_up() {
+        let high = |affinity, vm| service(LatencySensitivity::High, affinity, Some(vm));
+        let ports = [PortIndex(0), PortIndex(1)];
+        // One exclusive CPU, and both are on it.
+        let both = |gone: &BTreeSet<PortIndex>| {
+            let mut seats = seats(&[0], &[0]);
+            let stay = ports.iter().filter(|port| !gone.contains(port));
+            seats[1].tenants = stay.map(|_| Tenant::Vm("old".into())).collect();
+            seats
+        };
+        let new = high(Affinity::Vm, "new");
+        let on = |wishes: &[Request<'_>]| choose_together(both, wishes).into_iter().map(Result::ok).collect::<Vec<_>>();
+        assert_eq!(on(&[(ports[0], 2, &new), (ports[1], 1, &new)]), [Some(vec![1, 1]), Some(vec![1])]);
+        assert_eq!(on(&[(ports[0], 2, &new)]), [None], "the other one is still there");
+        // One asks for too much and stays, so the other cannot have its place.
+        let wide = high(Affinity::Queue, "new");
+        assert_eq!(on(&[(ports[0], 2, &wide), (ports[1], 1, &new)]), [None, None]);
+        let normal = Service::default();
+        assert_eq!(on(&[(ports[0], 1, &normal), (ports[1], 1, &new)]), [Some(vec![0]), Some(vec![1])]);
     }
 
     #[test]

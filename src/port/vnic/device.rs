@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::vring::{Areas, Vring};
 use crate::ident::MacAddr;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
-use crate::mem::{DirtyLog, Pinned, RegionRequest, SharedMemory};
+use crate::mem::{DirtyLog, GuestMemory, RegionRequest, SharedMemory};
 use crate::port::LinkState;
 use crate::port::rate_limit::{Admission, log_limited};
 
@@ -291,37 +291,23 @@ impl Device {
                 log_limited!(self.nic.log, log::Level::Warn, "{name}: ring {index} stopped: {fault}");
             }
         }
-        self.pin();
     }
 
-    /// Pins memory or lets it go, as the port's latency sensitivity asks for.
-    fn pin(&mut self) {
-        let name = &self.nic.config.name;
-        match (self.nic.pins(), &self.pinned) {
-            (true, None) if self.memory.region_count() > 0 => {
-                let pinned = self.memory.pin();
-                match &pinned {
-                    Ok(Pinned::Whole) => {}
-                    Ok(Pinned::Sparse) => log_limited!(self.nic.log, log::Level::Info, "{name}: {SPARSE}"),
-                    Err(error) => {
-                        log_limited!(
-                            self.nic.log,
-                            log::Level::Warn,
-                            "{name}: cannot lock the VM's memory: {error}; {LOCKING}"
-                        )
-                    }
-                }
-                self.pinned = Some(match pinned {
-                    Ok(Pinned::Whole) => "whole",
-                    Ok(Pinned::Sparse) => "as it comes",
-                    Err(_) => "failed",
-                });
-            }
-            (false, Some(_)) => {
-                self.memory.unpin();
-                self.pinned = None;
-            }
-            _ => {}
+    /// The memory, and whether it is to be pinned, if it is not yet as the port's latency sensitivity asks for.
+    pub(super) fn to_pin(&self) -> Option<(Arc<GuestMemory>, bool)> {
+        let wanted = self.nic.pins();
+        let due = match (wanted, self.pinned) {
+            (true, None) => self.memory.region_count() > 0,
+            (false, Some(_)) => true,
+            _ => false,
+        };
+        due.then(|| (Arc::clone(self.memory.memory()), wanted))
+    }
+
+    /// Takes down what became of pinning `memory`, unless another is shared now.
+    pub(super) fn note_pinned(&mut self, memory: &Arc<GuestMemory>, outcome: Option<&'static str>) {
+        if Arc::ptr_eq(self.memory.memory(), memory) {
+            self.pinned = outcome;
         }
     }
 
@@ -356,7 +342,7 @@ impl Device {
 
     /// What the front end shares now.
     #[cfg(test)]
-    pub(super) fn memory(&self) -> Arc<crate::mem::GuestMemory> {
+    pub(super) fn memory(&self) -> Arc<GuestMemory> {
         Arc::clone(self.memory.memory())
     }
 
@@ -381,11 +367,6 @@ impl Device {
 
 /// Guest TX of the first pair: what the switch receives from, and so where announcements come in.
 const FIRST_TRANSMIT_RING: usize = 1;
-
-const SPARSE: &str =
-    "the VM's memory is not all there yet, so it is locked page by page; prealloc=on or huge pages have it there";
-
-const LOCKING: &str = "give linecardd CAP_IPC_LOCK or LimitMEMLOCK=infinity";
 
 const MEMORY_FAILED: &str =
     "the VM's memory file shrank while it was shared; the VM has to share its memory anew, a restart of it does that";

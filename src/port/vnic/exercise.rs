@@ -84,7 +84,7 @@ pub fn exercise(bytes: &[u8]) -> (String, LinkState) {
     (end.to_string(), link)
 }
 
-fn config() -> VnicConfig {
+pub(super) fn config() -> VnicConfig {
     VnicConfig {
         name: "fuzz".parse().unwrap(),
         socket: "/nowhere".into(),

@@ -23,7 +23,7 @@ use super::refusal::Refusal;
 use super::vring::Areas;
 use crate::ident::MacAddr;
 use crate::limits::{MEMORY_REGIONS, QUEUE_PAIRS};
-use crate::mem::RegionRequest;
+use crate::mem::{Pinned, RegionRequest};
 use crate::port::rate_limit::log_limited;
 
 /// One connection's device, as the crate's message loop wants it.
@@ -39,9 +39,34 @@ impl Handler {
         Self { device: Mutex::new(Device::new(Arc::clone(&nic))), nic, refused: Mutex::new(false) }
     }
 
-    /// The device. Held for the time of one message; nothing that is done under it waits for the front end.
+    /// The device. Held for the time of one message; nothing that is done under it waits for the front end, or for memory.
     pub(super) fn device(&self) -> MutexGuard<'_, Device> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pins memory or lets it go, as the port's latency sensitivity asks for. A large VM's takes a second, in which everybody
+    /// who asks how the port is would wait for the device: it is not held meanwhile. Only for the thread that handles the
+    /// messages, so that no message is acknowledged while memory that it took away is still mapped here.
+    pub(super) fn pin(&self) {
+        let Some((memory, wanted)) = self.device().to_pin() else { return };
+        let name = &self.nic.config.name;
+        let outcome = match wanted.then(|| memory.pin()) {
+            None => {
+                memory.unpin();
+                None
+            }
+            Some(Ok(Pinned::Whole)) => Some("whole"),
+            Some(Ok(Pinned::Sparse)) => {
+                log_limited!(self.nic.log, log::Level::Info, "{name}: {SPARSE}");
+                Some("as it comes")
+            }
+            Some(Err(error)) => {
+                let level = log::Level::Warn;
+                log_limited!(self.nic.log, level, "{name}: cannot lock the VM's memory: {error}; {LOCKING}");
+                Some("failed")
+            }
+        };
+        self.device().note_pinned(&memory, outcome);
     }
 
     /// Whether the last message was refused; forgets it.
@@ -262,5 +287,47 @@ fn region_request(region: &VhostUserMemoryRegion) -> RegionRequest {
         user: region.user_addr,
         len: region.memory_size,
         offset: region.mmap_offset,
+    }
+}
+
+const SPARSE: &str =
+    "the VM's memory is not all there yet, so it is locked page by page; prealloc=on or huge pages have it there";
+
+const LOCKING: &str = "give linecardd CAP_IPC_LOCK or LimitMEMLOCK=infinity";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::ident::LatencySensitivity;
+
+    const LEN: u64 = 64 * 1024;
+
+    #[test]
+    fn memory_is_pinned_after_its_message_and_what_is_replaced_meanwhile_does_not_count() {
+        let nic = Arc::new(Nic::new(super::super::exercise::config()).unwrap());
+        let handler = Handler::new(Arc::clone(&nic));
+        let share = |guest| {
+            let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+            file.set_len(LEN).unwrap();
+            handler.set_mem_table(&[VhostUserMemoryRegion::new(guest, LEN, guest, 0)], vec![file], None).unwrap();
+        };
+        let pinned = || handler.device().report()["memory"]["pinned"].clone();
+        nic.set_latency(LatencySensitivity::High);
+        assert!(handler.device().to_pin().is_none(), "there is no memory yet");
+        share(0);
+        let (memory, wanted) = handler.device().to_pin().unwrap();
+        assert_eq!((wanted, pinned()), (true, Value::Null));
+        share(LEN);
+        handler.device().note_pinned(&memory, Some("whole"));
+        assert_eq!(pinned(), Value::Null);
+        handler.pin();
+        assert!(pinned().is_string() && handler.device().to_pin().is_none());
+        nic.set_latency(LatencySensitivity::Normal);
+        handler.pin();
+        assert_eq!(pinned(), Value::Null);
     }
 }

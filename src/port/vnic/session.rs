@@ -114,6 +114,7 @@ impl<'a> Session<'a> {
                     if let Some(end) = self.message(&header)? {
                         return Ok(end);
                     }
+                    self.handler.pin();
                     continue;
                 }
                 Arrival::Crowded(header) => return Ok(End::crowded(&header)),
@@ -150,6 +151,7 @@ impl<'a> Session<'a> {
         if fds[1].revents().contains(PollFlags::IN) {
             attention.drain();
             self.handler.device().attend();
+            self.handler.pin();
         }
         let gone = fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP);
         // The rest may have come together with the end of the stream.
