@@ -214,6 +214,32 @@ fn a_vm_with_the_only_exclusive_cpu_can_be_renamed_while_it_talks() {
 }
 
 #[test]
+fn everything_but_shards_leaves_a_cpu_that_becomes_exclusive() {
+    let daemon = Daemon::start(|dir| pair(dir, ["normal"; 2]));
+    let _nics = nics(&daemon);
+    let pid = daemon.linecard(&["status"]).unwrap()["pid"].clone();
+    // The names of those that may run on CPU 1.
+    let on_it = || -> Vec<String> {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let status = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).ok());
+        let value = |status: &str, key: &str| {
+            status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_string()
+        };
+        // The mask's lowest 32 CPUs come last.
+        let low = |mask: &str| u32::from_str_radix(mask.rsplit(',').next().unwrap(), 16).unwrap();
+        status
+            .filter(|status| low(&value(status, "Cpus_allowed:")) & 0b10 != 0)
+            .map(|status| value(&status, "Name:"))
+            .collect()
+    };
+    assert!(on_it().len() > 1);
+    let exclusive = pair(daemon.dir(), ["normal"; 2]).replace("cpus: \"0\"", "cpus: \"0\", exclusive: \"1\"");
+    std::fs::write(daemon.dir().join("linecard.yaml"), exclusive).unwrap();
+    daemon.linecard(&["apply"]).unwrap();
+    assert_eq!(on_it(), ["shard-1"]);
+}
+
+#[test]
 fn shards_come_and_go_while_guests_talk() {
     let on = |dir: &Path, cpus: &str| pair(dir, ["normal"; 2]).replace("cpus: \"0\"", &format!("cpus: \"{cpus}\""));
     let daemon = Daemon::start(|dir| on(dir, "0"));
