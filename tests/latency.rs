@@ -184,16 +184,21 @@ fn ports_become_high_and_cease_to_be_while_guests_talk() {
     assert_uninterrupted(&daemon);
 }
 
-/// Ports `a` and `b` at `high`, of these VMs; CPU 1 is exclusive.
+/// Ports `a` and `b` at `high`, of these VMs; the spare CPU is exclusive.
 fn of_vms(dir: &Path, vms: [&str; 2]) -> String {
     let more = |vm| format!(", latency-sensitivity: high, affinity: vm, labels: {{ vm: {vm} }}");
     let ports = [("a", vms[0]), ("b", vms[1])].map(|(name, vm)| port_with(dir, name, "lan", "server", &more(vm)));
-    let head = preamble(dir).replace("cpus: \"0\"", "cpus: \"0\", exclusive: \"1\"");
+    let exclusive = spare_cpu().map(|cpu| format!(", exclusive: \"{cpu}\"")).unwrap_or_default();
+    let head = preamble_with(dir, &exclusive);
     format!("{head}networks: {{ lan: {{}} }}\nports:\n{}", ports.concat())
 }
 
 #[test]
 fn a_vm_with_the_only_exclusive_cpu_can_be_renamed_while_it_talks() {
+    let Some(spare) = spare_cpu() else {
+        eprintln!("this process may use one CPU only: that ports which change together make room was not tested");
+        return;
+    };
     let daemon = Daemon::start(|dir| of_vms(dir, ["old"; 2]));
     let [mut a, mut b] = nics(&daemon);
     let apply = |vms| {
@@ -208,9 +213,40 @@ fn a_vm_with_the_only_exclusive_cpu_can_be_renamed_while_it_talks() {
     assert_eq!(apply(["other"; 2]).unwrap()["obstacles"], serde_json::json!({}));
     for port in ["a", "b"] {
         let port = daemon.port(port);
-        assert_eq!((&port.0["cpus"], &port.0["detail"]["connections"]), (&serde_json::json!([1]), &1.into()));
+        assert_eq!((&port.0["cpus"], &port.0["detail"]["connections"]), (&serde_json::json!([spare]), &1.into()));
         assert!(port.reason().is_none() && port.is_conserved());
     }
+}
+
+#[test]
+fn everything_but_shards_leaves_a_cpu_that_becomes_exclusive() {
+    let Some(spare) = spare_cpu() else {
+        eprintln!("this process may use one CPU only: that control threads leave exclusive ones was not tested");
+        return;
+    };
+    let daemon = Daemon::start(|dir| pair(dir, ["normal"; 2]));
+    let _nics = nics(&daemon);
+    let pid = daemon.linecard(&["status"]).unwrap()["pid"].clone();
+    // The names of those that may run there.
+    let on_it = || -> Vec<String> {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let status = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).ok());
+        let value = |status: &str, key: &str| {
+            status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_string()
+        };
+        // Words of 32 CPUs, the lowest last.
+        let word = |mask: &str| u32::from_str_radix(mask.rsplit(',').nth(spare / 32).unwrap(), 16).unwrap();
+        status
+            .filter(|status| word(&value(status, "Cpus_allowed:")) >> (spare % 32) & 1 == 1)
+            .map(|status| value(&status, "Name:"))
+            .collect()
+    };
+    assert!(on_it().len() > 1);
+    let shared = pair(daemon.dir(), ["normal"; 2]);
+    let exclusive = shared.replace("idle: adaptive", &format!("idle: adaptive, exclusive: \"{spare}\""));
+    std::fs::write(daemon.dir().join("linecard.yaml"), exclusive).unwrap();
+    daemon.linecard(&["apply"]).unwrap();
+    assert_eq!(on_it(), [format!("shard-{spare}")]);
 }
 
 #[test]

@@ -300,6 +300,9 @@ impl Controller {
         let choice = Choice::of(&plan.shards, &self.host)?;
         // New shards are there before the ports that need them; old ones go after the ports that can do without them.
         state.runtime.grow_shards(&choice)?;
+        if state.plan.shards != plan.shards {
+            self.host.keep_off(&choice.shared, &choice.exclusive);
+        }
         let adopted: Vec<_> =
             state.store.ports().keys().filter(|name| plan.ports.contains_key(*name)).cloned().collect();
         for name in adopted {

@@ -4,8 +4,8 @@
 //! Configuration, state directory, shards, sockets, and only then ports: a second daemon on the same sockets ends before
 //! it has touched a port of the first. A port that cannot be had does not keep the daemon from starting.
 //!
-//! Everything here runs on tokio's two threads and those that it lends for blocking; none of them runs on a CPU that
-//! a shard had at the start as long as there is another, nor on one that was exclusive then.
+//! Everything here runs on tokio's two threads and those that it lends for blocking; none of them runs on a shard's CPU
+//! as long as there is another, nor ever on an exclusive one.
 
 mod logging;
 mod service;
@@ -122,8 +122,7 @@ fn read(file: &Path) -> Result<Plan, DaemonError> {
     config::check(&file.display().to_string(), &text).map_err(DaemonError::Config)
 }
 
-/// Starts the shards and keeps the calling thread, and all that it starts from now on, off their CPUs, or at least off
-/// exclusive ones. Also says why each
+/// Starts the shards and keeps all other threads off their CPUs, or at least off exclusive ones. Also says why each
 /// CPU was taken that nobody chose.
 fn start_shards(plan: &ShardsPlan, clock: Clock) -> Result<(Shards, Cpus, BTreeMap<u16, String>), DaemonError> {
     let host = Cpus::of_this_host()?;

@@ -17,6 +17,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use rustix::process::Pid;
+
+use crate::shard;
+
 /// What could not be learned about the CPUs, or cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {
@@ -155,13 +159,21 @@ impl Cpus {
             .or(free().next().map(|cpu| (cpu, "what there is")))
     }
 
-    /// Keeps the calling thread, and those that it starts later, off the CPUs of shards; see [`Cpus::beside`].
+    /// Keeps all threads of this process but shards, and those that they start later, off the CPUs of shards; see
+    /// [`Cpus::beside`].
     pub fn keep_off(&self, shared: &[u16], exclusive: &[u16]) {
         let mut rest = rustix::thread::CpuSet::new();
         self.beside(shared, exclusive).into_iter().for_each(|cpu| rest.set(usize::from(cpu)));
-        if rest.count() > 0 {
-            // Only a courtesy to the shards: what the kernel refuses is left as it is.
-            let _ = rustix::thread::sched_setaffinity(None, &rest);
+        if rest.count() == 0 {
+            return;
+        }
+        // Only a courtesy to the shards: what the kernel refuses, and what starts meanwhile, is left as it is.
+        for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+            let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+            let number = thread.file_name().to_str().and_then(|number| Pid::from_raw(number.parse().ok()?));
+            if let Some(number) = number.filter(|_| !name.starts_with(shard::THREAD_NAME)) {
+                let _ = rustix::thread::sched_setaffinity(Some(number), &rest);
+            }
         }
     }
 

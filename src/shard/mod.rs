@@ -62,6 +62,9 @@ pub use placement::{Service, preview};
 use wake::{Bell, Engagement};
 use worker::Worker;
 
+/// What the names of shards' threads begin with; the CPU follows.
+pub const THREAD_NAME: &str = "shard-";
+
 /// Why the shards could not be started or a port not be placed on one.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
@@ -420,7 +423,7 @@ impl Shard {
         let bell = Arc::new(Bell::new().map_err(failed("epoll and eventfd"))?);
         let worker = Worker::new(&bell, &shared, tables, policy.idle, clock);
         let (started, start) = std::sync::mpsc::channel();
-        let name = format!("shard-{cpu}");
+        let name = format!("{THREAD_NAME}{cpu}");
         let run = move || {
             crate::sys::doorbell::enroll();
             let pinned = crate::sys::cpu::pin_to(cpu).map_err(|source| ("pin its thread", source));
