@@ -1,7 +1,7 @@
 //! Offloads (virtio 1.3, 5.1.6.2): what a sender may leave to the switch, and what the switch does for a receiver.
 //!
 //! A guest may send a frame whose checksum is not complete, or 64 KiB of TCP or UDP payload behind one set of headers.
-//! [`admit`] checks what its virtio-net header says, against the frame and against what was negotiated, and adds the frame
+//! [`admit()`] checks what its virtio-net header says, against the frame and against what was negotiated, and adds the frame
 //! to the batch with a header that is true and the [`crate::frame::Needs`] that a receiver must meet. A receiver that meets
 //! them gets the frame as it is, with no more work than any other frame. For one that does not, [`Rewrite`] makes complete
 //! frames of it while it is copied. Who gets what is decided per receiver, so a flood costs only those what they lack.
