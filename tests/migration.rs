@@ -110,6 +110,8 @@ fn every_page_that_the_switch_writes_is_marked() {
         NicConfig { rx_buffer: 300, ..linux.clone() },
         NicConfig { rx_shape: Shape::Pieces(700), ..linux.clone() },
         NicConfig { rx_shape: Shape::HeaderApart, features: LINUX & !feature::MRG_RXBUF, ..linux.clone() },
+        // A guest that does not merge posts buffers of 64 KiB, of which a frame touches a page or two.
+        NicConfig { features: LINUX & !feature::MRG_RXBUF, rx_buffer: 65_562, size: 32, ..linux.clone() },
         NicConfig { indirect: true, rx_shape: Shape::Pieces(1000), ..linux.clone() },
         NicConfig { features: LINUX & !feature::EVENT_IDX, size: 1024, ..linux.clone() },
         NicConfig { features: feature::ANY_LAYOUT, ..linux.clone() },

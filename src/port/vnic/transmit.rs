@@ -161,7 +161,6 @@ fn deliver_to<R: DeviceRing>(
     outcome: &mut Outcome,
 ) -> Result<(), RingFault> {
     let filled = fill(ring, &mut buffers, form, batch, picks, outcome);
-    buffers.log_written();
     ring.give_back(buffers.rest());
     filled
 }
@@ -244,7 +243,8 @@ fn fill<R: DeviceRing>(
     Ok(())
 }
 
-/// Writes frames as long as each fits the one piece of the next chain, as nearly all do; returns how many those were.
+/// Writes frames as long as each fits the one piece of the next chain, as nearly all do; returns how many those were. None
+/// while the guest is being migrated: that what is written has to be noted is asked once per batch, here.
 #[inline]
 fn fill_plain<R: DeviceRing>(
     ring: &mut R,
@@ -254,7 +254,7 @@ fn fill_plain<R: DeviceRing>(
     picks: &[u8],
     outcome: &mut Outcome,
 ) -> usize {
-    if form.header != VNET_HEADER_BYTES {
+    if form.header != VNET_HEADER_BYTES || buffers.log.is_some() {
         return 0;
     }
     let (mut filled, mut delivered) = (0, 0u64);
@@ -308,7 +308,6 @@ impl<'m> Buffers<'m> {
     /// Puts back what is left and takes up to `limit` chains anew; none once the batch's budget for walking long chains is
     /// spent. A guest may post chains of thousands of descriptors that hold one frame, and somebody else's frames pay.
     fn refill<R: DeviceRing>(&mut self, ring: &mut R, limit: usize) -> Result<(), RingFault> {
-        self.log_written();
         ring.give_back(self.rest());
         self.chains.clear();
         self.next = 0;
@@ -318,18 +317,6 @@ impl<'m> Buffers<'m> {
         let gathered = ring.gather::<Writable>(self.memory, limit, &mut self.chains);
         self.steps += ring.steps();
         gathered.map(|_| ())
-    }
-
-    /// Notes that the chains used so far were written, if the guest is being migrated: once per batch, so that nobody else
-    /// pays for it per frame. A chain of one piece is noted whole; longer ones note what was written themselves.
-    #[inline]
-    fn log_written(&self) {
-        let Some(log) = self.log else { return };
-        for chain in &self.chains.list()[..self.next] {
-            if self.chains.single(chain).is_some() {
-                log.mark_pieces(self.memory, self.chains.pieces(chain), chain.bytes as usize);
-            }
-        }
     }
 
     /// How many of the next `most` chains hold `bytes` together.
@@ -352,7 +339,8 @@ impl<'m> Buffers<'m> {
         self.used(count, len, |chain, written| ring.complete(chain, written));
     }
 
-    /// Hands out the next `count` chains, over which `len` bytes were written, each with its share of them.
+    /// Hands out the next `count` chains, over which `len` bytes were written, each with its share of them, which the dirty
+    /// log is told if the guest is being migrated.
     fn used(&mut self, count: usize, len: usize, mut each: impl FnMut(&Chain, u32)) {
         let chains = &self.chains;
         let mut left = len;
@@ -360,7 +348,7 @@ impl<'m> Buffers<'m> {
             let written = if chain.overlong { 0 } else { left.min(chain.bytes as usize) };
             left -= written;
             each(chain, written as u32);
-            if let Some(log) = self.log.filter(|_| chains.single(chain).is_none()) {
+            if let Some(log) = self.log {
                 log.mark_pieces(self.memory, chains.pieces(chain), written);
             }
         }

@@ -111,7 +111,6 @@ fn write_all<R: DeviceRing>(
 
 /// Gives the ring back all chains at hand and all that are held, as if none had been taken.
 fn give_back<R: DeviceRing>(ring: &mut R, buffers: &mut Buffers<'_>, held: &Held) {
-    buffers.log_written();
     ring.give_back(buffers.rest());
     buffers.chains.clear();
     buffers.next = 0;
