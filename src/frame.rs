@@ -128,8 +128,10 @@ impl Needs {
     pub const USO6: Self = Self(1 << 5);
     /// It is unusual, and better completed by this switch than left to any receiver. No receiver has it.
     pub const ENGINE: Self = Self(1 << 6);
+    /// It was made of several by this switch, which happens while it is delivered: no frame of a batch has it.
+    pub const MERGED: Self = Self(1 << 7);
     /// All that a receiver can have.
-    pub const ALL: Self = Self(0x3f);
+    pub const ALL: Self = Self(0xbf);
     /// Those of a frame that is several.
     const GSO: Self = Self(Self::TSO4.0 | Self::TSO6.0 | Self::USO4.0 | Self::USO6.0);
 
@@ -174,9 +176,9 @@ impl Needs {
         self.0
     }
 
-    /// The set of that number; what no set has is left out.
+    /// The set of that number.
     pub const fn from_bits(bits: u8) -> Self {
-        Self(bits & (Self::ALL.0 | Self::ENGINE.0))
+        Self(bits)
     }
 }
 
@@ -467,7 +469,7 @@ mod tests {
         assert!(!Needs::ENGINE.met_by(Needs::ALL) && both.met_by(Needs::ALL));
         assert!(both.is_gso() && !Needs::CSUM.and(Needs::ECN).is_gso());
         assert_eq!((both.within(receiver), Needs::ECN.when(false)), (Needs::CSUM, Needs::NONE));
-        assert_eq!((Needs::from_bits(both.bits()), Needs::from_bits(0x80)), (both, Needs::NONE));
+        assert_eq!(Needs::from_bits(both.bits()), both);
     }
 
     #[test]

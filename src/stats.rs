@@ -81,6 +81,8 @@ pub struct PortCounters {
     pub tx_segmented: Counter,
     /// Frames given to the port with a checksum that was completed for it.
     pub tx_completed: Counter,
+    /// Frames given to the port as parts of larger ones.
+    pub tx_merged: Counter,
     /// Copies that were meant for the port and did not reach it, by reason.
     pub tx_dropped: DropCounters,
 }
@@ -89,7 +91,8 @@ impl PortCounters {
     /// Starts again at zero, for another port with the same number. Only while no shard counts for it.
     pub fn clear(&self) {
         let rx = [&self.rx_frames, &self.rx_bytes, &self.rx_delivered, &self.rx_gso, &self.mtu_exceeded_bytes];
-        let tx = [&self.tx_frames, &self.tx_bytes, &self.tx_gso, &self.tx_segmented, &self.tx_completed];
+        let tx =
+            [&self.tx_frames, &self.tx_bytes, &self.tx_gso, &self.tx_segmented, &self.tx_completed, &self.tx_merged];
         for counter in rx.into_iter().chain(tx) {
             counter.clear();
         }

@@ -1,5 +1,5 @@
 //! Nothing is allocated on a shard while it moves frames: not for unicast, floods, merged or scattered buffers, several
-//! queue pairs, drops, or the way to rest and back.
+//! queue pairs, large frames that are cut or segments that are merged, drops, or the way to rest and back.
 //!
 //! The daemon runs in this process, under an allocator that counts what threads named after shards ask for. One test and
 //! no more, because both are the process's own.
@@ -18,8 +18,9 @@ use frontend::daemon::{port, preamble};
 use frontend::driver::Shape;
 use frontend::eventually;
 use frontend::frame::{BROADCAST, frame};
+use frontend::large::{KINDS, SEGMENT};
 use frontend::nic::{LINUX, Nic, NicConfig, exchange, meet};
-use frontend::session::feature;
+use frontend::session::feature::{self, GUEST_OFFLOADS, HOST_OFFLOADS};
 
 /// What shards have asked for.
 static ON_SHARDS: AtomicU64 = AtomicU64::new(0);
@@ -64,6 +65,7 @@ fn traffic(nics: &mut [Nic]) {
         exchange(&mut first[0], &mut rest[other - 1], 100);
     }
     let from = nics[0].mac;
+    large_frames(nics);
     for at in 0..20 {
         nics[0].send(&frame(BROADCAST, from, 60 + at as usize, at));
         // To a station that nobody knows, and from an address that none has.
@@ -73,6 +75,28 @@ fn traffic(nics: &mut [Nic]) {
     nics[0].drain();
     for nic in &mut nics[1..] {
         assert_eq!(nic.receive(40).len(), 40, "the broadcasts, and what nobody is known for");
+    }
+}
+
+/// Large frames to a guest that takes none, and segments to one that would rather have large frames.
+fn large_frames(nics: &mut [Nic]) {
+    for (at, other) in [(0, 2), (1, 1)] {
+        let kind = KINDS[at];
+        let (to, from) = (nics[other].mac, nics[0].mac);
+        let mut frames = kind.segments(to, from, 9 * SEGMENT, 1, false);
+        if other == 2 {
+            frames = vec![kind.make(to, from, 9 * SEGMENT, 1)];
+        }
+        for (header, bytes) in &frames {
+            assert!(nics[0].pairs[0].tx.queue_bytes(header, bytes), "the ring holds them");
+        }
+        nics[0].pairs[0].tx.queue.publish();
+        nics[0].drain();
+        let mut payload = 0;
+        while payload < 9 * SEGMENT {
+            let got = nics[other].receive(1);
+            payload += got.iter().map(|(_, received)| received.frame.len() - kind.headers()).sum::<usize>();
+        }
     }
 }
 
@@ -90,8 +114,8 @@ fn a_shard_that_moves_frames_allocates_nothing() {
     eventually("the daemon listens", || socket("d").exists().then_some(()));
     let linux = NicConfig::default();
     let configs = [
-        linux.clone(),
-        NicConfig { rx_buffer: 300, ..linux.clone() },
+        NicConfig { features: LINUX | HOST_OFFLOADS, tx_buffer: 16_384, ..linux.clone() },
+        NicConfig { features: LINUX | GUEST_OFFLOADS, rx_buffer: 300, ..linux.clone() },
         NicConfig { rx_shape: Shape::Pieces(700), features: LINUX & !feature::MRG_RXBUF, ..linux.clone() },
         NicConfig { pairs: 4, enabled_pairs: 4, indirect: true, shape: Shape::Pieces(90), ..linux },
     ];

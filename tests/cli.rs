@@ -114,7 +114,7 @@ fn lists_are_tables_for_people_and_data_for_programs() {
     let shown = daemon.prints("port show b");
     let facts: Vec<_> = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     let cpu = &daemon.json("shard list")[0]["cpu"];
-    for fact in ["affinity vnic", &format!("CPU {cpu}"), "offloads csum tso ecn"] {
+    for fact in ["affinity vnic", &format!("CPU {cpu}"), "offloads csum tso ecn gro"] {
         assert!(facts.iter().any(|line| line == fact), "{fact} in {shown}");
     }
     assert_eq!(daemon.prints("drops"), "nothing was dropped\n");

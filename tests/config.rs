@@ -99,7 +99,7 @@ fn defaults_are_filled_in() {
             "latency-sensitivity": "normal",
             "affinity": "auto",
             "macs": 4096,
-            "offloads": { "csum": true, "tso": true, "ecn": true, "uso": true },
+            "offloads": { "csum": true, "tso": true, "ecn": true, "uso": true, "gro": true },
             "compat": "2026.11",
         } },
     });
@@ -138,7 +138,11 @@ fn own_keys_win_over_profiles_and_later_profiles_over_earlier_ones() {
     assert_eq!(port.mtu, Some(1500), "its profile's own");
     assert_eq!(port.latency, LatencySensitivity::High, "through two generations");
     assert_eq!(port.macs, 7);
-    assert_eq!(port.offloads, Offloads { csum: true, tso: false, ecn: true, uso: false }, "switch by switch");
+    assert_eq!(
+        port.offloads,
+        Offloads { csum: true, tso: false, ecn: true, uso: false, gro: true },
+        "switch by switch"
+    );
     assert_eq!((port.compat, plan.ports["c"].compat), (Compat::V2026_11NoOffload, Compat::V2026_11));
     let labels: Vec<_> = port.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     assert_eq!(labels, [("a", "base"), ("b", "base"), ("c", "u")], "`base` comes after `fast` in `both`");

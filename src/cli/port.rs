@@ -60,9 +60,10 @@ fn facts(port: &PortReport) -> Vec<(String, String)> {
     facts
 }
 
-/// The offloads that a far end is left with: there is none without `csum`, and no `ecn` without `tso`.
-fn left(Offloads { csum, tso, ecn, uso }: Offloads<bool>) -> String {
-    let switches = [("csum", csum), ("tso", csum && tso), ("ecn", csum && tso && ecn), ("uso", csum && uso)];
+/// The offloads that a far end is left with: there is none without `csum`, and no `ecn` or `gro` without `tso`.
+fn left(Offloads { csum, tso, ecn, uso, gro }: Offloads<bool>) -> String {
+    let tcp = csum && tso;
+    let switches = [("csum", csum), ("tso", tso), ("ecn", tcp && ecn), ("uso", csum && uso), ("gro", tcp && gro)];
     let on: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
     if on.is_empty() { "none".into() } else { on.join(" ") }
 }
@@ -99,6 +100,9 @@ fn offloads(counters: &CounterReport) -> String {
     if counters.rx_gso + counters.tx_gso + counters.tx_segmented > 0 {
         let [from, whole, cut] = [counters.rx_gso, counters.tx_gso, counters.tx_segmented].map(exact);
         text += &format!("large frames: {from} from it, {whole} to it whole, {cut} to it as segments\n");
+    }
+    if counters.tx_merged > 0 {
+        text += &format!("segments merged into large frames for it: {}\n", exact(counters.tx_merged));
     }
     if counters.tx_completed > 0 {
         text += &format!("checksums completed for it: {}\n", exact(counters.tx_completed));

@@ -189,6 +189,8 @@ pub struct Offloads<T: Default> {
     pub ecn: T,
     /// Segmentation of UDP.
     pub uso: T,
+    /// Generic receive offload: TCP segments that came one by one are given as one frame.
+    pub gro: T,
 }
 
 impl Offloads<Option<bool>> {
@@ -204,6 +206,7 @@ impl Offloads<Option<bool>> {
             tso: self.tso.or(below.tso),
             ecn: self.ecn.or(below.ecn),
             uso: self.uso.or(below.uso),
+            gro: self.gro.or(below.gro),
         }
     }
 
@@ -211,7 +214,8 @@ impl Offloads<Option<bool>> {
     pub(super) fn contradiction(&self) -> Option<[&'static str; 2]> {
         let (csum, tso) = (("csum", self.csum), ("tso", self.tso));
         let (ecn, uso) = (("ecn", self.ecn), ("uso", self.uso));
-        let pairs = [(tso, csum), (ecn, csum), (uso, csum), (ecn, tso)];
+        let gro = ("gro", self.gro);
+        let pairs = [(tso, csum), (ecn, csum), (uso, csum), (gro, csum), (ecn, tso), (gro, tso)];
         let clash = pairs.iter().find(|((_, on), (_, without))| *on == Some(true) && *without == Some(false));
         clash.map(|((on, _), (without, _))| [*on, *without])
     }
@@ -219,7 +223,7 @@ impl Offloads<Option<bool>> {
     /// These switches, and on where they say nothing.
     pub(super) fn or_on(self) -> Offloads<bool> {
         let on = |switch: Option<bool>| switch.unwrap_or(true);
-        Offloads { csum: on(self.csum), tso: on(self.tso), ecn: on(self.ecn), uso: on(self.uso) }
+        Offloads { csum: on(self.csum), tso: on(self.tso), ecn: on(self.ecn), uso: on(self.uso), gro: on(self.gro) }
     }
 }
 

@@ -272,6 +272,7 @@ impl State {
             tx_gso: totals.tx_gso,
             tx_segmented: totals.tx_segmented,
             tx_completed: totals.tx_completed,
+            tx_merged: totals.tx_merged,
             tx_dropped: totals.tx_dropped.iter().sum(),
             drops: by_reason(&totals.rx_dropped),
             tx_drops: by_reason(&totals.tx_dropped),

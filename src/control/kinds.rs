@@ -69,8 +69,8 @@ impl Kinds {
 
 /// What the far end of a port is left with, as the data path has it: all offloads stand on the checksum.
 pub(super) fn offloads(plan: &PortPlan) -> Needs {
-    let Offloads { csum, tso, ecn, uso } = plan.offloads;
-    let tcp = Needs::TSO4.and(Needs::TSO6).when(tso).and(Needs::ECN.when(tso && ecn));
+    let Offloads { csum, tso, ecn, uso, gro } = plan.offloads;
+    let tcp = Needs::TSO4.and(Needs::TSO6).and(Needs::ECN.when(ecn)).and(Needs::MERGED.when(gro)).when(tso);
     Needs::CSUM.and(tcp).and(Needs::USO4.and(Needs::USO6).when(uso)).when(csum)
 }
 

@@ -174,6 +174,9 @@ pub struct CounterReport {
     /// Frames given to the port with a checksum that was completed for it.
     #[serde(default)]
     pub tx_completed: u64,
+    /// Frames given to the port as parts of larger ones.
+    #[serde(default)]
+    pub tx_merged: u64,
     /// Copies that were meant for the port and did not reach it.
     pub tx_dropped: u64,
     /// `rx_dropped` by reason; reasons that did not occur are left out.

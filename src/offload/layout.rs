@@ -7,7 +7,7 @@ use crate::wire::virtio_net::{self, VnetHeader};
 
 /// TCP's header (RFC 9293, 3.1): its data offset, where its flags and its checksum are.
 pub(super) const TCP_SEQUENCE: usize = 4;
-const TCP_DATA_OFFSET: usize = 12;
+pub(super) const TCP_DATA_OFFSET: usize = 12;
 pub(super) const TCP_FLAGS: usize = 13;
 pub(super) const TCP_CHECKSUM: usize = 16;
 pub(super) const TCP_BYTES: usize = 20;

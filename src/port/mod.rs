@@ -112,6 +112,8 @@ pub struct Outcome {
     pub segmented: u32,
     /// Frames delivered with a checksum that the far end could not complete.
     pub completed: u32,
+    /// Frames delivered as parts of larger ones, because the far end takes such.
+    pub merged: u32,
     /// When the first notification is due that was held back; nothing if none was.
     pub held: Option<u64>,
 }
@@ -124,6 +126,7 @@ impl Outcome {
             reasons: [DropReason::NoDestination; BATCH_FRAMES],
             segmented: 0,
             completed: 0,
+            merged: 0,
             held: None,
         }
     }

@@ -133,6 +133,7 @@ pub struct PortTotals {
     pub tx_gso: u64,
     pub tx_segmented: u64,
     pub tx_completed: u64,
+    pub tx_merged: u64,
     pub tx_dropped: [u64; DropReason::COUNT],
 }
 
@@ -492,6 +493,7 @@ impl Default for PortTotals {
             tx_gso: 0,
             tx_segmented: 0,
             tx_completed: 0,
+            tx_merged: 0,
             tx_dropped: none,
         }
     }
@@ -510,6 +512,7 @@ impl PortTotals {
         self.tx_gso += counters.tx_gso.get();
         self.tx_segmented += counters.tx_segmented.get();
         self.tx_completed += counters.tx_completed.get();
+        self.tx_merged += counters.tx_merged.get();
         for &reason in DropReason::ALL {
             self.rx_dropped[reason.index()] += counters.rx_dropped.get(reason);
             self.tx_dropped[reason.index()] += counters.tx_dropped.get(reason);

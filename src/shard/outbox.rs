@@ -261,13 +261,13 @@ fn transmit(
     }
     counters.tx_frames.add(u64::from(outcome.delivered.count_ones()));
     counters.tx_bytes.add(bytes);
-    if batch.gso_frames() > 0 || outcome.completed > 0 {
+    if batch.gso_frames() | outcome.completed | outcome.merged > 0 {
         count_offloads(batch, picks, outcome, counters);
     }
     outcome.delivered
 }
 
-/// Counts what became of frames that were to be segmented or completed.
+/// Counts what became of frames that were to be segmented or completed, and how many were merged.
 #[cold]
 fn count_offloads(batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, counters: &PortCounters) {
     let is_whole =
@@ -277,6 +277,7 @@ fn count_offloads(batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, counte
     counters.tx_gso.add(gso - u64::from(segmented).min(gso));
     counters.tx_segmented.add(segmented.into());
     counters.tx_completed.add(completed.into());
+    counters.tx_merged.add(std::mem::take(&mut outcome.merged).into());
 }
 
 /// Keeps the length of the largest frame that was dropped for the port's MTU: what the MTU would have to be.

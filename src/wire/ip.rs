@@ -4,19 +4,23 @@
 //! of them. Bytes that end too early are told apart from headers that cannot be, so that a caller who has only the first
 //! bytes of a frame can come back with more.
 
-/// IPv4's total length, identification, protocol, header checksum, from the header's first byte.
+/// IPv4's total length, identification, fragmentation, protocol, header checksum, from the header's first byte.
 pub const V4_TOTAL_LENGTH: usize = 2;
 /// See [`V4_TOTAL_LENGTH`].
 pub const V4_IDENTIFICATION: usize = 4;
-const V4_FRAGMENT: usize = 6;
-const V4_PROTOCOL: usize = 9;
+/// See [`V4_TOTAL_LENGTH`].
+pub const V4_FRAGMENT: usize = 6;
+/// See [`V4_TOTAL_LENGTH`].
+pub const V4_PROTOCOL: usize = 9;
 /// See [`V4_TOTAL_LENGTH`].
 pub const V4_CHECKSUM: usize = 10;
-const V4_BYTES: usize = 20;
+/// Bytes of IPv4's header without options.
+pub const V4_BYTES: usize = 20;
 
-/// IPv6's payload length, from the header's first byte.
+/// IPv6's payload length and next header, from the header's first byte.
 pub const V6_PAYLOAD_LENGTH: usize = 4;
-const V6_NEXT_HEADER: usize = 6;
+/// See [`V6_PAYLOAD_LENGTH`].
+pub const V6_NEXT_HEADER: usize = 6;
 /// Extension headers (RFC 8200, 4.1). Authentication is not among them: what it signs must not be taken apart.
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -60,6 +64,11 @@ pub enum IpError {
     /// The packet is a fragment: it has no transport header, or not all of what follows it.
     #[error("the packet is a fragment")]
     Fragment,
+}
+
+/// Whether an IPv6 header of this protocol number stands between IPv6's own and the transport's, or can.
+pub const fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
 }
 
 /// Finds the transport header of the packet whose IP header begins at `at`.

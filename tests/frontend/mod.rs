@@ -13,6 +13,7 @@
 //! | [`nic`] | all of that brought up in one call |
 //! | [`random`] | repeatable random numbers |
 //! | [`frame`] | Ethernet frames whose every byte can be checked |
+//! | [`large`] | large frames of TCP and UDP, and their segments |
 //! | [`witness`] | a healthy pair of NICs that must lose nothing while others misbehave |
 //! | [`daemon`] | the `linecardd` under test: its files, its process, its API |
 //! | [`loopback`] | a reference back end over the virtio-queue crate, to prove this harness itself |
@@ -29,6 +30,7 @@ pub mod daemon;
 pub mod doorbell;
 pub mod driver;
 pub mod frame;
+pub mod large;
 pub mod loopback;
 pub mod message;
 pub mod nic;

@@ -26,7 +26,7 @@ fn port(kind: KindPlan) -> PortPlan {
         affinity: Affinity::Auto,
         mtu: None,
         macs: 10,
-        offloads: Offloads { csum: true, tso: true, ecn: true, uso: true },
+        offloads: Offloads { csum: true, tso: true, ecn: true, uso: true, gro: true },
         compat: Compat::default(),
         labels: BTreeMap::new(),
     }

@@ -146,9 +146,11 @@ fn offloads(table: &[(u32, Needs)], acked: u64) -> Needs {
     all.when(Needs::CSUM.met_by(all))
 }
 
-/// What a guest that acknowledged `acked` can do when it receives.
+/// What a guest that acknowledged `acked` can do when it receives. One that takes several TCP segments in one frame does not
+/// see whether their sender had made one of them, or this switch.
 pub(super) fn accepts(acked: u64) -> Needs {
-    offloads(GUEST_OFFLOADS, acked)
+    let accepts = offloads(GUEST_OFFLOADS, acked);
+    accepts.and(Needs::MERGED.when(accepts.is_gso()))
 }
 
 /// What a guest that acknowledged `acked` may leave to us when it sends.
@@ -178,10 +180,11 @@ mod tests {
     }
     #[test]
     fn offloads_are_those_of_the_bits_and_none_without_the_checksum() {
-        assert_eq!((accepts(bits(VIRTIO)), may(bits(VIRTIO))), (Needs::ALL, Needs::ALL));
+        assert_eq!((accepts(bits(VIRTIO)), may(bits(VIRTIO)).and(Needs::MERGED)), (Needs::ALL, Needs::ALL));
         assert_eq!((accepts(1 << 1), may(1 << 1)), (Needs::CSUM, Needs::NONE));
         assert_eq!((accepts(1), may(1)), (Needs::NONE, Needs::CSUM));
-        assert_eq!(accepts(1 << 1 | 1 << 7 | 1 << 55), Needs::CSUM.and(Needs::TSO4).and(Needs::USO6));
+        let both = Needs::CSUM.and(Needs::TSO4).and(Needs::USO6);
+        assert_eq!(accepts(1 << 1 | 1 << 7 | 1 << 55), both.and(Needs::MERGED));
         assert_eq!((accepts(1 << 7 | 1 << 9), may(1 << 11 | 1 << 56)), (Needs::NONE, Needs::NONE));
     }
 }

@@ -370,6 +370,12 @@ impl State {
         self.mtu.map_or(u32::MAX, |mtu| u32::from(mtu) + HEADER_BYTES as u32)
     }
 
+    /// Whether frames may be merged for the guest: not for one that minds delay, which has its frames as they came.
+    #[inline]
+    pub fn merges(&self) -> bool {
+        self.moderation.level() != LatencySensitivity::High
+    }
+
     /// Notes that the queue was woken from rest.
     pub fn woken(&mut self) {
         self.kicked = true;

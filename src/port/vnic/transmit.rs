@@ -3,30 +3,34 @@
 //! For each frame there is one chain of guest buffers in the common case, and the frame is written into its only piece:
 //! header and head in one copy of constant size, the tail in another, straight from the sender's memory. Scattered buffers,
 //! a frame over several chains with VIRTIO_NET_F_MRG_RXBUF and the 10-byte header take the slower way through a [`Cursor`];
-//! frames that need what the guest cannot do are made complete in [`rewrite`]. The used index is published once for all
+//! frames that need what the guest cannot do are made complete in [`rewrite`], and segments that it would rather have in one
+//! frame are merged in [`merge`]. The used index is published once for all
 //! frames, and the guest interrupted at most once.
 //!
 //! A guest that uses several queue pairs has frames spread over them by flow ([`super::steering`]); a flow keeps its order,
 //! because it stays on its queue.
 
+mod buffers;
+mod merge;
 mod rewrite;
 
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use self::buffers::Buffers;
 use self::rewrite::Rewrites;
 use super::queue::{Queue, Running};
 use super::steering::Steering;
 use crate::frame::{Batch, Frame, Head, Needs};
-use crate::limits::{BATCH_DESCRIPTORS, BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
-use crate::mem::{Cursor, DirtyLog, GuestMemory, Span};
+use crate::limits::{BATCH_FRAMES, HEAD_BYTES, VNET_HEADER_BYTES};
+use crate::mem::Span;
+use crate::offload::Merger;
 use crate::port::{Flush, Outcome, Transmit, earlier};
-use crate::ring::{Chain, Chains, DeviceRing, Ring, RingFault, Writable};
+use crate::ring::{DeviceRing, Ring, RingFault};
 use crate::verdict::DropReason;
 use crate::wire::ethernet::{Ethernet, TAG_BYTES};
 use crate::wire::flow::flow_hash;
-use crate::wire::virtio_net::VnetHeader;
 
 /// The transmit side of a vNIC: the guest's receive rings, by queue pair.
 pub(super) struct TransmitSide {
@@ -107,13 +111,20 @@ impl Transmit for TransmitSide {
 #[inline]
 fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
     let mut state = queue.lock();
-    let (enabled, longest) = (state.enabled, state.longest());
+    let (enabled, longest, merges) = (state.enabled, state.longest(), state.merges());
     let Some(running) = state.running.as_mut().filter(|_| enabled) else {
         let faulted = state.fault.is_some();
         return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
     };
     let before = outcome.delivered;
-    let delivered = deliver(running, longest, batch, picks, outcome);
+    let form = Form {
+        header: running.header,
+        mergeable: running.mergeable,
+        accepts: running.accepts,
+        longest,
+        merges: merges && !Needs::MERGED.within(running.accepts).is_none(),
+    };
+    let delivered = deliver(running, form, batch, picks, outcome);
     // What came before a fault has been written and is the guest's.
     let frames = (outcome.delivered ^ before).count_ones();
     let mut due = state.publish_frames(frames);
@@ -135,34 +146,18 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
 /// Writes the picked frames into the ring and completes their chains; the caller publishes.
 fn deliver(
     running: &mut Running,
-    longest: u32,
-    batch: &Batch<'_>,
-    picks: &[u8],
-    outcome: &mut Outcome,
-) -> Result<(), RingFault> {
-    let Running { ring, memory, header, mergeable, accepts, log, .. } = running;
-    let buffers = Buffers { chains: Chains::new(), next: 0, memory, log: log.as_deref(), steps: 0 };
-    let form = Form { header: *header, mergeable: *mergeable, accepts: *accepts, longest };
-    match ring {
-        Ring::Split(ring) => deliver_to(ring, buffers, form, batch, picks, outcome),
-        Ring::Packed(ring) => deliver_to(ring, buffers, form, batch, picks, outcome),
-    }
-}
-
-/// [`deliver`], compiled for each form of ring. What is not used goes back to the ring, after a fault as well, so that its
-/// index says up to where the guest has got its buffers back.
-#[inline]
-fn deliver_to<R: DeviceRing>(
-    ring: &mut R,
-    mut buffers: Buffers<'_>,
     form: Form,
     batch: &Batch<'_>,
     picks: &[u8],
     outcome: &mut Outcome,
 ) -> Result<(), RingFault> {
-    let filled = fill(ring, &mut buffers, form, batch, picks, outcome);
-    ring.give_back(buffers.rest());
-    filled
+    let Running { ring, memory, log, .. } = running;
+    let buffers = Buffers::new(memory, log.as_deref());
+    let mut delivery = Delivery { form, buffers, batch, outcome, dry: false, rewrites: Rewrites::new(form) };
+    match ring {
+        Ring::Split(ring) => delivery.run(ring, picks),
+        Ring::Packed(ring) => delivery.run(ring, picks),
+    }
 }
 
 /// How a guest takes frames.
@@ -176,6 +171,8 @@ struct Form {
     accepts: Needs,
     /// Bytes of the longest untagged frame within the port's MTU.
     longest: u32,
+    /// It takes segments that came one by one in one frame.
+    merges: bool,
 }
 
 impl Form {
@@ -185,175 +182,135 @@ impl Form {
     }
 }
 
-/// Writes the picked frames into the guest's buffers until one of these is faulty.
-#[inline]
-fn fill<R: DeviceRing>(
-    ring: &mut R,
-    buffers: &mut Buffers<'_>,
+/// A batch on its way into one ring.
+struct Delivery<'a, 'm> {
     form: Form,
-    batch: &Batch<'_>,
-    picks: &[u8],
-    outcome: &mut Outcome,
-) -> Result<(), RingFault> {
-    let Form { header, mergeable, accepts, longest } = form;
-    let (mut dry, mut rewrites, mut at) = (false, Rewrites::new(form), 0);
-    buffers.refill(ring, picks.len())?;
-    loop {
-        at += fill_plain(ring, buffers, form, batch, &picks[at..], outcome);
-        let Some(&index) = picks.get(at) else { break };
-        let frame = &batch.frames()[usize::from(index)];
-        let bytes = header + frame.len as usize;
-        if frame.len > longest && exceeds(frame, batch.head(usize::from(index)), longest) {
-            outcome.refuse(index, DropReason::MtuExceeded);
-            at += 1;
-            continue;
-        }
-        if !frame.needs.met_by(accepts) {
-            rewrites.deliver(ring, buffers, batch, index, outcome)?;
-            (dry, at) = (false, at + 1);
-            continue;
-        }
-        if buffers.left() == 0 {
-            buffers.refill(ring, picks.len() - at)?;
-            dry = false;
-            if buffers.left() == 0 {
-                outcome.refuse_all(&picks[at..], DropReason::RingFull);
-                break;
-            }
-            continue;
-        }
-        at += 1;
-        let most = form.most();
-        if mergeable && !dry && buffers.left() < most && buffers.run(bytes, most).is_none() {
-            buffers.refill(ring, BATCH_FRAMES)?;
-            // All that there is has been walked: once per batch, however many frames do not fit, because a guest may post
-            // chains that take long to walk and hold nothing.
-            dry = true;
-        }
-        match buffers.run(bytes, most) {
-            Some(count) => {
-                buffers.scatter(ring, batch, index, header, count);
-                outcome.deliver(index);
-            }
-            // More of the same buffers would help a guest that merges; nothing helps one whose buffers are too short.
-            None if buffers.left() < most => outcome.refuse(index, DropReason::RingFull),
-            None => outcome.refuse(index, DropReason::BufferTooSmall),
-        }
-    }
-    Ok(())
+    buffers: Buffers<'a>,
+    batch: &'a Batch<'m>,
+    outcome: &'a mut Outcome,
+    /// All chains that there are have been walked in search of room: once per batch, however many frames do not fit, because
+    /// a guest may post chains that take long to walk and hold nothing.
+    dry: bool,
+    rewrites: Rewrites,
 }
 
-/// Writes frames as long as each fits the one piece of the next chain, as nearly all do; returns how many those were. None
-/// while the guest is being migrated: that what is written has to be noted is asked once per batch, here.
-#[inline]
-fn fill_plain<R: DeviceRing>(
-    ring: &mut R,
-    buffers: &mut Buffers<'_>,
-    form: Form,
-    batch: &Batch<'_>,
-    picks: &[u8],
-    outcome: &mut Outcome,
-) -> usize {
-    if form.header != VNET_HEADER_BYTES || buffers.log.is_some() {
-        return 0;
+impl Delivery<'_, '_> {
+    /// Delivers the picked frames. What is not used of the ring goes back to it, after a fault as well, so that its index
+    /// says up to where the guest has got its buffers back. This and all below is compiled for each form of ring.
+    #[inline]
+    fn run<R: DeviceRing>(&mut self, ring: &mut R, picks: &[u8]) -> Result<(), RingFault> {
+        let filled = self.buffers.refill(ring, picks.len()).and_then(|()| {
+            if self.form.merges && Merger::is_promising(self.batch, picks) {
+                self.fill_merged(ring, picks)
+            } else {
+                self.fill(ring, picks)
+            }
+        });
+        ring.give_back(self.buffers.rest());
+        filled
     }
-    let (mut filled, mut delivered) = (0, 0u64);
-    for (&index, chain) in picks.iter().zip(buffers.rest()) {
-        let Some(frame) = batch.frames().get(usize::from(index)) else { break };
-        let Some(buffer) = buffers.chains.single(chain) else { break };
-        let bytes = VNET_HEADER_BYTES + frame.len as usize;
-        if buffer.len() < bytes || frame.len > form.longest || !frame.needs.met_by(form.accepts) {
-            break;
+
+    /// Writes the picked frames into the guest's buffers until one of these is faulty.
+    #[inline]
+    fn fill<R: DeviceRing>(&mut self, ring: &mut R, picks: &[u8]) -> Result<(), RingFault> {
+        let mut at = 0;
+        loop {
+            at += self.fill_plain(ring, &picks[at..]);
+            let Some(&index) = picks.get(at) else { return Ok(()) };
+            let frame = &self.batch.frames()[usize::from(index)];
+            if exceeds(self.batch, index, self.form.longest) {
+                self.outcome.refuse(index, DropReason::MtuExceeded);
+            } else if !frame.needs.met_by(self.form.accepts) {
+                self.rewrites.deliver(ring, &mut self.buffers, self.batch, index, self.outcome)?;
+                self.dry = false;
+            } else if !self.fill_any(ring, index, picks.len() - at)? {
+                self.outcome.refuse_all(&picks[at..], DropReason::RingFull);
+                return Ok(());
+            }
+            at += 1;
         }
-        ring.complete(chain, bytes as u32);
-        write(batch, index, frame, buffer);
-        delivered |= 1 << (index % 64);
-        filled += 1;
     }
-    buffers.next += filled;
-    outcome.delivered |= delivered;
-    filled
+
+    /// Writes one frame over as many chains as it takes. `false` if there is no chain at all; `left` is how many frames
+    /// there are from this one on.
+    fn fill_any<R: DeviceRing>(&mut self, ring: &mut R, index: u8, left: usize) -> Result<bool, RingFault> {
+        if !self.has_chain(ring, left)? {
+            return Ok(false);
+        }
+        let frame = &self.batch.frames()[usize::from(index)];
+        match self.room(ring, frame.len as usize)? {
+            Ok(count) => {
+                self.buffers.scatter(ring, self.batch, index, self.form.header, count);
+                self.outcome.deliver(index);
+            }
+            Err(reason) => self.outcome.refuse(index, reason),
+        }
+        Ok(true)
+    }
+
+    /// Whether there is a chain, after a look at what the guest has posted meanwhile if need be.
+    #[inline]
+    fn has_chain<R: DeviceRing>(&mut self, ring: &mut R, frames: usize) -> Result<bool, RingFault> {
+        if self.buffers.left() == 0 {
+            self.buffers.refill(ring, frames)?;
+            self.dry = false;
+        }
+        Ok(self.buffers.left() > 0)
+    }
+
+    /// How many of the next chains hold a frame of `len` bytes, after a look at all that the guest has posted if need be.
+    fn room<R: DeviceRing>(&mut self, ring: &mut R, len: usize) -> Result<Result<usize, DropReason>, RingFault> {
+        let (bytes, most) = (self.form.header + len, self.form.most());
+        let mut count = self.buffers.run(bytes, most);
+        if count.is_none() && self.form.mergeable && !self.dry && self.buffers.left() < most {
+            self.buffers.refill(ring, BATCH_FRAMES)?;
+            self.dry = true;
+            count = self.buffers.run(bytes, most);
+        }
+        // More of the same buffers would help a guest that merges; nothing helps one whose buffers are too short.
+        let full = self.buffers.left() < most;
+        Ok(count.ok_or(if full { DropReason::RingFull } else { DropReason::BufferTooSmall }))
+    }
+
+    /// Writes frames as long as each fits the one piece of the next chain, as nearly all do; returns how many those were.
+    /// None while the guest is being migrated: that what is written has to be noted is asked once per batch, here.
+    #[inline]
+    fn fill_plain<R: DeviceRing>(&mut self, ring: &mut R, picks: &[u8]) -> usize {
+        let Self { form, buffers, batch, .. } = self;
+        if form.header != VNET_HEADER_BYTES || buffers.log.is_some() {
+            return 0;
+        }
+        let (mut filled, mut delivered) = (0, 0u64);
+        for (&index, chain) in picks.iter().zip(buffers.rest()) {
+            let Some(frame) = batch.frames().get(usize::from(index)) else { break };
+            let Some(buffer) = buffers.chains.single(chain) else { break };
+            let bytes = VNET_HEADER_BYTES + frame.len as usize;
+            if buffer.len() < bytes || frame.len > form.longest || !frame.needs.met_by(form.accepts) {
+                break;
+            }
+            ring.complete(chain, bytes as u32);
+            write(batch, index, frame, buffer);
+            delivered |= 1 << (index % 64);
+            filled += 1;
+        }
+        buffers.next += filled;
+        self.outcome.delivered |= delivered;
+        filled
+    }
+}
+
+/// Whether frame `index` is longer than the MTU allows, which is `longest` for a frame without tags.
+#[inline]
+fn exceeds(batch: &Batch<'_>, index: u8, longest: u32) -> bool {
+    let frame = &batch.frames()[usize::from(index)];
+    frame.len > longest && exceeds_on_the_wire(frame, batch.head(usize::from(index)), longest)
 }
 
 /// Whether a frame that is longer than `longest` is so on the wire, where it may be several, and without its VLAN tags.
 #[cold]
-fn exceeds(frame: &Frame<'_>, head: &Head, longest: u32) -> bool {
+fn exceeds_on_the_wire(frame: &Frame<'_>, head: &Head, longest: u32) -> bool {
     let tags = Ethernet::parse(head.bytes_of(frame)).map_or(0, |view| view.tag_count());
     frame.wire_len(head) > longest.saturating_add((TAG_BYTES * tags) as u32)
-}
-
-/// Chains of guest buffers at hand, used up from the front.
-struct Buffers<'m> {
-    chains: Chains<'m>,
-    next: usize,
-    memory: &'m GuestMemory,
-    log: Option<&'m DirtyLog>,
-    /// Descriptors of long chains that were walked so far.
-    steps: usize,
-}
-
-impl<'m> Buffers<'m> {
-    /// How many chains are left.
-    #[inline]
-    fn left(&self) -> usize {
-        self.chains.list().len() - self.next
-    }
-
-    /// The chains that are left.
-    #[inline]
-    fn rest(&self) -> &[Chain] {
-        &self.chains.list()[self.next..]
-    }
-
-    /// Puts back what is left and takes up to `limit` chains anew; none once the batch's budget for walking long chains is
-    /// spent. A guest may post chains of thousands of descriptors that hold one frame, and somebody else's frames pay.
-    fn refill<R: DeviceRing>(&mut self, ring: &mut R, limit: usize) -> Result<(), RingFault> {
-        ring.give_back(self.rest());
-        self.chains.clear();
-        self.next = 0;
-        if self.steps >= BATCH_DESCRIPTORS {
-            return Ok(());
-        }
-        let gathered = ring.gather::<Writable>(self.memory, limit, &mut self.chains);
-        self.steps += ring.steps();
-        gathered.map(|_| ())
-    }
-
-    /// How many of the next `most` chains hold `bytes` together.
-    fn run(&self, bytes: usize, most: usize) -> Option<usize> {
-        let mut room = 0;
-        for (count, chain) in self.chains.list()[self.next..].iter().take(most).enumerate() {
-            room += if chain.overlong { 0 } else { chain.bytes as usize };
-            if room >= bytes {
-                return Some(count + 1);
-            }
-        }
-        None
-    }
-
-    /// Writes frame `index` over the next `count` chains and completes them.
-    fn scatter<R: DeviceRing>(&mut self, ring: &mut R, batch: &Batch<'_>, index: u8, header: usize, count: usize) {
-        let run = &self.chains.list()[self.next..self.next + count];
-        scatter(batch, usize::from(index), header, count, Cursor::new(self.chains.pieces_of(run)));
-        let len = header + batch.frames()[usize::from(index)].len as usize;
-        self.used(count, len, |chain, written| ring.complete(chain, written));
-    }
-
-    /// Hands out the next `count` chains, over which `len` bytes were written, each with its share of them, which the dirty
-    /// log is told if the guest is being migrated.
-    fn used(&mut self, count: usize, len: usize, mut each: impl FnMut(&Chain, u32)) {
-        let chains = &self.chains;
-        let mut left = len;
-        for chain in &chains.list()[self.next..self.next + count] {
-            let written = if chain.overlong { 0 } else { left.min(chain.bytes as usize) };
-            left -= written;
-            each(chain, written as u32);
-            if let Some(log) = self.log {
-                log.mark_pieces(self.memory, chains.pieces(chain), written);
-            }
-        }
-        self.next += count;
-    }
 }
 
 /// Writes frame `index` with its 12-byte header into one piece that is large enough for both.
@@ -380,12 +337,4 @@ fn write(batch: &Batch<'_>, index: u8, frame: &Frame<'_>, buffer: Span<'_>) {
     for piece in batch.tail(usize::from(index)) {
         rest = rest.split_at(piece.copy_to(rest)).1;
     }
-}
-
-/// Writes frame `index` behind a header of `header` bytes which says that it takes `chains` chains. The caller has made
-/// sure that there is room for all.
-fn scatter(batch: &Batch<'_>, index: usize, header: usize, chains: usize, mut to: Cursor<'_, '_>) {
-    let vnet = VnetHeader { num_buffers: chains as u16, ..batch.head(index).header() }.to_bytes();
-    to.write(&vnet[..header.min(VNET_HEADER_BYTES)]);
-    batch.source(index).copy(batch.frames()[index].len as usize, &mut to);
 }

@@ -1,6 +1,10 @@
-//! Interrupts that are held back, all the way from the ring to the eventfd.
+//! Interrupts that are held back, all the way from the ring to the eventfd, and what else depends on how much a guest minds
+//! delay.
 
 use super::*;
+use crate::frame::Needs;
+use crate::offload::exercise;
+use crate::offload::sketch::Sketch;
 use crate::port::Flush;
 use crate::port::testing::transmit;
 
@@ -17,14 +21,18 @@ struct Rig {
 }
 
 impl Rig {
+    /// With no more than VERSION_1 and vhost-user's own: no event index, so the guest wants every interrupt.
     fn new(latency: LatencySensitivity) -> Self {
+        Self::with(latency, 0)
+    }
+
+    fn with(latency: LatencySensitivity, features: u64) -> Self {
         let (host, guest) = (Host::new(), Guest::new());
         let port = host.port("vm1");
         port.set_latency(latency);
         let mut qemu = host.connect("vm1");
         qemu.negotiate();
-        // VERSION_1 and vhost-user's own: no event index, so the guest wants every interrupt.
-        assert!(qemu.done(Req::SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]));
+        assert!(qemu.done(Req::SET_FEATURES, &(1u64 << 32 | 1 << 30 | features).to_ne_bytes(), &[]));
         assert!(qemu.done(Req::ADD_MEM_REG, &guest.region(), &[guest.memory.as_fd()]));
         let [descriptors, available, _] = areas(0);
         for index in 0..128u64 {
@@ -88,6 +96,26 @@ fn low_holds_an_interrupt_back_until_it_is_due_or_the_shard_sleeps() {
     assert_eq!(rig.guest.call.drain(), 1);
     let expected = Notifications { calls: 2, calls_coalesced: 2, ..Notifications::default() };
     assert_eq!(rig.counters(), expected);
+}
+
+#[test]
+fn a_guest_that_minds_delay_has_its_frames_as_they_came() {
+    let made = Sketch { transport_options: 0, payload: vec![1; 900], gso_size: 450, ..Sketch::default() }.make();
+    let segments = exercise::send(&made.bytes, made.header, Needs::ALL, Needs::NONE, 4096).frames;
+    let segments: Vec<_> = segments.into_iter().map(|(_, bytes)| bytes).collect();
+    assert_eq!(segments.len(), 2);
+    let guest_csum_and_tso4 = 1 << 1 | 1 << 7;
+    let levels = [
+        (LatencySensitivity::Low, 2),
+        (LatencySensitivity::Normal, 2),
+        (LatencySensitivity::Medium, 2),
+        (LatencySensitivity::High, 0),
+    ];
+    for (latency, merged) in levels {
+        let rig = Rig::with(latency, guest_csum_and_tso4);
+        let outcome = transmit(&*rig.port.transmit_side(), &segments);
+        assert_eq!((outcome.delivered, outcome.merged), (0b11, merged), "{latency:?}");
+    }
 }
 
 #[test]
