@@ -117,3 +117,17 @@ fn devices_that_send_only_short_frames_talk_to_devices_that_check_all() -> Resul
     let short = "host_tso4=off,host_tso6=off,host_ecn=off,mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ecn=off";
     scenario(|s| Stage::set(s, [short, "guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off"])?.exchange())
 }
+
+#[test]
+fn segments_of_a_guest_that_cannot_send_long_frames_reach_one_that_takes_them_merged() -> Result<()> {
+    scenario(|s| {
+        let stage = Stage::set(s, ["host_tso4=off,host_tso6=off,host_ecn=off", ""])?;
+        // How many come at once is up to the guest's CPU, so one exchange need not be enough.
+        wait::until_true("segments to be merged", STEP, || {
+            stage.exchange()?;
+            Ok(stage.daemon.counter("b", "tx_merged")? > 0)
+        })?;
+        assert_eq!(stage.daemon.counter("b", "tx_segmented")?, 0);
+        Ok(())
+    })
+}
