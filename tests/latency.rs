@@ -6,11 +6,13 @@
 mod frontend;
 
 use std::path::Path;
+use std::time::Instant;
 
 use frontend::daemon::{Daemon, allowed_cpus, port_with, preamble, preamble_with};
 use frontend::eventually;
 use frontend::frame::frame;
-use frontend::nic::{Nic, NicConfig, carry, exchange, meet};
+use frontend::nic::{LINUX, Nic, NicConfig, carry, exchange, meet};
+use frontend::session::feature;
 
 /// Ports `a` and `b` on a network, at these levels.
 fn pair(dir: &Path, levels: [&str; 2]) -> String {
@@ -49,6 +51,22 @@ fn low_interrupts_a_guest_that_sleeps_for_every_frame() {
         trickle(&mut a, &mut b, 20);
     }
     exchange(&mut a, &mut b, 64);
+}
+
+#[test]
+fn low_interrupts_a_stream_every_half_millisecond_though_its_shard_sleeps_between_frames() {
+    let daemon = Daemon::start(|dir| pair(dir, ["low"; 2]));
+    // Without event index a guest wants an interrupt for every frame.
+    let config = NicConfig { features: LINUX & !feature::EVENT_IDX, ..NicConfig::default() };
+    let [mut a, mut b] = ["a", "b"].map(|name| Nic::up(&daemon.socket(name), &config));
+    meet(&mut a, &mut b);
+    let before = counter(&daemon, "b", 0, "calls");
+    let began = Instant::now();
+    trickle(&mut a, &mut b, 200);
+    let most = 200 / 64 + began.elapsed().as_micros() as u64 / 500 + 2;
+    let calls = counter(&daemon, "b", 0, "calls") - before;
+    assert!(calls <= most, "{calls} interrupts for 200 frames in {:?}", began.elapsed());
+    assert!(calls > 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! destination did not take counts there as well, so both ends can see why a frame is missing.
 //!
 //! A destination may hold its notification back and say until when ([`Outcome::hold`]). The outbox remembers such ports, and
-//! the shard has them flushed when that is due, when it has nothing else to do, and before it sleeps.
+//! the shard has them flushed when that is due, which may end its sleep, or when it has nothing else to do.
 //!
 //! A pick list per port number is kept ready (264 KiB, of which only the lists of ports that are spoken to are ever in the
 //! cache); the destinations of this batch are in `touched`. Nothing is allocated per batch.
@@ -44,6 +44,8 @@ pub(super) struct Outbox {
     /// The ports that hold notifications back, each once, and when the first of those is due.
     holding: Vec<PortIndex>,
     due: u64,
+    /// All that is held back stays so while the shard has nothing to do.
+    patient: bool,
 }
 
 impl Outbox {
@@ -55,6 +57,7 @@ impl Outbox {
             outcome: Outcome::new(),
             holding: Vec::with_capacity(PORTS),
             due: 0,
+            patient: false,
         }
     }
 
@@ -106,6 +109,7 @@ impl Outbox {
 
     #[cold]
     fn hold(&mut self, port: PortIndex, due: u64) {
+        self.patient = false;
         if self.holding.is_empty() || earlier(due, self.due) {
             self.due = due;
         }
@@ -121,12 +125,17 @@ impl Outbox {
         !self.holding.is_empty()
     }
 
+    /// When the first notification is due that is held back.
+    pub fn due(&self) -> Option<u64> {
+        self.is_holding().then_some(self.due)
+    }
+
     /// Sends the notifications that are held back and that `which` names.
     pub fn flush(&mut self, tables: &Tables, which: Flush) {
-        if let Flush::Due(now) = which
-            && earlier(now, self.due)
-        {
-            return;
+        match which {
+            Flush::Due(now) if earlier(now, self.due) => return,
+            Flush::Idle(now) if self.patient && earlier(now, self.due) => return,
+            _ => {}
         }
         let Self { picks, holding, due, .. } = self;
         let mut next: Option<u64> = None;
@@ -140,6 +149,7 @@ impl Outbox {
             true
         });
         *due = next.unwrap_or(0);
+        self.patient = matches!(which, Flush::Idle(_));
     }
 
     /// Notes each frame in the pick list of each port that it goes to.

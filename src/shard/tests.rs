@@ -27,6 +27,8 @@ struct Inner {
     full: bool,
     /// Holds its notifications back for so many cycles.
     holds_for: Option<u64>,
+    /// And goes on to when the shard has nothing to do.
+    patient: bool,
     held: Option<u64>,
     flushed: usize,
 }
@@ -113,7 +115,12 @@ impl Transmit for Feed {
     fn flush(&self, which: Flush) -> Option<u64> {
         let mut inner = self.lock();
         let due = inner.held?;
-        if matches!(which, Flush::Due(now) if now < due) {
+        let waits = match which {
+            Flush::Due(now) => now < due,
+            Flush::Idle(now) => inner.patient && now < due,
+            Flush::All => false,
+        };
+        if waits {
             return Some(due);
         }
         inner.held = None;
@@ -313,6 +320,21 @@ fn what_is_held_back_goes_out_when_the_shard_has_nothing_to_do() {
         wait(|| rig.feeds[1].lock().flushed == round);
     }
     assert_eq!(rig.feeds[1].lock().transmitted.len(), 19);
+}
+
+#[test]
+fn what_is_held_back_patiently_goes_out_when_it_is_due_though_the_shard_sleeps() {
+    let rig = Rig::on(1, 2, IdlePolicy::Adaptive);
+    let hold = crate::sys::cpu::cycles_per_second() / 100;
+    (rig.feeds[1].lock().holds_for, rig.feeds[1].lock().patient) = (Some(hold), true);
+    for round in 1..20 {
+        let before = crate::sys::cpu::cycles();
+        rig.feeds[0].feed([frame(mac(2), mac(1), 64, 0)]);
+        wait(|| rig.feeds[1].lock().flushed == round);
+        assert!(crate::sys::cpu::cycles() - before >= hold, "round {round}: not before it was due");
+    }
+    let slept = rig.shards.report()[0].sleep_cycles;
+    assert!(slept > 10 * hold, "it slept for {slept} cycles of {}", 19 * hold);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! How anybody gets a shard's attention: its [`Bell`].
 //!
 //! Three things come in through it: kicks, by epoll; queues that say they are worth a look, by a list; orders of the
-//! control side, by another. The lists are guarded by mutexes that are held for a push or a swap. A shard at work sees one
+//! control side, by another. A sleep may have an end, for which there is a timer. The lists are guarded by mutexes that are held for a push or a swap. A shard at work sees one
 //! flag per turn; a shard asleep is woken by an eventfd, which is written only then.
 //!
 //! Falling asleep: the shard says so (`asleep`), then looks at the flag (`rung`) once more. Ringing: set the flag, then
@@ -11,7 +11,11 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::flags::Flags;
@@ -19,8 +23,9 @@ use crate::ident::{LatencySensitivity, PortIndex};
 use crate::port::{Receive, Wake};
 use crate::stats::QueueLoad;
 
-/// The epoll token of the bell's own eventfd; slots have their number.
+/// The epoll tokens of the bell's own eventfd and timer; slots have their number.
 const RING: u64 = u64::MAX;
+const TIMER: u64 = u64::MAX - 1;
 
 /// A queue to own, and how.
 pub(super) struct Engagement {
@@ -51,6 +56,9 @@ pub(super) enum Order {
 pub(super) struct Bell {
     epoll: OwnedFd,
     event: EventFd,
+    /// Ends a sleep that has an end. epoll's own time limit has milliseconds before Linux 5.11, and is rounded by the thread's
+    /// timer slack.
+    timer: OwnedFd,
     flags: Flags,
     ready: Mutex<Vec<u32>>,
     orders: Mutex<Vec<Order>>,
@@ -63,7 +71,11 @@ impl Bell {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let listen = epoll::Event::new(epoll::Events::EPOLLIN, RING);
         epoll::ctl(epoll.as_raw_fd(), epoll::ControlOptions::EPOLL_CTL_ADD, event.as_raw_fd(), listen)?;
-        Ok(Self { epoll, event, flags: Flags::default(), ready: Mutex::default(), orders: Mutex::default() })
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        // Edge-triggered: each time that it runs out counts, and nobody reads it.
+        let runs_out = epoll::Event::new(epoll::Events::EPOLLIN | epoll::Events::EPOLLET, TIMER);
+        epoll::ctl(epoll.as_raw_fd(), epoll::ControlOptions::EPOLL_CTL_ADD, timer.as_raw_fd(), runs_out)?;
+        Ok(Self { epoll, event, timer, flags: Flags::default(), ready: Mutex::default(), orders: Mutex::default() })
     }
 
     /// Orders the shard to own a queue.
@@ -115,12 +127,26 @@ impl Bell {
         self.wait(0, ready);
     }
 
-    /// Sleeps until something comes in; adds the slots that were kicked to `ready`.
-    pub fn sleep(&self, ready: &mut Vec<u32>) {
-        if self.flags.fall_asleep() {
+    /// Sleeps until something comes in, or for as long as `longest`; adds the slots that were kicked to `ready`.
+    pub fn sleep(&self, longest: Option<Duration>, ready: &mut Vec<u32>) {
+        // One that cannot be woken in time does not sleep: it looks again until it is time.
+        let timed = longest.is_none_or(|longest| self.set_timer(longest).is_ok());
+        if timed && self.flags.fall_asleep() {
             self.wait(-1, ready);
             self.flags.wake_up();
         }
+    }
+
+    /// Has the timer run out once after `time`. It is not stopped when something else ends the sleep: running out late, it
+    /// wakes a shard for nothing, once.
+    fn set_timer(&self, time: Duration) -> std::io::Result<()> {
+        let once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Nothing would stop it.
+        let time = time.max(Duration::from_nanos(1));
+        let value = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+        let when = Itimerspec { it_interval: once, it_value: value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &when)?;
+        Ok(())
     }
 
     fn wait(&self, milliseconds: i32, ready: &mut Vec<u32>) {
@@ -133,6 +159,7 @@ impl Bell {
                     // Reading resets the counter; that it was zero already is not possible and would not matter.
                     let _ = self.event.read();
                 }
+                TIMER => {}
                 slot => ready.push(slot as u32),
             }
         }

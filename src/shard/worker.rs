@@ -149,13 +149,14 @@ impl Worker {
         }
     }
 
-    /// Sleeps until something comes in; returns the cycle count after.
+    /// Sleeps until something comes in or a notification is due that is still held back; returns the cycle count after.
     fn sleep(&mut self, fell_asleep: u64) -> u64 {
         if self.outbox.is_holding() {
-            self.flush(Flush::All);
+            self.flush(Flush::Idle(fell_asleep));
         }
+        let longest = self.outbox.due().map(|due| cpu::duration(due.wrapping_sub(fell_asleep)));
         let mut ready = std::mem::take(&mut self.ready);
-        self.bell.sleep(&mut ready);
+        self.bell.sleep(longest, &mut ready);
         let now = cpu::cycles();
         self.shared.counters.sleep_cycles.add(now.wrapping_sub(fell_asleep));
         self.shared.counters.sleeps.add(1);

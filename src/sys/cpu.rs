@@ -38,6 +38,12 @@ pub fn cycles_per_second() -> u64 {
     })
 }
 
+/// How long so many cycles take.
+pub fn duration(cycles: u64) -> std::time::Duration {
+    let nanos = u128::from(cycles) * 1_000_000_000 / u128::from(cycles_per_second());
+    std::time::Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
 /// Pins the calling thread to one CPU.
 ///
 /// # Errors

@@ -5,7 +5,7 @@
 //!
 //! | level | an interrupt that the guest wants |
 //! |---|---|
-//! | low | is held back until there are 64 frames for it, or for 500 us |
+//! | low | goes at once if the last one was 500 us ago; else they are 500 us apart, or there are 64 frames for it |
 //! | normal | goes at once, unless the guest is being streamed to; then they are at least 50 us apart |
 //! | medium, high | goes at once |
 //!
@@ -72,7 +72,7 @@ impl Moderation {
         self.due
     }
 
-    /// Whether an interrupt that is held back is worth waiting for while the shard has nothing else to do.
+    /// Whether an interrupt that is held back stays so when the shard has nothing else to do.
     pub fn is_patient(&self) -> bool {
         self.level == LatencySensitivity::Low
     }
@@ -95,7 +95,7 @@ impl Moderation {
     fn moderate(&mut self, now: u64) -> Decision {
         let micros = |count: u64| cpu::cycles_per_second() / 1_000_000 * count;
         let due = self.due.unwrap_or(match self.level {
-            LatencySensitivity::Low => now.wrapping_add(micros(500)),
+            LatencySensitivity::Low => self.last_call.wrapping_add(micros(500)),
             LatencySensitivity::Normal if self.average >= STREAM => self.last_call.wrapping_add(micros(50)),
             _ => now,
         });
@@ -171,15 +171,17 @@ mod tests {
     }
 
     #[test]
-    fn low_waits_for_sixty_four_frames_or_half_a_millisecond() {
+    fn low_has_its_interrupts_sixty_four_frames_or_half_a_millisecond_apart() {
         let mut low = at(LatencySensitivity::Low);
         let first = micros(10_000);
-        assert_eq!(low.given(1, true, || first), Decision::Hold(first + micros(500)));
-        assert_eq!(low.given(62, false, || first + micros(1)), Decision::Hold(first + micros(500)));
-        assert_eq!(low.given(1, false, || first + micros(2)), Decision::Call);
+        assert_eq!(low.given(1, true, || first), Decision::Call, "it was left alone");
+        let next = first + micros(500);
+        assert_eq!(low.given(1, true, || first + micros(1)), Decision::Hold(next));
+        assert_eq!(low.given(62, false, || first + micros(2)), Decision::Hold(next));
+        assert_eq!(low.given(1, false, || first + micros(3)), Decision::Call);
         assert_eq!(low.given(3, false, || unreachable!("nobody wants one")), Decision::None);
-        let Decision::Hold(due) = low.given(1, true, || first) else { panic!("not held back") };
-        assert_eq!((due, low.given(1, true, || due)), (first + micros(500), Decision::Call));
+        let Decision::Hold(due) = low.given(1, true, || first + micros(4)) else { panic!("not held back") };
+        assert_eq!((due, low.given(1, true, || due)), (first + micros(503), Decision::Call));
         assert_eq!(low.due(), None);
     }
 
@@ -191,10 +193,11 @@ mod tests {
             assert_eq!(moderation.given(9, false, || unreachable!()), Decision::None);
         }
         let mut raised = at(LatencySensitivity::Low);
-        assert!(matches!(raised.given(1, true, || 0), Decision::Hold(_)));
+        raised.called(micros(1000));
+        assert!(matches!(raised.given(1, true, || micros(1001)), Decision::Hold(_)));
         raised.set_level(LatencySensitivity::High);
         assert!(
-            matches!(raised.given(1, false, || micros(501)), Decision::Call),
+            matches!(raised.given(1, false, || micros(1501)), Decision::Call),
             "what was held back is not forgotten"
         );
     }

@@ -78,24 +78,32 @@ fn undisturbed<T>(attempt: impl Fn() -> (u64, bool, T)) -> T {
     panic!("never undisturbed for 500 us");
 }
 
-#[test]
-fn low_holds_an_interrupt_back_until_it_is_due_or_the_shard_sleeps() {
-    let rig = undisturbed(|| {
+/// A rig at `low` whose guest was interrupted just now, so that its next interrupt is held back; and one was, with `then`.
+fn holding(then: impl Fn(&Rig) -> bool) -> Rig {
+    undisturbed(|| {
         let rig = Rig::new(LatencySensitivity::Low);
         let now = crate::sys::cpu::cycles();
-        let held = rig.give() && rig.give() && rig.give();
+        let at_once = !rig.give() && rig.guest.call.drain() == 1;
+        let held = rig.give() && then(&rig) && rig.guest.call.drain() == 0;
+        (now, at_once && held, rig)
+    })
+}
+
+#[test]
+fn low_interrupts_a_guest_that_was_left_alone_and_then_holds_back_until_it_is_due_or_the_shard_ends() {
+    let rig = holding(|rig| {
+        let now = crate::sys::cpu::cycles();
         // There is time, and the level is patient.
-        let patient = rig.flush(Flush::Due(now)) && rig.flush(Flush::Idle(now));
-        (now, held && patient && rig.guest.call.drain() == 0, rig)
+        rig.give() && rig.give() && rig.flush(Flush::Due(now)) && rig.flush(Flush::Idle(now))
     });
     assert!(!rig.flush(Flush::All) && !rig.flush(Flush::All));
     assert_eq!(rig.guest.call.drain(), 1);
-    assert!(rig.give());
+    let expected = Notifications { calls: 2, calls_coalesced: 2, ..Notifications::default() };
+    assert_eq!(rig.counters(), expected);
+    let rig = holding(|_| true);
     let later = crate::sys::cpu::cycles() + crate::sys::cpu::cycles_per_second();
     assert!(!rig.flush(Flush::Due(later)));
     assert_eq!(rig.guest.call.drain(), 1);
-    let expected = Notifications { calls: 2, calls_coalesced: 2, ..Notifications::default() };
-    assert_eq!(rig.counters(), expected);
 }
 
 #[test]
@@ -120,9 +128,7 @@ fn a_guest_that_minds_delay_has_its_frames_as_they_came() {
 
 #[test]
 fn a_ring_that_stops_owes_nothing() {
-    let mut rig = Rig::new(LatencySensitivity::Low);
-    assert!(rig.give());
-    assert_eq!(rig.guest.call.drain(), 0);
+    let mut rig = holding(|_| true);
     rig.qemu.base(0);
     assert_eq!(rig.guest.call.drain(), 1);
     assert!(!rig.flush(Flush::All));
@@ -142,8 +148,7 @@ fn a_guest_that_is_given_a_frame_at_a_time_is_interrupted_at_once_unless_it_is_p
 
 #[test]
 fn a_level_that_changes_lets_go_of_what_was_held_back() {
-    let rig = Rig::new(LatencySensitivity::Low);
-    assert!(rig.give());
+    let rig = holding(|_| true);
     rig.port.set_latency(LatencySensitivity::High);
     assert!(!rig.flush(Flush::Idle(crate::sys::cpu::cycles())));
     assert!(!rig.give());
