@@ -194,9 +194,9 @@ pub enum LinkState {
 /// interrupts the guest), and of those that could be spared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Notifications {
-    /// How often the guest had to kick: the queue was at rest.
+    /// How often the guest kicked.
     pub kicks: u64,
-    /// Batches that were found without a kick.
+    /// Batches that the shard found without having waited for a kick.
     pub kicks_suppressed: u64,
     /// Interrupts sent to the guest.
     pub calls: u64,

@@ -16,6 +16,7 @@ mod endpoint;
 pub mod exercise;
 mod features;
 mod handler;
+mod kick;
 mod message;
 mod moderation;
 mod nic;

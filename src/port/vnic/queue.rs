@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::features;
+use super::kick::Kick;
 use super::moderation::{Decision, Moderation};
 use crate::frame::Needs;
 use crate::ident::{LatencySensitivity, MacAddr};
@@ -95,15 +96,20 @@ pub(super) struct State {
     pub announcements: Vec<MacAddr>,
     /// The shard that receives from this queue.
     pub wake: Option<Arc<dyn Wake>>,
+    /// What wakes it for a ring that runs or was taken out of service.
+    kick: Option<Arc<Kick>>,
     /// The kernel would not wait for the ring's kicks, so the queue must not rest.
     pub deaf: bool,
     /// Which offloads the guest is left with of those that it can do.
     offloads: Needs,
     /// The longest payload that the guest is given, in bytes; `None` for any.
     mtu: Option<u16>,
-    /// It was woken and has not had a batch since.
+    /// The guest was asked to kick and the shard does not poll.
+    rests: bool,
+    /// It was woken from rest and has not had a batch since.
     kicked: bool,
     moderation: Moderation,
+    /// The kicks in it are those of eventfds that the ring had before; `kick` counts for itself.
     counters: Notifications,
 }
 
@@ -124,7 +130,6 @@ pub(super) struct Running {
     pub log: Option<Arc<DirtyLog>>,
     /// The areas of the ring that the device writes: guest-physical addresses and lengths.
     written: [(u64, u64); 2],
-    kick: OwnedFd,
     call: Option<OwnedFd>,
     blocked: Arc<AtomicBool>,
     attention: Arc<EventFd>,
@@ -177,7 +182,6 @@ impl Queue {
             negotiated,
             log,
             written,
-            kick,
             call,
             blocked,
             attention,
@@ -187,6 +191,7 @@ impl Queue {
         // Whoever ran the ring before us may have ended between giving frames and telling the guest.
         running.signal();
         state.running = Some(running);
+        state.replace_kick(Some(kick));
         state.watch();
         self.settle(&state);
         Ok(())
@@ -198,6 +203,7 @@ impl Queue {
         let mut state = self.lock();
         let faulted = state.fault.take().map(|(_, index)| index);
         let stopped = state.take_running().map(|running| running.ring.base());
+        state.replace_kick(None);
         self.settle(&state);
         stopped.or(faulted)
     }
@@ -255,8 +261,8 @@ impl Queue {
     pub fn set_kick(&self, kick: OwnedFd) {
         let mut state = self.lock();
         state.unwatch();
-        if let Some(running) = &mut state.running {
-            running.kick = kick;
+        if state.running.is_some() {
+            state.replace_kick(Some(kick));
         }
         state.watch();
     }
@@ -323,7 +329,12 @@ impl Queue {
     pub fn report(&self) -> QueueReport {
         let state = self.lock();
         let size = state.running.as_ref().map_or(0, |running| running.ring.size());
-        QueueReport { started: state.running.is_some(), enabled: state.enabled, size, notifications: state.counters }
+        let kick = state.kick.clone();
+        let (started, enabled, mut notifications) = (state.running.is_some(), state.enabled, state.counters);
+        // Asking the kernel takes a while, and a shard may want the ring.
+        drop(state);
+        notifications.kicks = notifications.kicks.saturating_add(kick.map_or(0, |kick| kick.count()));
+        QueueReport { started, enabled, size, notifications }
     }
 
     /// Whether frames can be put into this queue now: it runs and the guest uses it.
@@ -376,10 +387,10 @@ impl State {
         self.moderation.level() != LatencySensitivity::High
     }
 
-    /// Notes that the queue was woken from rest.
-    pub fn woken(&mut self) {
-        self.kicked = true;
-        self.counters.kicks += 1;
+    /// Notes whether the queue rests from now on: the guest has to kick.
+    pub fn note_rest(&mut self, rests: bool) {
+        self.kicked |= self.rests && !rests;
+        self.rests = rests;
     }
 
     /// Gives buffers back that the guest filled, and interrupts it if it wants that.
@@ -458,18 +469,25 @@ impl State {
         }
     }
 
+    /// Takes another kick, or none; what the one before counted stays.
+    fn replace_kick(&mut self, kick: Option<OwnedFd>) {
+        let old = std::mem::replace(&mut self.kick, kick.map(|kick| Arc::new(Kick::new(kick))));
+        let kicks = old.map_or(0, |kick| kick.count());
+        self.counters.kicks = self.counters.kicks.saturating_add(kicks);
+    }
+
     /// Has the shard woken by the driver's kicks. Where the kernel has no room for one more wait (ENOSPC, ENOMEM) the queue
     /// is polled instead.
     fn watch(&mut self) {
-        if let (Some(wake), Some(running)) = (&self.wake, &self.running) {
-            self.deaf = wake.watch(running.kick.as_fd()).is_err();
+        if let (Some(wake), Some(_), Some(kick)) = (&self.wake, &self.running, &self.kick) {
+            self.deaf = wake.watch(kick.as_fd()).is_err();
         }
         self.wake();
     }
 
     fn unwatch(&self) {
-        if let (Some(wake), Some(running)) = (&self.wake, &self.running) {
-            wake.unwatch(running.kick.as_fd());
+        if let (Some(wake), Some(_), Some(kick)) = (&self.wake, &self.running, &self.kick) {
+            wake.unwatch(kick.as_fd());
         }
     }
 }

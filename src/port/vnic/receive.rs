@@ -137,19 +137,21 @@ impl Receive for ReceiveQueue {
     fn arm(&self) -> bool {
         let mut state = self.ring.lock();
         let armed = state.running.as_mut().map(|running| running.arm());
-        match armed {
+        let rests = match armed {
             None => state.announcements.is_empty(),
             Some(Ok(rest)) => rest && !state.deaf && state.announcements.is_empty(),
             Some(Err(fault)) => {
                 self.ring.fail(&mut state, fault);
                 true
             }
-        }
+        };
+        state.note_rest(rests);
+        rests
     }
 
     fn disarm(&self) {
         let mut state = self.ring.lock();
-        state.woken();
+        state.note_rest(false);
         if let Some(running) = &mut state.running {
             running.disarm();
         }

@@ -21,6 +21,7 @@ use super::*;
 use crate::sys::eventfd::EventFd;
 
 mod interrupts;
+mod kicks;
 
 /// Where the test guest's memory is, in the front end's address space; guest-physical addresses begin at zero.
 const USER: u64 = 0x7f00_0000_0000;

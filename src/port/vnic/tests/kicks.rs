@@ -1,0 +1,102 @@
+//! Kicks, as the guest sends them and as they are counted.
+
+use super::*;
+use crate::port::testing::{Shard, receive_all};
+
+/// A guest whose TX ring runs; the frame in it is 60 zeros behind their header.
+struct Rig {
+    guest: Guest,
+    port: Arc<Vnic>,
+    qemu: Raw,
+    offered: u16,
+    _host: Host,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (host, guest) = (Host::new(), Guest::new());
+        let port = host.port("vm1");
+        let mut qemu = host.connect("vm1");
+        qemu.negotiate();
+        assert!(qemu.done(Req::SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]));
+        assert!(qemu.done(Req::ADD_MEM_REG, &guest.region(), &[guest.memory.as_fd()]));
+        // A front end that has had the eventfd for longer than we.
+        guest.kick.signal();
+        qemu.start(1, 0, &guest);
+        assert!(qemu.done(Req::SET_VRING_ENABLE, &state(1, 1), &[]));
+        let descriptor = [0x8_0000u64.to_le_bytes().to_vec(), 72u32.to_le_bytes().to_vec(), vec![0; 4]].concat();
+        guest.memory.write_all_at(&descriptor, areas(1)[0]).unwrap();
+        Self { guest, port, qemu, offered: 0, _host: host }
+    }
+
+    /// Has the guest offer a frame, without a kick.
+    fn offer(&mut self) {
+        self.offered += 1;
+        self.guest.memory.write_all_at(&self.offered.to_le_bytes(), areas(1)[1] + 2).unwrap();
+    }
+
+    fn counters(&self) -> [u64; 2] {
+        let of = self.port.notifications()[1];
+        [of.kicks, of.kicks_suppressed]
+    }
+}
+
+#[test]
+fn all_kicks_of_the_guest_count_and_nothing_else_does() {
+    let mut rig = Rig::new();
+    let queue = Arc::clone(&rig.port.receive_queues()[0]);
+    assert!(receive_all(&*queue).is_empty() && queue.arm());
+    assert_eq!(rig.counters(), [0, 0], "what came before the ring started is not ours");
+    // A control-side wake, and a frame that was there when the guest was asked to kick.
+    queue.disarm();
+    rig.offer();
+    assert!(!queue.arm());
+    queue.disarm();
+    assert_eq!(rig.counters()[0], 0, "nobody kicked");
+    assert_eq!(receive_all(&*queue).len(), 1);
+    // From rest, by two kicks at once.
+    assert!(queue.arm());
+    rig.offer();
+    rig.guest.kick.signal();
+    rig.guest.kick.signal();
+    let [_, spared] = rig.counters();
+    queue.disarm();
+    assert_eq!(receive_all(&*queue).len(), 1);
+    assert_eq!(rig.counters(), [2, spared], "this batch was waited for");
+    // While the shard polls.
+    rig.offer();
+    rig.guest.kick.signal();
+    assert_eq!(receive_all(&*queue).len(), 1);
+    assert_eq!(rig.counters(), [3, spared + 1]);
+}
+
+#[test]
+fn a_batch_found_when_arming_fails_was_spared_its_kick() {
+    let mut rig = Rig::new();
+    let queue = Arc::clone(&rig.port.receive_queues()[0]);
+    rig.offer();
+    assert!(!queue.arm());
+    queue.disarm();
+    assert_eq!((receive_all(&*queue).len(), rig.counters()), (1, [0, 1]));
+}
+
+#[test]
+fn kicks_outlive_the_eventfd_the_shard_and_the_ring() {
+    let mut rig = Rig::new();
+    let queue = Arc::clone(&rig.port.receive_queues()[0]);
+    let shards = [Shard::new(), Shard::new()];
+    queue.attach(Some(shards[0].clone()));
+    rig.guest.kick.signal();
+    queue.attach(Some(shards[1].clone()));
+    assert_eq!(rig.counters()[0], 1, "another shard is no kick");
+    let other = EventFd::new().unwrap();
+    other.signal();
+    assert!(rig.qemu.done(Req::SET_VRING_KICK, &1u64.to_ne_bytes(), &[other.as_fd()]));
+    rig.guest.kick.signal();
+    assert_eq!(rig.counters()[0], 1, "neither what the new one was at, nor what the old one is told now");
+    other.signal();
+    assert_eq!(rig.counters()[0], 2);
+    assert_eq!(rig.qemu.base(1), 0);
+    other.signal();
+    assert_eq!(rig.counters()[0], 2);
+}
