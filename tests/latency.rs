@@ -202,6 +202,36 @@ fn ports_become_high_and_cease_to_be_while_guests_talk() {
     assert_uninterrupted(&daemon);
 }
 
+#[test]
+fn a_port_at_high_keeps_that_before_new_ones_when_exclusive_cpus_move() {
+    let Some(spare) = spare_cpu() else {
+        eprintln!("this process may use one CPU only: who gets an exclusive CPU that moves was not tested");
+        return;
+    };
+    let first = allowed_cpus()[0];
+    // `b` alone at first; `a`, whose name comes first, is new when the two CPUs change places.
+    let with = |dir: &Path, [shared, exclusive]: [usize; 2], ports: &[(&str, &str)]| {
+        let port = |(name, mode): &(&str, &str)| port_with(dir, name, "lan", mode, ", latency-sensitivity: high");
+        let head = preamble_with(dir, &format!(", exclusive: \"{exclusive}\""));
+        let head = head.replace(&format!("cpus: \"{first}\""), &format!("cpus: \"{shared}\""));
+        head + "networks: { lan: {} }\nports:\n" + &ports.iter().map(port).collect::<String>()
+    };
+    let daemon = Daemon::start(|dir| with(dir, [first, spare], &[("b", "server")]));
+    let mut cpus = [first, spare];
+    // The second time `b` is made anew as well.
+    for mode in ["server", "client"] {
+        cpus.reverse();
+        let file = with(daemon.dir(), cpus, &[("a", "server"), ("b", mode)]);
+        std::fs::write(daemon.dir().join("linecard.yaml"), file).unwrap();
+        daemon.linecard(&["apply"]).unwrap_err();
+        let (a, b) = (daemon.port("a"), daemon.port("b"));
+        assert_eq!((b.state(), a.state()), ("down", "stopped"), "{mode}: {b:?} {a:?}");
+        assert_eq!(b.0["cpus"], serde_json::json!([cpus[1]]));
+        let why = a.reason().unwrap();
+        assert!(why.contains("needs 1 CPU of its own, and of the 1 in shards.exclusive 0 are free"), "{why}");
+    }
+}
+
 /// Ports `a` and `b` at `high`, of these VMs; the spare CPU is exclusive.
 fn of_vms(dir: &Path, vms: [&str; 2]) -> String {
     let more = |vm| format!(", latency-sensitivity: high, affinity: vm, labels: {{ vm: {vm} }}");

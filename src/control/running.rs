@@ -39,12 +39,19 @@ pub(super) struct Running {
     pub(super) served: Option<Service>,
     /// Why that is not as it should be.
     pub(super) obstacle: Option<String>,
+    /// It was served at `high` when it was ended to be made anew, and is not served yet.
+    was_high: bool,
 }
 
 impl Running {
     /// A port that could not be had for this reason, so far.
     fn without(number: PortIndex, reason: &str) -> Self {
-        Self { number, port: Err(reason.into()), served: None, obstacle: None }
+        Self { number, port: Err(reason.into()), served: None, obstacle: None, was_high: false }
+    }
+
+    /// The shards serve it at `high`, or did until this very change.
+    fn is_high(&self) -> bool {
+        self.was_high || self.served.as_ref().is_some_and(|service| service.latency == LatencySensitivity::High)
     }
 
     /// The shards serve it so now.
@@ -52,7 +59,7 @@ impl Running {
         if let Ok(port) = &self.port {
             port.set_latency(service.latency);
         }
-        (self.served, self.obstacle) = (Some(service), None);
+        (self.served, self.obstacle, self.was_high) = (Some(service), None, false);
     }
 }
 
@@ -152,7 +159,8 @@ impl Runtime {
                 continue;
             };
             let Some(running) = self.ports.get_mut(name) else { continue };
-            let fresh = Running::without(running.number, "it is being made anew");
+            let was_high = running.is_high();
+            let fresh = Running { was_high, ..Running::without(running.number, "it is being made anew") };
             let closed = std::mem::replace(running, fresh).port;
             ending.extend(closed.ok().map(|port| (running.number, port)));
             if matches!(action, Action::RemovePort(_)) {
@@ -218,21 +226,25 @@ impl Runtime {
     }
 
     /// Gives new ports a shard, and those whose service changed perhaps another one. One that cannot have what it asks for is
-    /// served on as it was; a new one is ended.
+    /// served on as it was; a new one is ended. Where exclusive CPUs are short, ports that had one already come first, and then
+    /// it goes by name.
     fn attach(&mut self) {
         let (mut changed, mut wishes) = (Vec::new(), Vec::new());
+        let wish = |name| self.desired.ports.get(name).and_then(|wish| wish.plan.as_ref().ok());
+        let mut ports: Vec<_> = self.ports.iter_mut().collect();
         // Those that give an exclusive CPU up come before those that may want it.
-        let (high, others): (Vec<_>, Vec<_>) = self.ports.iter_mut().partition(|(name, _)| {
-            let wish = self.desired.ports.get(*name).and_then(|wish| wish.plan.as_ref().ok());
-            wish.is_some_and(|plan| plan.latency == LatencySensitivity::High)
+        ports.sort_by_key(|(name, running)| match wish(*name) {
+            Some(plan) if plan.latency == LatencySensitivity::High => 2 - u8::from(running.is_high()),
+            _ => 0,
         });
-        for (name, running) in others.into_iter().chain(high) {
-            let plan = self.desired.ports.get(name).and_then(|wish| wish.plan.as_ref().ok());
-            let (Some(plan), Ok(port)) = (plan, &running.port) else { continue };
+        for (name, running) in ports {
+            let (Some(plan), Ok(port)) = (wish(name), &running.port) else { continue };
             let service = plan.service();
             if running.served.as_ref() == Some(&service) {
                 running.obstacle = None;
-                continue;
+                if !(running.is_high() && self.shards.is_stranded(running.number)) {
+                    continue;
+                }
             }
             wishes.push(Wish { port: running.number, queues: port.receive_queues(), service: service.clone() });
             changed.push((name, running, service));
@@ -244,6 +256,8 @@ impl Runtime {
                     log_move(name, running.served.is_some(), &service, &self.shards.cpus_of(running.number));
                     running.serve(service);
                 }
+                // Its CPU is no exclusive one any more: when its shard ends, it is asked once more and told then.
+                Err(_) if running.served.as_ref() == Some(&service) => {}
                 Err(error) if running.served.is_some() => {
                     let obstacle = format!("not served as asked but as before: {error}");
                     log::error!("port {name}: {obstacle}");

@@ -147,6 +147,12 @@ impl Shards {
         refused
     }
 
+    /// Whether `port` has queues on a shard that [`Shards::shrink`] is going to end.
+    pub fn is_stranded(&self, port: PortIndex) -> bool {
+        let leaving = |number| self.shards.iter().any(|shard| shard.leaving && shard.number == number);
+        self.placed().iter().any(|place| place.port == port && leaving(place.shard))
+    }
+
     /// Ends a shard and keeps what it counted.
     fn retire(&mut self, mut shard: Shard) {
         shard.end();
