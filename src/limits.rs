@@ -77,8 +77,16 @@ pub const PORT_MACS_DEFAULT: u32 = 4096;
 /// Memory regions that one front end may share. QEMU's own ceiling is 509 slots with CONFIGURE_MEM_SLOTS.
 pub const MEMORY_REGIONS: usize = 509;
 
-/// Guest memory that one front end may share, in bytes: 16 TiB, beyond any host, so that sums stay far from overflow.
+/// Guest memory that one front end may share whatever its port is configured for, in bytes: 16 TiB, beyond any host, so that
+/// sums stay far from overflow.
 pub const MEMORY_BYTES: u64 = 1 << 44;
+
+/// Changes of what memory is mapped that one port may ask for at once: a VM of [`MEMORY_REGIONS`] twice over. Each costs every
+/// shard's CPU a TLB flush.
+pub const MEMORY_CHANGES: u32 = 1024;
+
+/// Those that it may ask for in a second from then on.
+pub const MEMORY_CHANGES_PER_SECOND: u32 = 100;
 
 /// Smallest and largest MTU a port may have, in bytes: IPv4's minimum (RFC 791) and what a 16-bit length can say.
 pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65_535;

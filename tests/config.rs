@@ -28,7 +28,7 @@ profiles:
 ports:
   u:
     vhost-user:
-      { socket: /run/l/u.sock, mode: server, queues: 4, owner: 107, group: kvm, permissions: "0666" }
+      { socket: /run/l/u.sock, mode: server, queues: 4, owner: 107, group: kvm, permissions: "0666", memory: 4096MiB }
     mac: 52:54:00:12:34:56
     profile: both
     network: lan
@@ -120,6 +120,7 @@ fn every_key_arrives() {
     assert_eq!(plan.networks["spare"].mac_limit, 65536);
     let KindPlan::VhostUser(vnic) = &plan.ports["u"].kind else { panic!("{:?}", plan.ports["u"]) };
     assert_eq!((vnic.queues, vnic.owner.as_deref(), vnic.permissions), (4, Some("107"), 0o666));
+    assert_eq!((vnic.memory, serde_json::to_value(vnic).unwrap()["memory"].as_str()), (Some(4 << 30), Some("4GiB")));
     let KindPlan::VhostUser(client) = &plan.ports["c"].kind else { panic!("{:?}", plan.ports["c"]) };
     assert_eq!(client.mode, SocketMode::Client);
     assert_eq!((&plan.ports["l"].kind, &plan.ports["n"].kind), (&KindPlan::Loopback, &KindPlan::Null));

@@ -67,7 +67,7 @@ profiles:
   database: { inherit: server, latency-sensitivity: medium }
 ports:
   vm1-eth0:
-    vhost-user: { socket: /run/linecard/vm1-eth0.sock, owner: libvirt-qemu, group: kvm }
+    vhost-user: { socket: /run/linecard/vm1-eth0.sock, owner: libvirt-qemu, group: kvm, memory: 64GiB }
     mac: 52:54:00:12:34:56
     profile: server
   to-the-host: { tap: { interface: tap0 }, network: lan }

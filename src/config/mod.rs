@@ -21,6 +21,7 @@ mod reader;
 mod report;
 mod resolve;
 mod scalar;
+mod size;
 mod spans;
 mod time;
 mod written;

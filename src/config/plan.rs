@@ -296,6 +296,9 @@ pub struct VhostUserPlan {
     /// Permission bits of a socket that we make.
     #[serde(serialize_with = "octal")]
     pub permissions: u32,
+    /// Most bytes of memory that the VM may share; `None` for as many as the host has.
+    #[serde(serialize_with = "size", skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
 }
 
 /// Which side of a vhost-user socket the daemon is.
@@ -371,6 +374,11 @@ pub fn unserved<'a>(
 /// Writes permission bits as they are written in a file: `"0660"`.
 fn octal<S: serde::Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{mode:04o}"))
+}
+
+/// Writes a size with the largest unit that divides it.
+fn size<S: serde::Serializer>(bytes: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    bytes.map(super::size::format_size).serialize(serializer)
 }
 
 /// Writes a duration with the largest unit that divides it: `300s` stays `5m`, and is read back as the same.

@@ -197,6 +197,7 @@ fn vhost_user(name: &Name, written: written::VhostUser, report: &mut Report) -> 
         owner: written.owner.map(|owner| owner.0),
         group: written.group.map(|group| group.0),
         permissions: written.permissions.map_or(SOCKET_MODE_DEFAULT, |mode| mode.0),
+        memory: written.memory.map(|memory| memory.0),
     }
 }
 

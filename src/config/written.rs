@@ -18,6 +18,7 @@ use super::report::{Finding, Report};
 use super::scalar::{
     Account, Endpoint, FilePath, Interface, LabelKey, LabelValue, Mode, Names, SocketPath, StationMac, Version, Whole,
 };
+use super::size::MemorySize;
 use super::time::Time;
 use crate::ident::{Affinity, Compat, LatencySensitivity, Name};
 use crate::limits;
@@ -180,6 +181,7 @@ pub(super) struct VhostUser {
     pub(super) owner: Option<Account>,
     pub(super) group: Option<Account>,
     pub(super) permissions: Option<Mode>,
+    pub(super) memory: Option<MemorySize>,
 }
 
 /// `tap:`

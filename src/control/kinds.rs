@@ -75,7 +75,7 @@ pub(super) fn offloads(plan: &PortPlan) -> Needs {
 }
 
 fn vnic(name: &Name, plan: &PortPlan, vhost_user: &VhostUserPlan) -> Result<VnicConfig, AccountError> {
-    let VhostUserPlan { socket, mode, queues, owner, group, permissions } = vhost_user.clone();
+    let VhostUserPlan { socket, mode, queues, owner, group, permissions, memory } = vhost_user.clone();
     Ok(VnicConfig {
         name: name.clone(),
         socket,
@@ -88,6 +88,7 @@ fn vnic(name: &Name, plan: &PortPlan, vhost_user: &VhostUserPlan) -> Result<Vnic
         owner: owner.as_deref().map(account::user).transpose()?,
         group: group.as_deref().map(account::group).transpose()?,
         permissions,
+        memory,
         mac: plan.mac,
         compat: plan.compat,
         records: None,

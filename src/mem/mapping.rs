@@ -55,9 +55,16 @@ pub enum MappingError {
     /// More regions than we take.
     #[error("{0} regions are more than {MEMORY_REGIONS}")]
     TooMany(usize),
-    /// More bytes than we take.
-    #[error("the regions add up to more than {MEMORY_BYTES} bytes")]
-    TooLarge,
+    /// More bytes than the port takes.
+    #[error(
+        "the regions add up to {bytes} bytes and the port takes {most}: say in `memory` of its `vhost-user` how much its VM may have"
+    )]
+    TooLarge {
+        /// What they add up to.
+        bytes: u64,
+        /// The limit.
+        most: u64,
+    },
     /// The kernel did not tell about the file.
     #[error("region {0}: its file cannot be examined")]
     File(RegionRequest, #[source] std::io::Error),
@@ -118,17 +125,21 @@ pub struct SharedMemory {
     regions: Vec<Shared>,
     memory: Arc<GuestMemory>,
     attention: Arc<EventFd>,
+    /// How many bytes there may be.
+    most: u64,
 }
 
 impl SharedMemory {
-    /// Nothing shared yet. `attention` is signalled when a file shrinks under its mapping.
-    pub fn new(attention: Arc<EventFd>) -> Self {
-        Self::of(Vec::new(), attention)
+    /// Nothing shared yet, and no more than `most` bytes, or [`MEMORY_BYTES`], to come. `attention` is signalled when a file
+    /// shrinks under its mapping.
+    pub fn new(attention: Arc<EventFd>, most: u64) -> Self {
+        Self { regions: Vec::new(), memory: Arc::default(), attention, most: most.min(MEMORY_BYTES) }
     }
 
-    fn of(regions: Vec<Shared>, attention: Arc<EventFd>) -> Self {
+    /// These regions under the same rules.
+    fn of(&self, regions: Vec<Shared>) -> Self {
         let memory = Arc::new(GuestMemory::new(regions.iter().map(|shared| Arc::clone(&shared.region)).collect()));
-        Self { regions, memory, attention }
+        Self { regions, memory, attention: Arc::clone(&self.attention), most: self.most }
     }
 
     /// The map for rings.
@@ -157,7 +168,7 @@ impl SharedMemory {
     /// # Errors
     /// The first region that is refused; nothing has changed then.
     pub fn replaced(&self, table: Vec<(RegionRequest, File)>) -> Result<Option<Self>, MappingError> {
-        let mut next = Self::of(Vec::new(), Arc::clone(&self.attention));
+        let mut next = Self::new(Arc::clone(&self.attention), self.most);
         for (request, file) in table {
             let (file_identity, page) = check(&request, &file)?;
             let kept = self.regions.iter().find(|s| s.request == request && s.file == file_identity);
@@ -171,7 +182,7 @@ impl SharedMemory {
         }
         let same = |s: &Shared| self.regions.iter().any(|o| Arc::ptr_eq(&o.region, &s.region));
         let unchanged = next.regions.len() == self.regions.len() && next.regions.iter().all(same);
-        Ok((!unchanged).then(|| Self::of(next.regions, next.attention)))
+        Ok((!unchanged).then(|| self.of(next.regions)))
     }
 
     /// The memory with one region more (ADD_MEM_REG). `None` if that very region is there already: QEMU 7.2 adds each
@@ -186,7 +197,7 @@ impl SharedMemory {
         }
         let mut regions = self.regions.clone();
         regions.push(self.map(request, file, identity, page)?);
-        Ok(Some(Self::of(regions, Arc::clone(&self.attention))))
+        Ok(Some(self.of(regions)))
     }
 
     /// The memory with one region less (REM_MEM_REG). `None` if there is no such region: QEMU 7.2 removes each region
@@ -194,7 +205,7 @@ impl SharedMemory {
     pub fn without(&self, request: &RegionRequest) -> Option<Self> {
         let kept = |s: &&Shared| !s.request.is_at(request);
         let regions: Vec<_> = self.regions.iter().filter(kept).cloned().collect();
-        (regions.len() < self.regions.len()).then(|| Self::of(regions, Arc::clone(&self.attention)))
+        (regions.len() < self.regions.len()).then(|| self.of(regions))
     }
 
     /// Whether a checked region may be added to these: `false` if it is an exact duplicate.
@@ -208,9 +219,9 @@ impl SharedMemory {
         if self.regions.len() >= MEMORY_REGIONS {
             return Err(MappingError::TooMany(self.regions.len() + 1));
         }
-        // No overflow: what is there is below the limit, and so is the region alone.
-        if request.len > MEMORY_BYTES || self.bytes() + request.len > MEMORY_BYTES {
-            return Err(MappingError::TooLarge);
+        let bytes = self.bytes().saturating_add(request.len);
+        if bytes > self.most {
+            return Err(MappingError::TooLarge { bytes, most: self.most });
         }
         Ok(true)
     }
@@ -283,6 +294,12 @@ impl Backing {
     }
 }
 
+/// Bytes of memory that this host has, swap included: what all VMs on it can have together.
+pub fn host_bytes() -> u64 {
+    let host = rustix::system::sysinfo();
+    (host.totalram as u64).saturating_add(host.totalswap as u64).saturating_mul(host.mem_unit.into())
+}
+
 /// Size of this machine's ordinary pages.
 fn page_bytes() -> u64 {
     // SAFETY: sysconf reads a constant of the process.
@@ -307,7 +324,7 @@ mod tests {
     }
 
     fn empty() -> SharedMemory {
-        SharedMemory::new(Arc::new(EventFd::new().unwrap()))
+        SharedMemory::new(Arc::new(EventFd::new().unwrap()), u64::MAX)
     }
 
     fn at(guest: u64, user: u64, len: u64, offset: u64) -> RegionRequest {
@@ -400,14 +417,40 @@ mod tests {
         let more = at(1 << 40, 1 << 40, PAGE, 0);
         assert!(matches!(memory.with(more, file), Err(MappingError::TooMany(510))));
         let sparse = memfd(MEMORY_BYTES + PAGE);
-        assert!(matches!(empty().with(at(0, 0, MEMORY_BYTES + PAGE, 0), sparse), Err(MappingError::TooLarge)));
+        assert!(matches!(empty().with(at(0, 0, MEMORY_BYTES + PAGE, 0), sparse), Err(MappingError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_port_takes_as_many_bytes_as_it_may_however_they_come() {
+        let none = SharedMemory::new(Arc::new(EventFd::new().unwrap()), 4 * PAGE);
+        let sparse = memfd(64 * PAGE);
+        let file = || sparse.try_clone().unwrap();
+        let [one, two, more] =
+            [at(0, 0, 3 * PAGE, 0), at(8 * PAGE, 8 * PAGE, PAGE, 0), at(16 * PAGE, 16 * PAGE, PAGE, 0)];
+        let full = none.with(one, file()).unwrap().unwrap().with(two, file()).unwrap().unwrap();
+        let refused = full.with(more, file()).unwrap_err();
+        assert!(
+            refused.to_string().contains("add up to 20480 bytes and the port takes 16384: say in `memory`"),
+            "{refused}"
+        );
+        let table = |regions: &[RegionRequest]| regions.iter().map(|region| (*region, file())).collect::<Vec<_>>();
+        assert!(matches!(none.replaced(table(&[one, two, more])), Err(MappingError::TooLarge { .. })));
+        // What goes makes room, and what stays is not counted twice.
+        assert_eq!(full.replaced(table(&[one, more])).unwrap().unwrap().bytes(), 4 * PAGE);
+        assert!(full.without(&two).unwrap().with(more, file()).unwrap().is_some());
+        assert!(full.with(one, file()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_host_has_some_memory_and_not_as_much_as_can_be_addressed() {
+        assert!((1 << 24..MEMORY_BYTES).contains(&host_bytes()));
     }
 
     #[test]
     fn a_file_that_shrinks_reads_as_zeros_and_only_its_region_fails() {
         let attention = Arc::new(EventFd::new().unwrap());
         let (file, other) = (memfd(8 * PAGE), memfd(PAGE));
-        let memory = SharedMemory::new(Arc::clone(&attention));
+        let memory = SharedMemory::new(Arc::clone(&attention), u64::MAX);
         let memory = memory.with(at(0, 0, 8 * PAGE, 0), file.try_clone().unwrap()).unwrap().unwrap();
         let memory = memory.with(at(0x10_0000, 0x10_0000, PAGE, 0), other).unwrap().unwrap();
         let map = memory.memory();

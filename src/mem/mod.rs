@@ -15,6 +15,6 @@ pub use cursor::{Cursor, Source};
 pub use dirty::{DirtyLog, DirtyLogError};
 pub use gather::write_frame;
 pub use guest::{GuestMemory, Region, Window};
-pub use mapping::{MappingError, RegionRequest, SharedMemory};
+pub use mapping::{MappingError, RegionRequest, SharedMemory, host_bytes};
 pub use pin::Pinned;
 pub use span::Span;

@@ -79,7 +79,7 @@ mod tests {
     const LEN: u64 = 64 * 1024;
 
     fn shared(file: &File) -> SharedMemory {
-        let memory = SharedMemory::new(Arc::new(EventFd::new().unwrap()));
+        let memory = SharedMemory::new(Arc::new(EventFd::new().unwrap()), u64::MAX);
         let request = RegionRequest { guest: 0, user: 0, len: LEN, offset: 0 };
         memory.with(request, file.try_clone().unwrap()).unwrap().unwrap()
     }

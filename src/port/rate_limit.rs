@@ -1,4 +1,4 @@
-//! So many per period and no more: [`RateLimit`].
+//! So many per period and no more: [`RateLimit`]. Where what comes must not be lost, whoever sends it waits: [`Pace`].
 //!
 //! What a guest, a front end or a peer can cause, it can cause in a loop: log lines, connections, announcements. Each port
 //! has its own limits, so a noisy one does not silence the others.
@@ -61,6 +61,46 @@ impl RateLimit {
     }
 }
 
+/// Says how long to wait after events of which the first `burst` cost nothing and each one more an `interval`. Time in which
+/// none comes is credit for later ones, up to the burst.
+#[derive(Debug)]
+pub struct Pace {
+    burst: u32,
+    interval: Duration,
+    /// When all events so far will have been paid for.
+    paid: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    /// A pace of `per_second` events after the first `burst`.
+    pub const fn new(burst: u32, per_second: u32) -> Self {
+        let interval = Duration::from_nanos(1_000_000_000 / per_second as u64);
+        Self { burst, interval, paid: Mutex::new(None) }
+    }
+
+    /// Counts so many events that happen now.
+    pub fn spend(&self, events: u32) {
+        self.spend_at(Instant::now(), events);
+    }
+
+    /// How long to wait before the next; nothing if there is credit.
+    pub fn debt(&self) -> Duration {
+        self.debt_at(Instant::now())
+    }
+
+    fn spend_at(&self, now: Instant, events: u32) {
+        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = paid.map_or(now, |paid| paid.max(now));
+        *paid = Some(from + self.interval * events);
+    }
+
+    fn debt_at(&self, now: Instant) -> Duration {
+        let paid = *self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = paid.map_or(Duration::ZERO, |paid| paid.saturating_duration_since(now));
+        open.saturating_sub(self.interval * self.burst)
+    }
+}
+
 /// Logs a line that a far end can cause, under `limit`; a line that follows suppressed ones says how many those were.
 macro_rules! log_limited {
     ($limit:expr, $level:expr, $($message:tt)+) => {
@@ -79,6 +119,24 @@ pub(crate) use log_limited;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_burst_is_free_and_what_comes_faster_waits() {
+        let (pace, start) = (Pace::new(4, 100), Instant::now());
+        let millis = Duration::from_millis;
+        let debt = |at| pace.debt_at(start + millis(at));
+        assert_eq!(debt(0), Duration::ZERO);
+        pace.spend_at(start, 4);
+        assert_eq!(debt(0), Duration::ZERO, "the burst");
+        pace.spend_at(start, 3);
+        assert_eq!([debt(0), debt(20), debt(30)], [30, 10, 0].map(millis));
+        pace.spend_at(start + millis(30), 1);
+        assert_eq!(debt(30), millis(10));
+        // Credit grows up to the burst and no further.
+        let later = 10_000;
+        pace.spend_at(start + millis(later), 5);
+        assert_eq!(debt(later), millis(10));
+    }
 
     #[test]
     fn a_burst_per_period_passes_and_the_rest_is_counted() {

@@ -133,6 +133,7 @@ fn offloads_change_in_place_and_what_is_offered_makes_a_vnic_anew() {
         owner: None,
         group: None,
         permissions: 0o660,
+        memory: None,
     }));
     let old = state(&[("a", vnic.clone())]);
     let offloads = Offloads { tso: false, ..vnic.offloads };

@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::vring::{Areas, Vring};
 use crate::ident::MacAddr;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
-use crate::mem::{DirtyLog, GuestMemory, RegionRequest, SharedMemory};
+use crate::mem::{DirtyLog, GuestMemory, MappingError, RegionRequest, SharedMemory, host_bytes};
 use crate::port::LinkState;
 use crate::port::rate_limit::{Admission, log_limited};
 
@@ -42,7 +42,7 @@ impl Device {
     /// A device that nothing is known of: no features, no memory, all rings stopped and disabled.
     pub(super) fn new(nic: Arc<Nic>) -> Self {
         let vrings = nic.queues.iter().enumerate().map(|(i, queue)| Vring::new(i, Arc::clone(queue))).collect();
-        let memory = SharedMemory::new(Arc::clone(&nic.attention));
+        let memory = SharedMemory::new(Arc::clone(&nic.attention), nic.config.memory.unwrap_or_else(host_bytes));
         Self {
             nic,
             features: None,
@@ -89,6 +89,7 @@ impl Device {
 
     /// SET_LOG_BASE: the log that counts from now on. A front end makes it anew when memory is added.
     pub(super) fn set_log(&mut self, file: File, offset: u64, len: u64) -> Result<(), Refusal> {
+        self.nic.mappings.spend(1);
         let log = DirtyLog::new(file, offset, len, Arc::clone(&self.nic.attention))?;
         log.covers(self.memory.memory())?;
         // The old one is unmapped here, after no ring uses it any more.
@@ -211,20 +212,32 @@ impl Device {
 
     /// SET_MEM_TABLE.
     pub(super) fn set_memory(&mut self, table: Vec<(RegionRequest, File)>) -> Result<(), Refusal> {
-        let next = self.memory.replaced(table)?;
-        self.swap_memory(next)
+        let regions = table.len();
+        let next = self.memory.replaced(table);
+        self.pay(&next, regions);
+        self.swap_memory(next?)
     }
 
     /// ADD_MEM_REG.
     pub(super) fn add_memory(&mut self, request: RegionRequest, file: File) -> Result<(), Refusal> {
-        let next = self.memory.with(request, file)?;
-        self.swap_memory(next)
+        let next = self.memory.with(request, file);
+        self.pay(&next, 1);
+        self.swap_memory(next?)
     }
 
     /// REM_MEM_REG.
     pub(super) fn remove_memory(&mut self, request: &RegionRequest) -> Result<(), Refusal> {
-        let next = self.memory.without(request);
-        self.swap_memory(next)
+        let next = Ok(self.memory.without(request));
+        self.pay(&next, 1);
+        self.swap_memory(next?)
+    }
+
+    /// Counts a change of so many regions for the port's pace; free if all is as it was. QEMU 7.2 tells everything once per
+    /// queue pair. A change that was refused may have mapped all but the last region.
+    fn pay(&self, next: &Result<Option<SharedMemory>, MappingError>, regions: usize) {
+        if !matches!(next, Ok(None)) {
+            self.nic.mappings.spend(u32::try_from(regions).unwrap_or(u32::MAX));
+        }
     }
 
     /// Gives every ring the new memory and then unmaps what only the old one had, on this thread and before the message

@@ -158,6 +158,7 @@ mod tests {
             owner: None,
             group: None,
             permissions: 0o660,
+            memory: None,
             mac: None,
             compat: crate::ident::Compat::default(),
             records: None,

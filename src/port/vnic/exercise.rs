@@ -94,6 +94,7 @@ pub(super) fn config() -> VnicConfig {
         owner: None,
         group: None,
         permissions: 0o600,
+        memory: None,
         mac: None,
         compat: crate::ident::Compat::default(),
         records: None,

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::queue::Queue;
 use crate::ident::{Compat, LatencySensitivity, MacAddr, Name};
-use crate::port::rate_limit::RateLimit;
+use crate::limits::{MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND};
+use crate::port::rate_limit::{Pace, RateLimit};
 use crate::ring::{Record, Records};
 use crate::sys::eventfd::EventFd;
 
@@ -49,6 +50,8 @@ pub struct VnicConfig {
     pub group: Option<u32>,
     /// Permission bits of the socket file in server mode, such as `0o660`.
     pub permissions: u32,
+    /// Most bytes of memory that the VM may share; as many as this host has if `None`.
+    pub memory: Option<u64>,
     /// The address that the VM's configuration gives to the guest, if it is known here.
     pub mac: Option<MacAddr>,
     /// Which features are offered.
@@ -73,6 +76,8 @@ pub(super) struct Nic {
     pub(super) log: RateLimit,
     /// For frames that SEND_RARP makes.
     pub(super) announcements: RateLimit,
+    /// For what is mapped and unmapped, whichever connection asks for it.
+    pub(super) mappings: Pace,
     /// Where packed rings stand; made when the first one starts.
     records: OnceLock<Option<Arc<Records>>>,
 }
@@ -93,6 +98,7 @@ impl Nic {
             attention,
             log: RateLimit::new(LOG_LINES, LOG_PERIOD),
             announcements: RateLimit::new(ANNOUNCEMENTS, Duration::from_secs(1)),
+            mappings: Pace::new(MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND),
             records: OnceLock::new(),
         })
     }

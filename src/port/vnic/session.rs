@@ -115,6 +115,9 @@ impl<'a> Session<'a> {
                         return Ok(end);
                     }
                     self.handler.pin();
+                    // A front end that has memory mapped and unmapped in a loop waits, and nobody but itself with it; at most
+                    // for the regions of one message, 32 times 10 ms, so that the port can still be removed soon.
+                    std::thread::sleep(self.nic.mappings.debt());
                     continue;
                 }
                 Arrival::Crowded(header) => return Ok(End::crowded(&header)),

@@ -22,6 +22,7 @@ use crate::sys::eventfd::EventFd;
 
 mod interrupts;
 mod kicks;
+mod memory;
 
 /// Where the test guest's memory is, in the front end's address space; guest-physical addresses begin at zero.
 const USER: u64 = 0x7f00_0000_0000;
@@ -51,6 +52,7 @@ impl Host {
             owner: None,
             group: None,
             permissions: 0o600,
+            memory: None,
             mac: None,
             compat: crate::ident::Compat::default(),
             records: None,
