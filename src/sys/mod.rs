@@ -5,4 +5,5 @@ pub mod doorbell;
 pub mod eventfd;
 pub mod sigbus;
 pub mod socket;
+pub mod socket_file;
 pub mod tap;

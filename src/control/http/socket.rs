@@ -6,8 +6,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use axum::extract::connect_info::Connected;
@@ -15,13 +14,17 @@ use axum::serve::IncomingStream;
 use tokio::net::UnixListener;
 
 use crate::host::account::{self, AccountError};
+use crate::sys::socket_file::{Obstacle, SocketFile, make_way};
 
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Something that is not a socket is in its place.
-    #[error("{} is not a socket: move it away, or set daemon.api to another path", .0.display())]
-    NotASocket(PathBuf),
+    #[error("{path} is not a socket but {1}: move it away, or set daemon.api to another path", path = .0.display())]
+    NotASocket(PathBuf, &'static str),
+    /// A socket of another user is in its place.
+    #[error("{path} is a socket of user {1}: move it away, or set daemon.api to another path", path = .0.display())]
+    NotOurs(PathBuf, u32),
     /// Somebody answers there.
     #[error("another process answers on {}: stop that linecardd first, or set daemon.api to another path", .0.display())]
     Alive(PathBuf),
@@ -53,7 +56,7 @@ impl ApiSocket {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
         }
-        make_way(path)?;
+        make_way(path).map_err(|obstacle| refusal(path, obstacle))?;
         let mut beside = path.as_os_str().to_owned();
         beside.push(format!(".{}", std::process::id()));
         let beside = PathBuf::from(beside);
@@ -67,7 +70,7 @@ impl ApiSocket {
             let _ = fs::remove_file(&beside);
             return Err(failed(error));
         }
-        let file = SocketFile { path: path.into(), identity: identity(path).map_err(failed)? };
+        let file = SocketFile::made(path).map_err(failed)?;
         Ok(Self { listener, file })
     }
 
@@ -77,40 +80,15 @@ impl ApiSocket {
     }
 }
 
-/// Removes a socket that nobody listens on; refuses everything else.
-fn make_way(path: &Path) -> Result<(), SocketError> {
-    let failed = |error| SocketError::Make(path.into(), error);
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(error)),
-        Ok(there) if !there.file_type().is_socket() => Err(SocketError::NotASocket(path.into())),
-        Ok(_) => match UnixStream::connect(path) {
-            // Only this answer means that nobody has it open (unix(7)).
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(failed(error)),
-            Ok(_) | Err(_) => Err(SocketError::Alive(path.into())),
-        },
+/// What is in the way at `path`, in the words of the API.
+fn refusal(path: &Path, obstacle: Obstacle) -> SocketError {
+    let path = path.into();
+    match obstacle {
+        Obstacle::Other(what) => SocketError::NotASocket(path, what),
+        Obstacle::User(user) => SocketError::NotOurs(path, user),
+        Obstacle::Alive => SocketError::Alive(path),
+        Obstacle::System(_, error) => SocketError::Make(path, error),
     }
-}
-
-/// The socket's file, to be removed at the end unless something else is there by then.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|there| (there.dev(), there.ino()))
 }
 
 /// Who is at the other end of a connection, as the kernel noted when it was made (SO_PEERCRED).

@@ -18,9 +18,9 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::attachment::Attachment;
-use super::endpoint;
 use crate::port::rate_limit::{Admission, RateLimit, log_limited};
 use crate::sys::eventfd::EventFd;
+use crate::sys::socket_file;
 
 /// Connections that one port takes in a period; more wait in the socket's backlog. One costs about 0.2 ms of a control
 /// thread, so a front end that does nothing but connect gets a twentieth of one CPU, none of it a shard's. VMs that come
@@ -238,7 +238,7 @@ impl Shared {
     fn dial(self: &Arc<Self>, endpoint: &Endpoint, back_off: &Mutex<Duration>) {
         let nic = endpoint.attachment.nic();
         let path = &nic.config.socket;
-        match endpoint::connect(path) {
+        match socket_file::connect(path) {
             Ok(stream) => {
                 let (shared, id) = (Arc::clone(self), endpoint.id);
                 if !endpoint.attachment.offer(stream, move |lasted| shared.redial(id, lasted)) {

@@ -1,18 +1,16 @@
-//! The socket file of a vNIC: [`listen`] makes it with care for what is there already, [`connect`] looks for the VM's.
+//! The socket of a vNIC in server mode: [`listen`] makes it, with the care of [`crate::sys::socket_file`] for what is there
+//! already.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::linux::fs::MetadataExt;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Gid, Mode, OFlags, Uid, chmod, chown, fchmod, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Gid, Mode, Uid, chmod, chown, fchmod};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::SocketAddrUnix;
 
 use super::nic::VnicConfig;
+use crate::sys::socket_file::{Obstacle, SocketFile, make_way, unbound};
 
 /// Connections that may wait for the acceptor thread.
 const BACKLOG: i32 = 8;
@@ -40,23 +38,6 @@ pub enum EndpointError {
     System(PathBuf, &'static str, #[source] io::Error),
 }
 
-/// A socket file that we made. Dropping it removes the file, if it still is the one we made.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let ours = |file: &fs::Metadata| (file.st_dev(), file.st_ino()) == self.identity;
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| ours(&file)) {
-            // Gone or not: nobody is left to tell.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// Makes the socket of `config` and listens on it. The descriptor does not block.
 ///
 /// # Errors
@@ -68,15 +49,14 @@ pub(super) fn listen(config: &VnicConfig) -> Result<(OwnedFd, SocketFile), Endpo
     if !parent.is_dir() {
         return Err(EndpointError::NoDirectory(parent.to_owned()));
     }
-    clear(path)?;
+    make_way(path).map_err(|obstacle| refusal(path, obstacle))?;
     let failed = |what| move |errno: Errno| EndpointError::System(path.clone(), what, errno.into());
-    let socket = socket().map_err(failed("make"))?;
+    let socket = unbound().map_err(failed("make"))?;
     // The file gets the mode of the socket (net/unix/af_unix.c, unix_bind_bsd): nobody else comes in before the file has
     // its owner and its permissions.
     fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("protect"))?;
     rustix::net::bind(&socket, &address).map_err(failed("bind"))?;
-    let stat = fs::symlink_metadata(path).map_err(|e| EndpointError::System(path.clone(), "find", e))?;
-    let file = SocketFile { path: path.clone(), identity: (stat.st_dev(), stat.st_ino()) };
+    let file = SocketFile::made(path).map_err(|e| EndpointError::System(path.clone(), "find", e))?;
     if config.owner.is_some() || config.group.is_some() {
         let (owner, group) = (config.owner.map(Uid::from_raw), config.group.map(Gid::from_raw));
         chown(path, owner, group).map_err(failed("give away"))?;
@@ -86,67 +66,31 @@ pub(super) fn listen(config: &VnicConfig) -> Result<(OwnedFd, SocketFile), Endpo
     Ok((socket, file))
 }
 
-/// Removes the socket of a dead process, if that is what is at `path`.
-fn clear(path: &Path) -> Result<(), EndpointError> {
-    let system = |what| move |e| EndpointError::System(path.to_owned(), what, e);
-    let there = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(system("look at"))?,
-    };
-    let kind = there.file_type();
-    if !kind.is_socket() {
-        let what = match kind {
-            kind if kind.is_file() => "a file",
-            kind if kind.is_dir() => "a directory",
-            kind if kind.is_symlink() => "a symbolic link",
-            _ => "a special file",
-        };
-        return Err(EndpointError::InTheWay(path.to_owned(), what));
+/// What is in the way at `path`, in the words of a port.
+fn refusal(path: &Path, obstacle: Obstacle) -> EndpointError {
+    let path = path.to_owned();
+    match obstacle {
+        Obstacle::Other(what) => EndpointError::InTheWay(path, what),
+        Obstacle::User(user) => EndpointError::NotOurs(path, user),
+        Obstacle::Alive => EndpointError::InUse(path),
+        Obstacle::System(what, error) => EndpointError::System(path, what, error),
     }
-    let user = rustix::process::geteuid();
-    if !user.is_root() && there.st_uid() != user.as_raw() {
-        return Err(EndpointError::NotOurs(path.to_owned(), there.st_uid()));
-    }
-    match connect(path) {
-        // Only this says that no process has the socket any more (unix(7)).
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(system("remove the old"))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) | Err(_) => Err(EndpointError::InUse(path.to_owned())),
-    }
-}
-
-/// Connects to the socket at `path`. Never waits: a listener whose backlog is full is an error (`WouldBlock`).
-///
-/// # Errors
-/// What the kernel says; `NotFound` and `ConnectionRefused` mean that nobody listens.
-pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
-    let address = address(path).map_err(io::Error::other)?;
-    let socket = socket()?;
-    rustix::net::connect(&socket, &address)?;
-    // The crate's loop takes EAGAIN for a reason to try again at once.
-    fcntl_setfl(&socket, fcntl_getfl(&socket)? - OFlags::NONBLOCK)?;
-    Ok(socket.into())
 }
 
 fn address(path: &Path) -> Result<SocketAddrUnix, EndpointError> {
     SocketAddrUnix::new(path).map_err(|_| EndpointError::PathTooLong(path.to_owned()))
 }
 
-fn socket() -> rustix::io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
 
     use super::*;
     use crate::port::vnic::Mode as Side;
+    use crate::sys::socket_file::connect;
 
     fn config(socket: PathBuf) -> VnicConfig {
         VnicConfig {

@@ -39,7 +39,6 @@ pub use nic::{Mode, VnicConfig};
 
 use acceptor::Registration;
 use attachment::Attachment;
-use endpoint::SocketFile;
 use nic::Nic;
 use receive::ReceiveQueue;
 use steering::Steering;
@@ -49,6 +48,7 @@ use crate::frame::Needs;
 use crate::ident::LatencySensitivity;
 use crate::limits::QUEUE_PAIRS;
 use crate::port::{LinkState, Notifications, Port, Receive, Transmit};
+use crate::sys::socket_file::SocketFile;
 
 /// Why a vNIC cannot be made.
 #[derive(Debug, thiserror::Error)]
