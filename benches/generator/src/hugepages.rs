@@ -1,6 +1,12 @@
 //! Huge pages, taken from the machine for as long as they are needed.
+//!
+//! A program of its own gives them back ([`Keeper`]): it waits for the end of a pipe, which comes when [`HugePages`] is dropped
+//! and just as well when this process is killed, with its whole process group if need be.
 
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use crate::memory::HUGE_PAGE;
 
@@ -10,13 +16,13 @@ const DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// who may add and remove theirs meanwhile.
 #[derive(Debug)]
 pub struct HugePages {
-    added: usize,
+    _keeper: Option<Keeper>,
 }
 
 impl HugePages {
     /// Nothing of the machine's is touched.
     pub fn none() -> Self {
-        Self { added: 0 }
+        Self { _keeper: None }
     }
 
     /// Makes room for `bytes` and `pages` more.
@@ -36,17 +42,47 @@ impl HugePages {
         if count == 0 {
             return Ok(Self::none());
         }
+        let total = format!("{DIR}/nr_hugepages");
+        let mut keeper = Keeper::start(Path::new(&total))?;
         let before = number("nr_hugepages")?;
-        set(before + count)?;
-        Ok(Self { added: number("nr_hugepages")?.saturating_sub(before).min(count) })
+        std::fs::write(&total, (before + count).to_string())?;
+        keeper.keep(number("nr_hugepages")?.saturating_sub(before).min(count))?;
+        Ok(Self { _keeper: Some(keeper) })
     }
 }
 
-impl Drop for HugePages {
+/// A program that takes something off the number in a file when this is dropped, or this process is gone.
+#[derive(Debug)]
+struct Keeper(Child);
+
+/// `$0` is the file; how much to take off is the first line that comes in, and the end of input the time to do it.
+const SCRIPT: &str = r#"
+trap '' HUP INT TERM
+read -r added || exit 0
+cat > /dev/null
+have=$(cat "$0")
+[ "$added" -le "$have" ] || added=$have
+echo $((have - added)) > "$0"
+"#;
+
+impl Keeper {
+    /// Starts it, out of reach of what ends this process and its group. It has nothing to take off yet.
+    fn start(file: &Path) -> io::Result<Self> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", SCRIPT]).arg(file).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        shell.spawn().map(Self)
+    }
+
+    /// Tells it how much to take off in the end.
+    fn keep(&mut self, count: usize) -> io::Result<()> {
+        self.0.stdin.as_mut().map_or(Ok(()), |input| writeln!(input, "{count}"))
+    }
+}
+
+impl Drop for Keeper {
     fn drop(&mut self) {
-        if let Some(have) = number("nr_hugepages").ok().filter(|_| self.added > 0) {
-            let _ = set(have.saturating_sub(self.added));
-        }
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 
@@ -55,6 +91,75 @@ fn number(name: &str) -> io::Result<usize> {
     text.trim().parse().map_err(|_| io::Error::other(format!("{DIR}/{name} has {text:?}")))
 }
 
-fn set(count: usize) -> io::Result<()> {
-    std::fs::write(format!("{DIR}/nr_hugepages"), count.to_string())
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+    use std::io::{BufRead, BufReader};
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+
+    use rustix::process::{Pid, Signal, kill_process_group};
+
+    use super::*;
+
+    const FILE: &str = "GENERATOR_TEST_KEPT_FILE";
+
+    fn pool() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nr_hugepages");
+        fs::write(&file, "10\n").unwrap();
+        (dir, file)
+    }
+
+    fn number_in(file: &Path) -> Option<u32> {
+        fs::read_to_string(file).unwrap().trim().parse().ok()
+    }
+
+    #[test]
+    fn what_was_added_and_no_more_is_taken_off_again() {
+        let (_dir, file) = pool();
+        drop(Keeper::start(&file).unwrap());
+        assert_eq!(number_in(&file), Some(10), "nothing was added");
+        let mut keeper = Keeper::start(&file).unwrap();
+        keeper.keep(3).unwrap();
+        // Somebody else's.
+        fs::write(&file, "12\n").unwrap();
+        drop(keeper);
+        assert_eq!(number_in(&file), Some(9));
+        let mut keeper = Keeper::start(&file).unwrap();
+        keeper.keep(20).unwrap();
+        drop(keeper);
+        assert_eq!(number_in(&file), Some(0), "somebody took them before");
+    }
+
+    /// Not a test: what [`a_process_group_that_is_killed_gives_back_as_well`] kills.
+    #[test]
+    #[ignore = "run by another test"]
+    fn keep_until_killed() {
+        let Some(file) = std::env::var_os(FILE) else { return };
+        let mut keeper = Keeper::start(Path::new(&file)).unwrap();
+        keeper.keep(3).unwrap();
+        println!("\nkept");
+        loop {
+            std::thread::park();
+        }
+    }
+
+    #[test]
+    fn a_process_group_that_is_killed_gives_back_as_well() {
+        let (_dir, file) = pool();
+        let mut run = Command::new(std::env::current_exe().unwrap());
+        run.args(["--exact", "hugepages::tests::keep_until_killed", "--ignored", "--nocapture"]);
+        let mut child = run.env(FILE, &file).stdout(Stdio::piped()).process_group(0).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("kept")), "it never kept anything");
+        kill_process_group(Pid::from_raw(child.id() as i32).unwrap(), Signal::KILL).unwrap();
+        child.wait().unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while number_in(&file) != Some(7) {
+            assert!(Instant::now() < end, "{:?}", number_in(&file));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }

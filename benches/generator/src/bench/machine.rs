@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cycles;
 use crate::measure::{Kind, MeasureError};
 use crate::switch;
+use crate::{cycles, interrupt};
 
 /// The machine, and the versions of everything that was compared.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -64,8 +65,45 @@ impl Machine {
     }
 }
 
-/// The kernel's, over the last minute.
-pub(super) fn load_average() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
+/// How many CPUs' worth of time is used in the second from now on, while nothing of ours runs: by others, those included that
+/// share the host of a virtual machine. A load average would be of the minute before as well, and so of our own switches.
+pub(super) fn cpus_in_use() -> f64 {
+    let stat = || fs::read_to_string("/proc/stat").unwrap_or_default();
+    let before = stat();
+    interrupt::sleep(Duration::from_secs(1));
+    in_use(&before, &stat()).unwrap_or(0.0)
+}
+
+/// The same between two states of `/proc/stat` (proc_stat(5)).
+fn in_use(before: &str, after: &str) -> Option<f64> {
+    // User, nice, system, idle, iowait, irq, softirq, steal; the two that follow are part of the first two.
+    let times = |text: &str| {
+        let fields = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8);
+        fields.map(|field| field.parse::<u64>().ok()).collect::<Option<Vec<_>>>().filter(|times| times.len() == 8)
+    };
+    // A line for each CPU follows the one for all.
+    let cpus = after.lines().skip(1).take_while(|line| line.starts_with("cpu")).count();
+    let (before, after) = (times(before)?, times(after)?);
+    let spent: Vec<_> = after.iter().zip(&before).map(|(after, before)| after.saturating_sub(*before) as f64).collect();
+    let (all, idle) = (spent.iter().sum::<f64>(), spent[3] + spent[4]);
+    let cpus = cpus as f64;
+    (all > 0.0).then(|| (100.0 * cpus * (all - idle) / all).round() / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_use_is_all_but_idle_time() {
+        let stat = |times: [u64; 10]| {
+            format!("cpu  {}\ncpu0 1 2\ncpu1 3 4\ncpu2 5 6\nintr 7\n", times.map(|time| time.to_string()).join(" "))
+        };
+        let before = stat([1000, 10, 500, 90_000, 300, 1, 2, 3, 400, 5]);
+        let idle = stat([1000, 10, 500, 90_150, 350, 1, 2, 3, 400, 5]);
+        assert_eq!(in_use(&before, &idle), Some(0.0));
+        let half = stat([1040, 20, 520, 90_080, 320, 11, 12, 13, 440, 5]);
+        assert_eq!(in_use(&before, &half), Some(1.5));
+        assert_eq!((in_use(&before, &before), in_use("", &half), in_use(&before, "cpu  1 2")), (None, None, None));
+    }
 }

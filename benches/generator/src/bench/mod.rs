@@ -163,17 +163,18 @@ pub struct Run {
     pub rounds: usize,
     /// Seconds of each turn.
     pub seconds: f64,
-    /// Processes that wanted a CPU in the minute before: above zero, others were at work beside the switches.
-    pub load_average: f64,
+    /// How many CPUs were in use in the second before, by others. Older results have the load average instead.
+    #[serde(alias = "load-average")]
+    pub cpus_in_use: f64,
 }
 
-/// Load average from which figures are of other work as well.
-const BUSY: f64 = 0.5;
+/// CPUs in use from which figures are of other work as well.
+const BUSY: f64 = 0.25;
 
 impl Run {
     /// Whether others were at work.
     pub fn was_busy(&self) -> bool {
-        self.load_average > BUSY
+        self.cpus_in_use > BUSY
     }
 }
 
@@ -292,17 +293,16 @@ impl Row {
 impl Plan {
     /// Measures all of it; `tell` hears what is being done.
     pub fn run(&self, tell: &mut dyn FnMut(&str)) -> Result<Results, MeasureError> {
-        let run = Run { rounds: self.rounds, seconds: self.span.as_secs_f64(), load_average: machine::load_average() };
-        let wanted = Group::value_variants().iter().filter(|&&group| self.wants(group));
         let mut results = Results {
             machine: Machine::look(&self.bin_dir)?,
-            runs: wanted.map(|&group| (group, run)).collect(),
+            runs: BTreeMap::new(),
             rows: Vec::new(),
             trips: Vec::new(),
             failures: Vec::new(),
         };
         for (group, measure) in GROUPS {
             if self.wants(group) {
+                results.runs.insert(group, self.begin(group, tell));
                 results.note_failure(group, |results| {
                     results.rows.extend(measure(self, tell)?);
                     Ok(())
@@ -310,12 +310,23 @@ impl Plan {
             }
         }
         if self.wants(Group::Latency) {
+            results.runs.insert(Group::Latency, self.begin(Group::Latency, tell));
             results.note_failure(Group::Latency, |results| {
                 results.trips = quiet::trips(self, tell)?;
                 Ok(())
             })?;
         }
         Ok(results)
+    }
+
+    /// How `group` is going to be measured, and beside what; to be called while nothing of ours runs.
+    fn begin(&self, group: Group, tell: &mut dyn FnMut(&str)) -> Run {
+        let cpus_in_use = machine::cpus_in_use();
+        let run = Run { rounds: self.rounds, seconds: self.span.as_secs_f64(), cpus_in_use };
+        if run.was_busy() {
+            tell(&format!("{group}: others use {cpus_in_use} CPUs, so its figures will say little"));
+        }
+        run
     }
 
     fn wants(&self, group: Group) -> bool {
@@ -364,7 +375,7 @@ mod tests {
     fn groups_that_were_measured_now_replace_the_older_ones() {
         let results = |groups: &[Group], rounds| Results {
             machine: Machine::default(),
-            runs: groups.iter().map(|&group| (group, Run { rounds, seconds: 1.0, load_average: 0.0 })).collect(),
+            runs: groups.iter().map(|&group| (group, Run { rounds, seconds: 1.0, cpus_in_use: 0.0 })).collect(),
             rows: groups.iter().map(|&group| Row::new(group, format!("{rounds}"), 0.0, "u")).collect(),
             trips: Vec::new(),
             failures: groups.iter().map(|&group| Failure { group, why: format!("{rounds}") }).collect(),

@@ -70,7 +70,7 @@ mod tests {
         row.turns.insert(crate::measure::Kind::Ovs, vec![1.5]);
         let results = Results {
             machine: machine.clone(),
-            runs: [(Group::Forwarding, Run { rounds: 3, seconds: 0.5, load_average: 0.25 })].into(),
+            runs: [(Group::Forwarding, Run { rounds: 3, seconds: 0.5, cpus_in_use: 0.25 })].into(),
             rows: vec![row],
             trips: Vec::new(),
             failures: vec![Failure { group: Group::Idle, why: "y".into() }],

@@ -50,10 +50,10 @@ fn machine(results: &Results) -> String {
     );
     let busy: Vec<_> = results.runs.iter().filter(|(_, run)| run.was_busy()).collect();
     if !busy.is_empty() {
-        let groups: Vec<_> = busy.iter().map(|(group, run)| format!("{group} ({:.1})", run.load_average)).collect();
+        let groups: Vec<_> = busy.iter().map(|(group, run)| format!("{group} ({:.1})", run.cpus_in_use)).collect();
         let _ = writeln!(
             text,
-            "\n**The machine was busy with other work before these were measured (load average), and their figures say little: {}.**\n",
+            "\n**The machine was busy with other work just before these were measured (CPUs in use), and their figures say little: {}.**\n",
             groups.join(", ")
         );
     }
