@@ -247,7 +247,8 @@ impl Segments {
             let mut whole = Sum::new();
             whole.add(&self.headers[transport..self.layout.payload]);
             whole.add_number(sum.folded());
-            self.put(field, whole.complement_not_zero());
+            // As Linux has it: TCP knows no other way to write a sum of zero.
+            self.put(field, if protocol == Protocol::Tcp { whole.complement() } else { whole.complement_not_zero() });
         }
     }
 

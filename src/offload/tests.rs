@@ -38,7 +38,12 @@ fn segments(sketch: &Sketch, made: &Made) -> Vec<Vec<u8>> {
             let sum = !(naive_sum(header, 0) as u16);
             header[10..12].copy_from_slice(&sum.to_be_bytes());
         }
-        complete(&mut bytes, made.transport, if sketch.udp { 6 } else { 16 });
+        let offset = if sketch.udp { 6 } else { 16 };
+        complete(&mut bytes, made.transport, offset);
+        let checksum = &mut bytes[made.transport + offset..][..2];
+        if !sketch.udp && checksum == [0xff, 0xff] {
+            checksum.fill(0);
+        }
         segments.push(bytes);
     }
     segments

@@ -20,6 +20,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use super::*;
 use crate::sys::eventfd::EventFd;
 
+mod budget;
 mod interrupts;
 mod kicks;
 mod memory;

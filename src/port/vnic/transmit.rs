@@ -50,12 +50,14 @@ impl TransmitSide {
         self.rings.iter().take_while(|ring| ring.is_ready()).count()
     }
 
-    /// Spreads the frames over the `ready` rings by flow and gives each ring its own, in their order.
+    /// Spreads the frames over the `ready` rings by flow and gives each ring its own, in their order. The rings share one
+    /// budget for walking long chains: they are one guest's, and somebody else's frames pay.
     fn spread(&self, ready: usize, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
         let mut queues = [0u8; BATCH_FRAMES];
         for &pick in picks {
             queues[usize::from(pick) % BATCH_FRAMES] = self.queue_for(ready, batch, pick) as u8;
         }
+        let mut steps = 0;
         let mut left = picks.iter().fold(0u64, |left, &pick| left | 1 << (pick % 64));
         let mut own = ArrayVec::<u8, BATCH_FRAMES>::new_const();
         while left != 0 {
@@ -64,7 +66,7 @@ impl TransmitSide {
             own.extend(picks.iter().copied().filter(|&pick| queues[usize::from(pick) % BATCH_FRAMES] == queue));
             own.iter().for_each(|&pick| left &= !(1 << (pick % 64)));
             if let Some(ring) = self.rings.get(usize::from(queue)) {
-                transmit_to(ring, batch, &own, outcome);
+                transmit_to(ring, batch, &own, outcome, &mut steps);
             }
         }
     }
@@ -96,7 +98,7 @@ impl Transmit for TransmitSide {
             }
         }
         match self.rings.first() {
-            Some(ring) => transmit_to(ring, batch, picks, outcome),
+            Some(ring) => transmit_to(ring, batch, picks, outcome, &mut 0),
             None => outcome.refuse_all(picks, DropReason::LinkDown),
         }
     }
@@ -107,9 +109,10 @@ impl Transmit for TransmitSide {
     }
 }
 
-/// Gives the picked frames to the guest through one ring.
+/// Gives the picked frames to the guest through one ring. `steps` is how many descriptors of long chains were walked for this
+/// batch so far.
 #[inline]
-fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
+fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, steps: &mut usize) {
     let mut state = queue.lock();
     let (enabled, longest, merges) = (state.enabled, state.longest(), state.merges());
     let Some(running) = state.running.as_mut().filter(|_| enabled) else {
@@ -124,7 +127,7 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
         longest,
         merges: merges && !Needs::MERGED.within(running.accepts).is_none(),
     };
-    let delivered = deliver(running, form, batch, picks, outcome);
+    let delivered = deliver(running, form, batch, picks, outcome, steps);
     // What came before a fault has been written and is the guest's.
     let frames = (outcome.delivered ^ before).count_ones();
     let mut due = state.publish_frames(frames);
@@ -150,14 +153,17 @@ fn deliver(
     batch: &Batch<'_>,
     picks: &[u8],
     outcome: &mut Outcome,
+    steps: &mut usize,
 ) -> Result<(), RingFault> {
     let Running { ring, memory, log, .. } = running;
-    let buffers = Buffers::new(memory, log.as_deref());
+    let buffers = Buffers::new(memory, log.as_deref(), *steps);
     let mut delivery = Delivery { form, buffers, batch, outcome, dry: false, rewrites: Rewrites::new(form) };
-    match ring {
+    let delivered = match ring {
         Ring::Split(ring) => delivery.run(ring, picks),
         Ring::Packed(ring) => delivery.run(ring, picks),
-    }
+    };
+    *steps = delivery.buffers.steps;
+    delivered
 }
 
 /// How a guest takes frames.

@@ -15,15 +15,16 @@ pub(super) struct Buffers<'m> {
     pub(super) next: usize,
     memory: &'m GuestMemory,
     pub(super) log: Option<&'m DirtyLog>,
-    /// Descriptors of long chains that were walked so far.
-    steps: usize,
+    /// Descriptors of long chains that were walked so far, of all rings of the guest that the batch goes to.
+    pub(super) steps: usize,
 }
 
 impl<'m> Buffers<'m> {
-    /// None yet, of a guest with this memory, and with this log of what is written while it is being migrated.
+    /// None yet, of a guest with this memory, and with this log of what is written while it is being migrated. `steps` were
+    /// walked before.
     #[inline]
-    pub(super) fn new(memory: &'m GuestMemory, log: Option<&'m DirtyLog>) -> Self {
-        Self { chains: Chains::new(), next: 0, memory, log, steps: 0 }
+    pub(super) fn new(memory: &'m GuestMemory, log: Option<&'m DirtyLog>, steps: usize) -> Self {
+        Self { chains: Chains::new(), next: 0, memory, log, steps }
     }
 
     /// How many chains are left.
