@@ -63,7 +63,7 @@ fn facts(port: &PortReport) -> Vec<(String, String)> {
 /// The offloads that a far end is left with: there is none without `csum`, and no `ecn` or `gro` without `tso`.
 fn left(Offloads { csum, tso, ecn, uso, gro }: Offloads<bool>) -> String {
     let tcp = csum && tso;
-    let switches = [("csum", csum), ("tso", tso), ("ecn", tcp && ecn), ("uso", csum && uso), ("gro", tcp && gro)];
+    let switches = [("csum", csum), ("tso", tcp), ("ecn", tcp && ecn), ("uso", csum && uso), ("gro", tcp && gro)];
     let on: Vec<&str> = switches.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
     if on.is_empty() { "none".into() } else { on.join(" ") }
 }

@@ -4,7 +4,9 @@
 //! one flow, in order and without a gap, whose headers differ in nothing but length, sequence number, checksums and, where
 //! it means something, an IPv4 identification that counts up; all as long as the first but the last; PSH or FIN end it. So
 //! the receiver, or whoever it forwards to, can segment the frame again and get what was sent: that is what the tests hold
-//! it to, with [`super::Rewrite`] as the segmenter, which in turn is held against the kernel's.
+//! it to, with [`super::Rewrite`] as the segmenter, which in turn is held against the kernel's. The one thing that is lost is
+//! the identification of packets that must not be fragmented, to which RFC 6864, 4.1, gives no meaning; Linux wants even
+//! those to count up or to be all the same.
 //!
 //! The checksum of a merged frame is left to the receiver, which then trusts it, so the checksum of each segment that has one is
 //! verified: summed while the payload is copied, in the same pass. A segment that fails spoils the frame, and its
@@ -18,8 +20,8 @@ mod tests;
 
 use arrayvec::ArrayVec;
 
-use super::layout::{Layout, TCP_CHECKSUM, TCP_FLAGS};
-use super::segment::{FIN, Kind, PSH, Segment, looks_like_tcp};
+use super::layout::{FIN, Layout, PSH, TCP_CHECKSUM, TCP_FLAGS};
+use super::segment::{Kind, Segment, looks_mergeable};
 use crate::frame::{Batch, Needs};
 use crate::limits::{BATCH_FRAMES, GSO_SIZE_MIN, LONG_HEAD_BYTES, VNET_HEADER_BYTES};
 use crate::mem::Cursor;
@@ -62,7 +64,7 @@ impl Merger {
         else {
             return false;
         };
-        picks.len() > 1 && [first, middle, last].iter().any(|&pick| looks_like_tcp(batch, pick))
+        picks.len() > 1 && [first, middle, last].iter().any(|&pick| looks_mergeable(batch, pick))
     }
 
     /// Takes the next frame and hands out what is complete with it. `mergeable` is false of a frame that must stay by itself
@@ -124,6 +126,8 @@ pub struct Merge {
     headers: [u8; LONG_HEAD_BYTES],
     layout: Layout,
     frames: ArrayVec<u8, BATCH_FRAMES>,
+    /// Of each frame whose checksum is complete the sum of its TCP header.
+    sums: ArrayVec<Option<Sum>, BATCH_FRAMES>,
     /// Bytes of payload of each segment but the last.
     size: usize,
     /// Bytes of payload of all.
@@ -141,6 +145,7 @@ impl Merge {
             headers: segment.headers,
             layout: segment.layout,
             frames: ArrayVec::new_const(),
+            sums: ArrayVec::new_const(),
             size: segment.payload,
             payload: 0,
             sequence: 0,
@@ -154,6 +159,7 @@ impl Merge {
     /// Adds `segment`, which comes next; returns whether others may follow.
     fn add(&mut self, segment: &Segment) -> bool {
         self.frames.push(segment.index);
+        self.sums.push(segment.sum);
         self.payload += segment.payload;
         self.sequence = segment.sequence().wrapping_add(segment.payload as u32);
         self.identification = segment.identification().map(|id| id.wrapping_add(1));
@@ -191,6 +197,7 @@ impl Merge {
         };
         let flags = transport + TCP_FLAGS;
         let whole = payload - network + self.payload + segment.payload;
+        // The length of TCP's header is compared below; but nothing is to be compared beyond either's.
         segment.layout.payload == payload
             && segment.sequence() == self.sequence
             && segment.payload <= self.size
@@ -220,7 +227,8 @@ impl Merge {
     pub fn write(&self, batch: &Batch<'_>, header: usize, chains: u16, mut to: Cursor<'_, '_>) -> bool {
         let mut front = to;
         to.skip(header + self.layout.payload);
-        if !self.frames.iter().all(|&index| self.copy(batch, usize::from(index), &mut to)) {
+        let mut frames = self.frames.iter().zip(&self.sums);
+        if !frames.all(|(&index, &sum)| self.copy(batch, usize::from(index), sum, &mut to)) {
             return false;
         }
         let Layout { version, transport, payload, .. } = self.layout;
@@ -238,20 +246,18 @@ impl Merge {
         true
     }
 
-    /// Copies the payload of frame `index`; `false` if it comes with a checksum that is wrong.
-    fn copy(&self, batch: &Batch<'_>, index: usize, to: &mut Cursor<'_, '_>) -> bool {
+    /// Copies the payload of frame `index`; `false` if it comes with a checksum that is wrong, going by it and the `sum` of its
+    /// header.
+    fn copy(&self, batch: &Batch<'_>, index: usize, sum: Option<Sum>, to: &mut Cursor<'_, '_>) -> bool {
         let Layout { transport, payload, .. } = self.layout;
-        let frame = &batch.frames()[index];
-        let (mut source, len) = (batch.source(index), frame.len as usize - payload);
-        if !frame.needs.is_none() {
-            source.skip(payload);
+        let (mut source, len) = (batch.source(index), batch.frames()[index].len as usize - payload);
+        source.skip(payload);
+        let Some(header) = sum else {
             source.copy(len, to);
             return true;
-        }
-        let mut headers = [0; LONG_HEAD_BYTES];
-        source.read(&mut headers[..payload]);
+        };
         let mut sum = self.pseudo(payload - transport + len);
-        sum.add(&headers[transport..payload]);
+        sum.add_number(header.folded());
         source.copy_summed(len, to, &mut sum);
         sum.folded() == 0xffff
     }

@@ -5,12 +5,17 @@ use crate::wire::ethernet::{EtherType, Ethernet};
 use crate::wire::ip::{self, IpError, Version};
 use crate::wire::virtio_net::{self, VnetHeader};
 
-/// TCP's header (RFC 9293, 3.1): its data offset, where its flags and its checksum are.
+/// TCP's header (RFC 9293, 3.1): where the sequence number, the data offset, flags and checksum are, and its length.
 pub(super) const TCP_SEQUENCE: usize = 4;
 pub(super) const TCP_DATA_OFFSET: usize = 12;
 pub(super) const TCP_FLAGS: usize = 13;
 pub(super) const TCP_CHECKSUM: usize = 16;
 pub(super) const TCP_BYTES: usize = 20;
+
+/// TCP's flags (RFC 9293, 3.1) that only the last of several segments has.
+pub(super) const FIN: u8 = 1;
+/// See [`FIN`].
+pub(super) const PSH: u8 = 1 << 3;
 
 /// UDP's header (RFC 768).
 pub(super) const UDP_LENGTH: usize = 4;

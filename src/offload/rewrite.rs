@@ -15,7 +15,7 @@
 //! A receiver that completes checksums itself but lacks segmentation gets segments with that corrected field and is spared
 //! nothing but the sum, which is the dear part.
 
-use super::layout::{Layout, LayoutError, Protocol, TCP_FLAGS, TCP_SEQUENCE, UDP_LENGTH};
+use super::layout::{FIN, Layout, LayoutError, PSH, Protocol, TCP_FLAGS, TCP_SEQUENCE, UDP_LENGTH};
 use crate::frame::{Batch, Needs};
 use crate::limits::{GSO_HEADER_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{Cursor, Source};
@@ -24,9 +24,7 @@ use crate::wire::checksum::Sum;
 use crate::wire::ip::{V4_CHECKSUM, V4_IDENTIFICATION, V4_TOTAL_LENGTH, V6_BYTES, V6_PAYLOAD_LENGTH, Version};
 use crate::wire::virtio_net::{NEEDS_CSUM, VnetHeader};
 
-/// TCP's flags (RFC 9293, 3.1).
-const FIN: u8 = 1;
-const PSH: u8 = 1 << 3;
+/// TCP's flag (RFC 3168, 6.1.2) that only the first of several segments has.
 const CWR: u8 = 1 << 7;
 
 /// One frame on its way to a receiver as one or more complete ones.

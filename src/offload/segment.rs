@@ -4,17 +4,15 @@
 //! they are copied once more, beyond the head from the sender's memory, and everything that is decided about the segment is
 //! decided on that copy. IPv4 with options and IPv6 with extension headers are not looked into: who sends those sends few.
 
-use super::layout::{Layout, Protocol, TCP_BYTES, TCP_CHECKSUM, TCP_DATA_OFFSET, TCP_FLAGS, TCP_SEQUENCE};
+use super::layout::{FIN, Layout, PSH, Protocol, TCP_BYTES, TCP_CHECKSUM, TCP_DATA_OFFSET, TCP_FLAGS, TCP_SEQUENCE};
 use crate::frame::{Batch, Needs};
-use crate::limits::LONG_HEAD_BYTES;
+use crate::limits::{GSO_SIZE_MIN, LONG_HEAD_BYTES};
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{EtherType, Ethernet};
 use crate::wire::ip::{self, V4_BYTES, V4_FRAGMENT, V4_IDENTIFICATION, V4_PROTOCOL, V4_TOTAL_LENGTH};
 use crate::wire::ip::{V6_BYTES, V6_NEXT_HEADER, V6_PAYLOAD_LENGTH, Version};
 
-/// TCP's flags (RFC 9293, 3.1).
-pub(super) const FIN: u8 = 1;
-pub(super) const PSH: u8 = 1 << 3;
+/// TCP's flags (RFC 9293, 3.1), beside those of `layout`.
 const ACK: u8 = 1 << 4;
 /// Congestion experienced, said back; it may stay set for many segments (RFC 3168, 6.1.3).
 const ECE: u8 = 1 << 6;
@@ -43,6 +41,8 @@ pub(super) struct Segment {
     pub(super) layout: Layout,
     /// Bytes of its payload.
     pub(super) payload: usize,
+    /// The sum of its TCP header, if its checksum is complete.
+    pub(super) sum: Option<Sum>,
     /// The next segment may follow in the same frame, or this one may follow.
     pub(super) is_plain: bool,
 }
@@ -72,11 +72,16 @@ impl Segment {
         }
         let layout = Layout { version, network, protocol: Protocol::Tcp, transport, payload };
         let len = frame.len as usize;
-        let mut segment = Self { index, headers, layout, payload: len - payload, is_plain: false };
+        let sum = frame.needs.is_none().then(|| {
+            let mut sum = Sum::new();
+            sum.add(&headers[transport..payload]);
+            sum
+        });
+        let mut segment = Self { index, headers, layout, payload: len - payload, sum, is_plain: false };
         segment.is_plain = segment.payload > 0 && segment.is_bare() && segment.has_room(len) && {
             let header = batch.head(usize::from(index)).header();
             let is_its = usize::from(header.csum_start) == transport && usize::from(header.csum_offset) == TCP_CHECKSUM;
-            frame.needs.is_none() || frame.needs == Needs::CSUM && is_its
+            sum.is_some() || frame.needs == Needs::CSUM && is_its
         };
         Kind::Tcp(segment)
     }
@@ -153,8 +158,11 @@ fn transport(head: &[u8], network: usize, version: Version) -> Result<Option<usi
         Version::V6 => (V6_BYTES, V6_NEXT_HEADER),
     };
     let header = head.get(network..network + bytes).ok_or(())?;
+    // Of a fragment only the first has ports, and nobody knows which this is without keeping them.
+    let whole =
+        version == Version::V6 || u16::from_be_bytes([header[V4_FRAGMENT], header[V4_FRAGMENT + 1]]) & 0x3fff == 0;
     match (version, header[protocol]) {
-        (Version::V4, ip::TCP) if header[0] == 0x45 => Ok(Some(network + bytes)),
+        (Version::V4, ip::TCP) if header[0] == 0x45 && whole => Ok(Some(network + bytes)),
         (Version::V6, ip::TCP) if header[0] >> 4 == 6 => Ok(Some(network + bytes)),
         (_, ip::TCP) => Err(()),
         (Version::V6, other) if ip::is_extension(other) => Err(()),
@@ -162,10 +170,12 @@ fn transport(head: &[u8], network: usize, version: Version) -> Result<Option<usi
     }
 }
 
-/// Whether a look at frame `index` says that it could be a segment with payload: cheap, and right for nearly all.
+/// Whether a look at frame `index` says that it could be a segment with enough payload: cheap, and right for nearly all.
 #[inline]
-pub(super) fn looks_like_tcp(batch: &Batch<'_>, index: u8) -> bool {
+pub(super) fn looks_mergeable(batch: &Batch<'_>, index: u8) -> bool {
     let frame = &batch.frames()[usize::from(index)];
     let head = batch.head(usize::from(index)).bytes_of(frame);
-    packet(head).is_some_and(|(network, version)| matches!(transport(head, network, version), Ok(Some(_))))
+    let begins = || packet(head).and_then(|(network, version)| transport(head, network, version).ok().flatten());
+    let least = TCP_BYTES + usize::from(GSO_SIZE_MIN);
+    frame.needs.met_by(Needs::CSUM) && begins().is_some_and(|transport| frame.len as usize >= transport + least)
 }

@@ -150,7 +150,7 @@ fn offloads(table: &[(u32, Needs)], acked: u64) -> Needs {
 /// see whether their sender had made one of them, or this switch.
 pub(super) fn accepts(acked: u64) -> Needs {
     let accepts = offloads(GUEST_OFFLOADS, acked);
-    accepts.and(Needs::MERGED.when(accepts.is_gso()))
+    accepts.and(Needs::MERGED.when(!accepts.within(Needs::TSO4.and(Needs::TSO6)).is_none()))
 }
 
 /// What a guest that acknowledged `acked` may leave to us when it sends.

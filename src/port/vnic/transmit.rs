@@ -4,8 +4,7 @@
 //! header and head in one copy of constant size, the tail in another, straight from the sender's memory. Scattered buffers,
 //! a frame over several chains with VIRTIO_NET_F_MRG_RXBUF and the 10-byte header take the slower way through a [`Cursor`];
 //! frames that need what the guest cannot do are made complete in [`rewrite`], and segments that it would rather have in one
-//! frame are merged in [`merge`]. The used index is published once for all
-//! frames, and the guest interrupted at most once.
+//! frame are merged in [`merge`]. The used index is published once for all frames, and the guest interrupted at most once.
 //!
 //! A guest that uses several queue pairs has frames spread over them by flow ([`super::steering`]); a flow keeps its order,
 //! because it stays on its queue.
@@ -194,8 +193,8 @@ struct Delivery<'a, 'm> {
     buffers: Buffers<'a>,
     batch: &'a Batch<'m>,
     outcome: &'a mut Outcome,
-    /// All chains that there are have been walked in search of room: once per batch, however many frames do not fit, because
-    /// a guest may post chains that take long to walk and hold nothing.
+    /// As many chains as one frame may span have been looked at in search of room, and nothing was delivered since: however
+    /// many frames do not fit, they are looked at once, because a guest may post chains that take long to walk and hold nothing.
     dry: bool,
     rewrites: Rewrites,
 }
@@ -248,6 +247,7 @@ impl Delivery<'_, '_> {
             Ok(count) => {
                 self.buffers.scatter(ring, self.batch, index, self.form.header, count);
                 self.outcome.deliver(index);
+                self.dry = false;
             }
             Err(reason) => self.outcome.refuse(index, reason),
         }

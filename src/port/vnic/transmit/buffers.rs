@@ -1,7 +1,7 @@
 //! The guest's receive buffers while a batch is delivered: [`Buffers`], chains gathered off its ring and used from the front.
 //!
-//! What is gathered and not used goes back to the ring. While the guest is being migrated, what is written to a chain is noted
-//! in its dirty log when the chain is used.
+//! What is gathered and not used goes back to the ring. While the guest is being migrated, what was written to a chain is noted
+//! in its dirty log when the chain is used, or when the attempt was in vain.
 
 use crate::frame::Batch;
 use crate::limits::{BATCH_DESCRIPTORS, VNET_HEADER_BYTES};
@@ -80,20 +80,28 @@ impl<'m> Buffers<'m> {
         self.used(count, len, |chain, written| ring.complete(chain, written));
     }
 
-    /// Hands out the next `count` chains, over which `len` bytes were written, each with its share of them, which the dirty
-    /// log is told if the guest is being migrated.
+    /// Hands out the next `count` chains, over which `len` bytes were written, each with its share of them.
     pub(super) fn used(&mut self, count: usize, len: usize, mut each: impl FnMut(&Chain, u32)) {
-        let chains = &self.chains;
-        let mut left = len;
-        for chain in &chains.list()[self.next..self.next + count] {
-            let written = if chain.overlong { 0 } else { left.min(chain.bytes as usize) };
-            left -= written;
-            each(chain, written as u32);
-            if let Some(log) = self.log {
-                log.mark_pieces(self.memory, chains.pieces(chain), written);
-            }
-        }
+        self.note_written(count, len);
+        self.shares(count, len).for_each(|(chain, written)| each(chain, written as u32));
         self.next += count;
+    }
+
+    /// Tells the dirty log, if the guest is being migrated, that `len` bytes were written over the next `count` chains.
+    pub(super) fn note_written(&self, count: usize, len: usize) {
+        let Some(log) = self.log else { return };
+        for (chain, written) in self.shares(count, len) {
+            log.mark_pieces(self.memory, self.chains.pieces(chain), written);
+        }
+    }
+
+    /// The next `count` chains, each with its share of `len` bytes.
+    fn shares(&self, count: usize, mut len: usize) -> impl Iterator<Item = (&Chain, usize)> {
+        self.chains.list()[self.next..self.next + count].iter().map(move |chain| {
+            let written = if chain.overlong { 0 } else { len.min(chain.bytes as usize) };
+            len -= written;
+            (chain, written)
+        })
     }
 }
 

@@ -45,10 +45,14 @@ impl Delivery<'_, '_> {
         let Ok(count) = self.room(ring, merge.frame_len())? else { return self.fill(ring, merge.frames()) };
         let buffers = &mut self.buffers;
         let run = &buffers.chains.list()[buffers.next..buffers.next + count];
+        let len = header + merge.frame_len();
         if !merge.write(self.batch, header, count as u16, Cursor::new(buffers.chains.pieces_of(run))) {
+            // What was written is in the guest's memory all the same.
+            buffers.note_written(count, len);
             return self.fill(ring, merge.frames());
         }
-        buffers.used(count, header + merge.frame_len(), |chain, written| ring.complete(chain, written));
+        buffers.used(count, len, |chain, written| ring.complete(chain, written));
+        self.dry = false;
         merge.frames().iter().for_each(|&index| self.outcome.deliver(index));
         self.outcome.merged += merge.frames().len() as u32;
         Ok(())
