@@ -112,6 +112,12 @@ fn streams_survive_with_four_packed_queue_pairs() -> Result<()> {
     moves_under_load(4, "packed=on")
 }
 
+/// A guest that does not merge buffers gives the switch pieces of 64 KiB each, whatever is put into them.
+#[test]
+fn streams_survive_with_a_packed_ring_without_mergeable_buffers() -> Result<()> {
+    moves_under_load(1, "packed=on,mrg_rxbuf=off")
+}
+
 #[test]
 fn what_lies_unread_in_receive_buffers_moves_too() -> Result<()> {
     unread_bytes_move("")
