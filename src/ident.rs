@@ -173,8 +173,9 @@ impl ShardIndex {
     }
 }
 
-/// How much a port minds delay and jitter: the words that vSphere users know. What each does to a queue: `shard::idle`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+/// How much a port minds delay and jitter, ascending: the words that vSphere users know. What each does to a queue:
+/// `shard::idle`, `shard::placement`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LatencySensitivity {
     /// Sleeps at once; notifications may be held back.

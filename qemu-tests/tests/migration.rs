@@ -3,7 +3,7 @@
 //! Every scenario prints how long the migration and the longest gap between replies took; nothing judges that.
 
 use qemu_tests::agent::Job;
-use qemu_tests::migration::{Pace, Summary};
+use qemu_tests::migration::{Destination, Pace, Summary};
 use qemu_tests::nic::Mode;
 use qemu_tests::traffic::{Machine, advance_all, checksum_errors, finish_all, ping_both};
 use qemu_tests::wait::{self, STEP};
@@ -42,6 +42,19 @@ impl Stage {
         })
     }
 
+    /// Starts moving the guest, so slowly that it does not arrive, and waits until all of its memory was sent once.
+    fn start_moving(&self, destination: &Destination) -> Result<()> {
+        self.a.send_state(destination.uri(), Pace::TRICKLE)?;
+        self.a.migration_rounds(1)
+    }
+
+    /// Has the guest that moves arrive.
+    fn arrive(&self, destination: Destination) -> Result<()> {
+        self.a.pace_migration(Pace::FULL)?;
+        self.a.migration_ended("completed")?;
+        self.a.arrive(destination)
+    }
+
     fn balanced(&self) -> Result<()> {
         self.daemon.balanced(&["a", "away", "b"])
     }
@@ -53,11 +66,27 @@ fn port_of(daemon: &Daemon, mac: &str) -> Result<String> {
     Ok(station.and_then(|station| station["port"].as_str()).unwrap_or_default().to_owned())
 }
 
+/// A scenario that begins with the stage set.
+fn on_stage(queues: u16, options: &str, act: impl FnOnce(&Scenario, Stage) -> Result<()>) -> Result<()> {
+    scenario(|s| act(s, Stage::set(s, queues, options)?))
+}
+
+/// TCP and UDP streams in both directions that have begun to flow.
+fn flowing<'m>(a: &'m dyn Machine, b: &'m dyn Machine) -> Result<Vec<Flow<'m>>> {
+    let flows = Flow::all(a, b)?;
+    advance(&flows)?;
+    Ok(flows)
+}
+
 fn advance(flows: &[Flow<'_>]) -> Result<()> {
     advance_all(flows, BYTES)
 }
 
-fn report(what: &str, summary: Summary, pings: Pings<'_>) -> Result<()> {
+/// Moves a guest to `destination` while `peer` pings it, sees the streams flow on, and reports it as `what`.
+fn move_pinged(a: &Guest, destination: Destination, peer: &dyn Machine, flows: &[Flow<'_>], what: &str) -> Result<()> {
+    let pings = Pings::start(peer, a)?;
+    let summary = a.migrate(destination)?;
+    advance(flows)?;
     let (Summary { total, downtime, mib, rounds }, replies) = (summary, pings.finish()?);
     println!(
         "{what}: {total:?}, {mib} MiB in {rounds} rounds, guest stopped for {downtime:?}; \
@@ -69,16 +98,11 @@ fn report(what: &str, summary: Summary, pings: Pings<'_>) -> Result<()> {
 
 /// There and back, with TCP, UDP and pings in both directions.
 fn moves_under_load(queues: u16, options: &str) -> Result<()> {
-    scenario(|s| {
-        let stage = Stage::set(s, queues, options)?;
-        let flows = Flow::all(&stage.a, &stage.b)?;
-        advance(&flows)?;
+    on_stage(queues, options, |s, stage| {
+        let flows = flowing(&stage.a, &stage.b)?;
         for (round, port) in ["away", "a"].into_iter().enumerate() {
             let destination = stage.a.destination(s, &format!("a-{round}"), &[port])?;
-            let pings = Pings::start(&stage.b, &stage.a)?;
-            let summary = stage.a.migrate(destination)?;
-            advance(&flows)?;
-            report(&format!("{queues} queue pairs {options} to {port}"), summary, pings)?;
+            move_pinged(&stage.a, destination, &stage.b, &flows, &format!("{queues} queue pairs {options} to {port}"))?;
             stage.wait_at(port)?;
         }
         finish_all(flows, BYTES)?;
@@ -112,6 +136,12 @@ fn streams_survive_with_four_packed_queue_pairs() -> Result<()> {
     moves_under_load(4, "packed=on")
 }
 
+/// A guest that does not merge buffers gives the switch pieces of 64 KiB each, whatever is put into them.
+#[test]
+fn streams_survive_with_a_packed_ring_without_mergeable_buffers() -> Result<()> {
+    moves_under_load(1, "packed=on,mrg_rxbuf=off")
+}
+
 #[test]
 fn what_lies_unread_in_receive_buffers_moves_too() -> Result<()> {
     unread_bytes_move("")
@@ -125,8 +155,7 @@ fn what_lies_unread_in_the_buffers_of_a_packed_ring_moves_too() -> Result<()> {
 /// What the switch writes into a guest's memory is seen by QEMU only through the dirty log. Here it writes pages that were
 /// sent long ago, and no CPU of the guest touches them before it runs at the destination.
 fn unread_bytes_move(options: &str) -> Result<()> {
-    scenario(|s| {
-        let stage = Stage::set(s, 1, options)?;
+    on_stage(1, options, |s, stage| {
         for (round, port) in ["away", "a"].into_iter().enumerate() {
             let destination = stage.a.destination(s, &format!("a-{round}"), &[port])?;
             // So much is written meanwhile that the second round leaves time to slow down.
@@ -141,9 +170,7 @@ fn unread_bytes_move(options: &str) -> Result<()> {
             for flow in &flows {
                 wait::until_true("bytes to lie in the guest", STEP, || Ok(flow.waiting()? > 2 * BYTES))?;
             }
-            stage.a.pace_migration(Pace::FULL)?;
-            stage.a.migration_ended("completed")?;
-            stage.a.arrive(destination)?;
+            stage.arrive(destination)?;
             flows.iter().try_for_each(Flow::release)?;
             finish_all(flows.into(), BYTES)?;
             // A wrong byte that the guest's own checksum finds is lost, not corrupt: it must not come to that.
@@ -155,15 +182,12 @@ fn unread_bytes_move(options: &str) -> Result<()> {
 
 #[test]
 fn a_cancelled_migration_can_be_tried_again() -> Result<()> {
-    scenario(|s| {
-        let stage = Stage::set(s, 2, "")?;
-        let flows = Flow::all(&stage.a, &stage.b)?;
-        advance(&flows)?;
+    on_stage(2, "", |s, stage| {
+        let flows = flowing(&stage.a, &stage.b)?;
         for round in 0..3 {
             let destination = stage.a.destination(s, &format!("no-{round}"), &["away"])?;
             destination.may_end();
-            stage.a.send_state(destination.uri(), Pace::TRICKLE)?;
-            stage.a.migration_rounds(1)?;
+            stage.start_moving(&destination)?;
             advance(&flows)?;
             assert_eq!(port_of(&stage.daemon, &Nic::default_mac("a", 1))?, "a", "nobody has announced anything");
             stage.a.cancel_migration()?;
@@ -172,10 +196,7 @@ fn a_cancelled_migration_can_be_tried_again() -> Result<()> {
             advance(&flows)?;
         }
         let destination = stage.a.destination(s, "yes", &["away"])?;
-        let pings = Pings::start(&stage.b, &stage.a)?;
-        let summary = stage.a.migrate(destination)?;
-        advance(&flows)?;
-        report("after three that were cancelled", summary, pings)?;
+        move_pinged(&stage.a, destination, &stage.b, &flows, "after three that were cancelled")?;
         finish_all(flows, BYTES)?;
         stage.balanced()
     })
@@ -183,14 +204,11 @@ fn a_cancelled_migration_can_be_tried_again() -> Result<()> {
 
 #[test]
 fn the_source_goes_on_when_its_destination_fails() -> Result<()> {
-    scenario(|s| {
-        let stage = Stage::set(s, 2, "")?;
-        let flows = Flow::all(&stage.a, &stage.b)?;
-        advance(&flows)?;
+    on_stage(2, "", |s, stage| {
+        let flows = flowing(&stage.a, &stage.b)?;
 
         let dies = stage.a.destination(s, "dies", &["away"])?;
-        stage.a.send_state(dies.uri(), Pace::TRICKLE)?;
-        stage.a.migration_rounds(1)?;
+        stage.start_moving(&dies)?;
         dies.kill();
         stage.a.migration_ended("failed")?;
         advance(&flows)?;
@@ -204,10 +222,7 @@ fn the_source_goes_on_when_its_destination_fails() -> Result<()> {
         advance(&flows)?;
 
         let works = stage.a.destination(s, "works", &["away"])?;
-        let pings = Pings::start(&stage.b, &stage.a)?;
-        let summary = stage.a.migrate(works)?;
-        advance(&flows)?;
-        report("after two that failed", summary, pings)?;
+        move_pinged(&stage.a, works, &stage.b, &flows, "after two that failed")?;
         finish_all(flows, BYTES)?;
         stage.balanced()
     })
@@ -215,18 +230,13 @@ fn the_source_goes_on_when_its_destination_fails() -> Result<()> {
 
 #[test]
 fn a_guest_reboots_while_it_moves() -> Result<()> {
-    scenario(|s| {
-        let stage = Stage::set(s, 2, "")?;
+    on_stage(2, "", |s, stage| {
         let destination = stage.a.destination(s, "a-0", &["away"])?;
-        stage.a.send_state(destination.uri(), Pace::TRICKLE)?;
-        stage.a.migration_rounds(1)?;
+        stage.start_moving(&destination)?;
         stage.a.reset()?;
         ping_both(&stage.a, &stage.b)?;
-        let flows = Flow::all(&stage.a, &stage.b)?;
-        advance(&flows)?;
-        stage.a.pace_migration(Pace::FULL)?;
-        stage.a.migration_ended("completed")?;
-        stage.a.arrive(destination)?;
+        let flows = flowing(&stage.a, &stage.b)?;
+        stage.arrive(destination)?;
         finish_all(flows, BYTES)?;
         stage.balanced()
     })
@@ -234,19 +244,14 @@ fn a_guest_reboots_while_it_moves() -> Result<()> {
 
 #[test]
 fn the_daemon_restarts_while_a_guest_moves() -> Result<()> {
-    scenario(|s| {
-        let mut stage = Stage::set(s, 2, "")?;
-        let flows = Flow::all(&stage.a, &stage.b)?;
-        advance(&flows)?;
+    on_stage(2, "", |s, mut stage| {
+        let flows = flowing(&stage.a, &stage.b)?;
         let destination = stage.a.destination(s, "a-0", &["away"])?;
-        stage.a.send_state(destination.uri(), Pace::TRICKLE)?;
-        stage.a.migration_rounds(1)?;
+        stage.start_moving(&destination)?;
         stage.daemon.kill();
         stage.daemon.restart()?;
         advance(&flows)?;
-        stage.a.pace_migration(Pace::FULL)?;
-        stage.a.migration_ended("completed")?;
-        stage.a.arrive(destination)?;
+        stage.arrive(destination)?;
         finish_all(flows, BYTES)?;
         stage.balanced()
     })
@@ -254,11 +259,9 @@ fn the_daemon_restarts_while_a_guest_moves() -> Result<()> {
 
 #[test]
 fn a_guest_is_saved_to_a_file_and_restored() -> Result<()> {
-    scenario(|s| {
-        let stage = Stage::set(s, 2, "")?;
+    on_stage(2, "", |s, stage| {
         let file = s.path("saved").display().to_string();
-        let flows = Flow::all(&stage.a, &stage.b)?;
-        advance(&flows)?;
+        let flows = flowing(&stage.a, &stage.b)?;
         let to_file = format!("file:{file}");
         stage.a.save_and_restore(s, "a-0", &["a"], &to_file, &to_file)?;
         advance(&flows)?;
@@ -306,15 +309,11 @@ fn moves_between_hosts(s: &Scenario, options: &str, announcement: &str) -> Resul
     let nic = Nic::new(&s.path("here/a.sock")).options(options);
     let [a] = s.boot([Guest::named("a").nic(nic).address("10.9.0.1/24")])?;
     ping_both(&a, &wire)?;
-    let flows = Flow::all(&a, &wire)?;
-    advance(&flows)?;
+    let flows = flowing(&a, &wire)?;
     for (round, name) in ["there", "here"].into_iter().enumerate() {
         let destination = a.destination(s, &format!("a-{round}"), &[&format!("{name}/a")])?;
         let heard = Heard::start(s, &wire, name, &format!("{announcement} and ether src {mac}"))?;
-        let pings = Pings::start(&wire, &a)?;
-        let summary = a.migrate(destination)?;
-        advance(&flows)?;
-        report(&format!("to host {name} {options}"), summary, pings)?;
+        move_pinged(&a, destination, &wire, &flows, &format!("to host {name} {options}"))?;
         heard.0.output(STEP)?;
     }
     finish_all(flows, BYTES)

@@ -8,9 +8,9 @@ use qemu_tests::{Flow, Guest, Nic, Pair, Result, scenario};
 const BYTES: u64 = 1 << 18;
 
 /// Streams survive daemons that are killed and daemons that are asked to end.
-fn daemon_restarts(mode: Mode) -> Result<()> {
+fn daemon_restarts(mode: Mode, options: &str) -> Result<()> {
     scenario(|s| {
-        let mut pair = Pair::boot(s, |_, nic| nic.mode(mode).queues(2), |_, guest| guest)?;
+        let mut pair = Pair::boot(s, |_, nic| nic.mode(mode).queues(2).options(options), |_, guest| guest)?;
         let flows = Flow::all(&pair.a, &pair.b)?;
         let advance = || advance_all(&flows, BYTES);
         advance()?;
@@ -29,12 +29,24 @@ fn daemon_restarts(mode: Mode) -> Result<()> {
 
 #[test]
 fn streams_survive_daemon_restarts_when_the_daemon_listens() -> Result<()> {
-    daemon_restarts(Mode::Server)
+    daemon_restarts(Mode::Server, "")
 }
 
 #[test]
 fn streams_survive_daemon_restarts_when_the_daemon_dials() -> Result<()> {
-    daemon_restarts(Mode::Client)
+    daemon_restarts(Mode::Client, "")
+}
+
+/// Where a packed ring stands is in no guest's memory: a daemon that is killed leaves it in a file, and the next one goes on
+/// from there.
+#[test]
+fn streams_on_packed_rings_survive_daemon_restarts_when_the_daemon_listens() -> Result<()> {
+    daemon_restarts(Mode::Server, "packed=on")
+}
+
+#[test]
+fn streams_on_packed_rings_survive_daemon_restarts_when_the_daemon_dials() -> Result<()> {
+    daemon_restarts(Mode::Client, "packed=on")
 }
 
 #[test]

@@ -233,7 +233,7 @@ impl PortPlan {
     pub fn service(&self) -> Service {
         let label = self.labels.get("vm").filter(|_| self.affinity == Affinity::Vm);
         let vm = label.map(|vm| vm.as_str().into());
-        Service { latency: self.latency, affinity: self.affinity, vm }
+        Service { latency: self.latency, affinity: self.affinity, vm, node: None }
     }
 
     /// How many receive queues it has.

@@ -3,7 +3,7 @@
 //! Calls may take as long as a turn of a shard or a system call takes, so the API makes them on threads that may block.
 //! A change is checked as a whole before any of it is done; what is refused changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -129,6 +129,8 @@ pub struct Controller {
     pub(super) file: PathBuf,
     /// This machine's CPUs, as the process found them.
     host: Cpus,
+    /// The NUMA nodes that they are on.
+    pub(super) nodes: BTreeSet<u16>,
     state: Mutex<State>,
 }
 
@@ -172,7 +174,8 @@ impl Controller {
             samples: Samples::default(),
             chosen,
         };
-        Ok(Self { clock, started: plan, file: file.into(), host, state: Mutex::new(state) })
+        let nodes = host.online.iter().map(|&cpu| host.node(cpu)).collect();
+        Ok(Self { clock, started: plan, file: file.into(), host, nodes, state: Mutex::new(state) })
     }
 
     /// Carries out the plan that the controller was started with. The first thing to do.

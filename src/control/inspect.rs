@@ -244,7 +244,7 @@ impl State {
         match &running.port {
             Err(reason) => (PortState::Stopped, Some(reason.clone())),
             Ok(port) => match port.link() {
-                LinkState::Up => (PortState::Up, running.obstacle.clone()),
+                LinkState::Up => (PortState::Up, running.obstacle.clone().or_else(|| running.locality.remark.clone())),
                 LinkState::Down(reason) => {
                     let obstacle = running.obstacle.iter().map(|obstacle| format!("; {obstacle}"));
                     (PortState::Down, Some(reason + &obstacle.collect::<String>()))

@@ -13,6 +13,7 @@ pub mod diff;
 pub mod http;
 mod inspect;
 mod kinds;
+mod locality;
 mod numbers;
 pub mod report;
 mod running;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::desired::Desired;
 use super::diff::Action;
 use super::kinds::{self, Kinds};
+use super::locality::Locality;
 use super::numbers::Numbers;
 use crate::clock::Instant;
 use crate::config::PortPlan;
@@ -35,18 +36,21 @@ pub(super) struct Running {
     pub(super) number: PortIndex,
     /// The port, or why there is none.
     pub(super) port: Result<Arc<dyn Port>, String>,
-    /// How the shards serve it, if they do.
+    /// How the shards serve it, if they do, but for the NUMA node, which is not asked for but found.
     pub(super) served: Option<Service>,
     /// Why that is not as it should be.
     pub(super) obstacle: Option<String>,
     /// It was served at `high` when it was ended to be made anew, and is not served yet.
     was_high: bool,
+    /// Where its guest's memory is.
+    pub(super) locality: Locality,
 }
 
 impl Running {
     /// A port that could not be had for this reason, so far.
     fn without(number: PortIndex, reason: &str) -> Self {
-        Self { number, port: Err(reason.into()), served: None, obstacle: None, was_high: false }
+        let locality = Locality::default();
+        Self { number, port: Err(reason.into()), served: None, obstacle: None, was_high: false, locality }
     }
 
     /// The shards serve it at `high`, or did until this very change.
@@ -246,7 +250,8 @@ impl Runtime {
                     continue;
                 }
             }
-            wishes.push(Wish { port: running.number, queues: port.receive_queues(), service: service.clone() });
+            let placed = Service { node: running.locality.node, ..service.clone() };
+            wishes.push(Wish { port: running.number, queues: port.receive_queues(), service: placed });
             changed.push((name, running, service));
         }
         let mut refused = Vec::new();

@@ -1,5 +1,6 @@
-//! What has to be done every second without anybody asking: FDB entries age, a crowded FDB grows, and the shards' clocks
-//! are noted, so that a share of time can be told of the last seconds and not of the daemon's whole life.
+//! What has to be done every second without anybody asking: FDB entries age, a crowded FDB grows, queues move to where they are
+//! served better, and the shards' clocks are noted, so that a share of time can be told of the last seconds and not of the
+//! daemon's whole life.
 
 use std::collections::VecDeque;
 
@@ -38,6 +39,7 @@ impl Controller {
         state.runtime.grow_fdb();
         let reports = state.runtime.shards.report();
         state.samples.note(reports);
+        state.runtime.settle(&self.nodes, self.clock.now());
         state.runtime.balance(self.clock.now());
     }
 }

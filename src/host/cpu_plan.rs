@@ -115,6 +115,9 @@ impl CpuPlan {
         if high && plan.shards.realtime.is_none() && choice.exclusive.iter().any(|cpu| !host.isolated.contains(cpu)) {
             remarks.push("shards.realtime would keep other threads from interrupting exclusive shards".into());
         }
+        if plan.ports.values().any(|port| port.latency == LatencySensitivity::Medium) {
+            remarks.extend(remark_on_nodes(&choice, host));
+        }
         Ok(Self { cpus: cpus.into_values().collect(), remarks })
     }
 }
@@ -132,6 +135,18 @@ fn cpu_use(cpu: u16, choice: &Choice, host: &Cpus) -> CpuUse {
     };
     let siblings = host.siblings(cpu).filter(|&sibling| sibling != cpu);
     CpuUse { cpu, node: host.node(cpu), siblings: list(siblings), role, why, ports: BTreeMap::new() }
+}
+
+/// The NUMA nodes without a shared shard, where `medium` ports cannot be near their memory.
+fn remark_on_nodes(choice: &Choice, host: &Cpus) -> Option<String> {
+    let served: BTreeSet<u16> = choice.shared.iter().map(|&cpu| host.node(cpu)).collect();
+    let all: BTreeSet<u16> = host.allowed.iter().map(|&cpu| host.node(cpu)).collect();
+    let without = list(all.difference(&served).copied());
+    (!without.is_empty()).then(|| {
+        format!(
+            "shards.cpus has no CPU of NUMA node {without}: `medium` ports of VMs with their memory there are served from afar"
+        )
+    })
 }
 
 /// What disturbs an exclusive CPU.
@@ -193,6 +208,19 @@ mod tests {
         assert!(all.contains("shares its core with CPU 5") && all.contains("different NUMA nodes"), "{all}");
         assert!(all.contains("port c cannot be served") && all.contains("CPU 6-7"), "{all}");
         assert!(!all.contains("isolcpus"), "CPU 4 is isolated: {all}");
+    }
+
+    #[test]
+    fn nodes_that_medium_ports_cannot_be_served_on_are_told() {
+        let mut host = cpus("0-3", "", "0");
+        let remarks = |host: &Cpus, latency: &str| {
+            let ports = port("a", &format!(", latency-sensitivity: {latency}"));
+            CpuPlan::of(&plan("cpus: auto", &ports), host).unwrap().remarks.join("\n")
+        };
+        assert_eq!(remarks(&host, "medium"), "", "there is one node");
+        host.nodes.extend([(2, 1), (3, 1)]);
+        assert!(remarks(&host, "medium").contains("no CPU of NUMA node 0:"), "{}", remarks(&host, "medium"));
+        assert_eq!(remarks(&host, "normal"), "");
     }
 
     #[test]

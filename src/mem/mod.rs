@@ -1,6 +1,6 @@
 //! Guest memory: what a front end shared ([`SharedMemory`]), the map that rings use ([`GuestMemory`]), bounded pieces
 //! of it ([`Span`]), places in lists of those ([`Cursor`], [`Source`]), writing them to a descriptor ([`write_frame`]),
-//! and which pages were written ([`DirtyLog`]). `pin` keeps pages
+//! which pages were written ([`DirtyLog`]), and on which NUMA nodes they lie ([`NodePages`]). `pin` keeps pages
 //! from being faulted in by a shard.
 
 mod cursor;
@@ -8,6 +8,7 @@ mod dirty;
 mod gather;
 mod guest;
 mod mapping;
+mod nodes;
 mod pin;
 mod span;
 
@@ -16,5 +17,6 @@ pub use dirty::{DirtyLog, DirtyLogError};
 pub use gather::write_frame;
 pub use guest::{GuestMemory, Region, Window};
 pub use mapping::{MappingError, RegionRequest, SharedMemory, host_bytes};
+pub use nodes::NodePages;
 pub use pin::Pinned;
 pub use span::Span;

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use crate::frame::{Batch, Heads, Needs};
 use crate::ident::LatencySensitivity;
 use crate::limits::BATCH_FRAMES;
+use crate::mem::NodePages;
 use crate::verdict::DropReason;
 
 /// What a receive queue got done in one call.
@@ -228,6 +229,12 @@ pub trait Port: Send + Sync {
     /// What its queues count of notifications, for kinds whose far end is notified.
     fn notifications(&self) -> Vec<Notifications> {
         Vec::new()
+    }
+
+    /// On which NUMA nodes the memory lies that its frames are in, for kinds that have a guest's, as far as that is known;
+    /// `None` while no guest is there. Costs some system calls.
+    fn memory_nodes(&self) -> Option<NodePages> {
+        None
     }
 
     /// Takes over which offloads its far end is left with of those that it can do. Kinds whose far end does everything, or

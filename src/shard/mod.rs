@@ -52,6 +52,7 @@ use crate::limits::{PORTS, SHARDS};
 use crate::port::{Receive, Transmit};
 use crate::stats::{PortCounters, QueueLoad, ShardCounters};
 use crate::switch;
+use crate::sys::numa::node_here;
 use crate::verdict::DropReason;
 
 pub use idle::IdlePolicy;
@@ -162,6 +163,8 @@ struct Shard {
     /// No other shard of this process had or will have it.
     number: u32,
     cpu: u16,
+    /// The NUMA node of its CPU.
+    node: u16,
     exclusive: bool,
     /// It gets no queues any more.
     leaving: bool,
@@ -329,8 +332,20 @@ impl Shards {
     /// The CPUs that serve `port`, by queue.
     pub fn cpus_of(&self, port: PortIndex) -> Vec<u16> {
         let placed = self.placed();
-        let on = |place: &Placed| self.shards.iter().find(|shard| shard.number == place.shard).map(|shard| shard.cpu);
-        placed.iter().filter(|place| place.port == port).filter_map(on).collect()
+        let own = placed.iter().filter(|place| place.port == port);
+        own.filter_map(|place| Some(self.on(place)?.cpu)).collect()
+    }
+
+    /// The NUMA nodes that `port` is served on.
+    pub fn nodes_of(&self, port: PortIndex) -> BTreeSet<u16> {
+        let placed = self.placed();
+        let own = placed.iter().filter(|place| place.port == port);
+        own.filter_map(|place| Some(self.on(place)?.node)).collect()
+    }
+
+    /// The shard that serves a queue.
+    fn on(&self, place: &Placed) -> Option<&Shard> {
+        self.shards.iter().find(|shard| shard.number == place.shard)
     }
 
     fn placed(&self) -> MutexGuard<'_, Vec<Placed>> {
@@ -340,7 +355,10 @@ impl Shards {
 
     /// The shards with those of `placed` that are there.
     fn seats<'a>(&self, placed: impl Iterator<Item = &'a Placed>) -> Vec<Seat> {
-        let seat = |shard: &Shard| Seat { exclusive: shard.exclusive, leaving: shard.leaving, tenants: Vec::new() };
+        let seat = |shard: &Shard| {
+            let Shard { exclusive, leaving, node, .. } = *shard;
+            Seat { exclusive, leaving, node, tenants: Vec::new() }
+        };
         let mut seats: Vec<Seat> = self.shards.iter().map(seat).collect();
         for place in placed {
             if let Some(at) = self.shards.iter().position(|shard| shard.number == place.shard) {
@@ -432,14 +450,14 @@ impl Shard {
             let ready = pinned.and(realtime.map_err(|source| ("run it with SCHED_FIFO (shards.realtime)", source)));
             let good = ready.is_ok();
             // The receiver waits until this arrives.
-            let _ = started.send(ready);
+            let _ = started.send(ready.map(|()| node_here()));
             if good {
                 serve(worker);
             }
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed("a thread"))?;
-        start.recv().unwrap_or(Ok(())).map_err(|(what, source)| ShardError::Setup { cpu, what, source })?;
-        Ok(Self { number, cpu, exclusive, leaving: false, bell, shared, thread: Some(thread) })
+        let node = start.recv().unwrap_or(Ok(0)).map_err(|(what, source)| ShardError::Setup { cpu, what, source })?;
+        Ok(Self { number, cpu, node, exclusive, leaving: false, bell, shared, thread: Some(thread) })
     }
 
     fn report(&self, queues: usize) -> ShardReport {

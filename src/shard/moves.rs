@@ -1,5 +1,5 @@
-//! What changes about shards while they run: queues that move ([`Shards::balance`]), and shards that come and go
-//! ([`Shards::grow`], [`Shards::shrink`]).
+//! What changes about shards while they run: queues that move ([`Shards::balance`], [`Shards::settle`]), and shards that come and
+//! go ([`Shards::grow`], [`Shards::shrink`]).
 //!
 //! A queue moves by being given up by one shard, which waits for the end of its turn, and taken on by another. Its frames wait
 //! in its ring for that long. A shard goes when its queues have others; what it counted stays ([`super::Shards`] keeps its
@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use super::balance::{Group, Move, decide};
-use super::placement::{Service, Tenant};
-use super::{Placed, Shard, ShardError, Shards};
+use super::balance::{Group, Load, Move, decide};
+use super::placement::{Service, Tenant, choose};
+use super::{Placed, Shard, ShardError, Shards, Wish};
 use crate::clock::Instant;
 use crate::ident::{LatencySensitivity, PortIndex};
 use crate::limits::SHARDS;
@@ -59,11 +59,12 @@ impl Placed {
 
     /// What the queue counted since the last look.
     fn sample(&mut self, shard: usize) -> Group {
+        let home = self.service.home();
         let now = [self.load.cycles.get(), self.load.visits.get(), self.load.waited.get()];
         let [cycles, visits, waited] = [0, 1, 2].map(|at| now[at].saturating_sub(self.seen[at]));
         self.seen = now;
         self.rested = self.rested.saturating_add(1);
-        Group { shard, cycles, visits, waited, rested: self.rested }
+        Group { shard, cycles, visits, waited, rested: self.rested, home }
     }
 }
 
@@ -73,14 +74,14 @@ impl Shards {
         let mut placed = self.placed();
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let shared: Vec<&Shard> = self.shards.iter().filter(|shard| !shard.exclusive && !shard.leaving).collect();
-        let busy = |shard: &&Shard| {
+        let mut busy = |shard: &Shard| {
             let total = shard.shared.counters.busy_cycles.get();
             total.saturating_sub(history.busy.insert(shard.number, total).unwrap_or(total))
         };
-        let busy: Vec<u64> = shared.iter().map(busy).collect();
+        let loads: Vec<Load> = shared.iter().map(|shard| Load { node: shard.node, busy: busy(shard) }).collect();
         let (keys, groups) = groups(&mut placed, &shared);
         let micro = cpu::cycles_per_second() / 1_000_000;
-        let Some(Move { group, to, delay }) = decide(&busy, &groups, micro) else { return Vec::new() };
+        let Some(Move { group, to, delay }) = decide(&loads, &groups, micro) else { return Vec::new() };
         let (from, to) = (shared[groups[group].shard], shared[to]);
         let mut moves: BTreeMap<PortIndex, QueueMove> = BTreeMap::new();
         for place in placed.iter_mut().filter(|place| place.shard == from.number && place.key() == keys[group]) {
@@ -94,6 +95,29 @@ impl Shards {
         let old = history.moves.len().saturating_sub(MOVES);
         history.moves.drain(..old);
         moves.into_values().collect()
+    }
+
+    /// Takes over on which NUMA node the memory of a port's guest is. Its queues move if more of them can be served on that node
+    /// then, and if its level asks for it. Returns whether they did.
+    pub fn settle(&self, port: PortIndex, node: Option<u16>) -> bool {
+        let mut placed = self.placed();
+        let own = |place: &&mut Placed| place.port == port;
+        placed.iter_mut().filter(own).for_each(|place| place.service.node = node);
+        let own: Vec<&Placed> = placed.iter().filter(|place| place.port == port).collect();
+        let Some(service) = own.first().map(|place| place.service.clone()) else { return false };
+        let Some(home) = service.home() else { return false };
+        let near = own.iter().filter(|place| self.on(place).is_some_and(|shard| shard.node == home)).count();
+        if near == own.len() {
+            return false;
+        }
+        let seats = self.seats(placed.iter().filter(|place| place.port != port));
+        let Ok(chosen) = choose(&seats, port, own.len(), &service) else { return false };
+        if chosen.iter().filter(|&&at| seats[at].node == home).count() <= near {
+            return false;
+        }
+        let queues = own.iter().map(|place| Arc::clone(&place.queue)).collect();
+        self.place(&mut placed, Wish { port, queues, service }, chosen);
+        true
     }
 
     /// The last moves, oldest first.

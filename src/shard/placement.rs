@@ -10,6 +10,10 @@
 //! | queue | nothing: each queue goes where there is most room |
 //! | auto | as `queue`; at `high`, where a queue more is a CPU more, as `vnic` |
 //!
+//! Once the NUMA node of a guest's memory is known, `medium` and `high` ports are served there, if there is a shard for them on
+//! that node: rather than where there is more room, and rather than with the rest of their VM (which follows as soon as the node
+//! of its memory is known too; it is the same). For the other levels the node decides between shards with as much room.
+//!
 //! Most room means fewest queues: what a port will do is not known when it comes. What it does is the balancer's concern.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +31,8 @@ pub struct Service {
     pub affinity: Affinity,
     /// The VM it belongs to, if that is known.
     pub vm: Option<Arc<str>>,
+    /// The NUMA node that its guest's memory is on, if it is known and one.
+    pub node: Option<u16>,
 }
 
 impl From<LatencySensitivity> for Service {
@@ -51,6 +57,11 @@ impl Service {
         }
     }
 
+    /// The NUMA node that it is to be served on wherever possible.
+    pub(super) fn home(&self) -> Option<u16> {
+        self.node.filter(|_| self.latency >= LatencySensitivity::Medium)
+    }
+
     /// Whether each queue may go to another shard.
     pub(super) fn spreads(&self) -> bool {
         match self.affinity {
@@ -68,6 +79,8 @@ pub(super) struct Seat {
     pub exclusive: bool,
     /// It is about to end.
     pub leaving: bool,
+    /// The NUMA node of its CPU.
+    pub node: u16,
     /// The tenant of each of its queues.
     pub tenants: Vec<Tenant>,
 }
@@ -84,21 +97,38 @@ pub(super) fn choose(
 ) -> Result<Vec<usize>, ShardError> {
     let exclusive = service.latency == LatencySensitivity::High;
     let tenant = service.tenant(port);
-    let kind = || seats.iter().enumerate().filter(|(_, seat)| seat.exclusive == exclusive && !seat.leaving);
-    let with_its_own = kind().find(|(_, seat)| seat.tenants.contains(&tenant)).map(|(at, _)| at);
-    if let Some(at) = with_its_own.filter(|_| !service.spreads()) {
+    let away = |seat: &Seat| service.node.is_some_and(|node| node != seat.node);
+    let kind: Vec<(usize, &Seat)> =
+        seats.iter().enumerate().filter(|(_, seat)| seat.exclusive == exclusive && !seat.leaving).collect();
+    let with_its_own = |among: &[(usize, &Seat)]| {
+        let found = among.iter().find(|(_, seat)| seat.tenants.contains(&tenant));
+        found.map(|(at, _)| *at).filter(|_| !service.spreads())
+    };
+    let near: Vec<(usize, &Seat)> =
+        kind.iter().copied().filter(|(_, seat)| service.home() == Some(seat.node)).collect();
+    if exclusive {
+        if let Some(at) = with_its_own(&near) {
+            return Ok(vec![at; count]);
+        }
+        let cpus = if service.spreads() { count } else { 1 };
+        let has_room = near.iter().filter(|(_, seat)| seat.tenants.is_empty()).count() >= cpus;
+        return match with_its_own(&kind).filter(|_| !has_room) {
+            Some(at) => Ok(vec![at; count]),
+            None => choose_exclusive(&kind, away, cpus, count),
+        };
+    }
+    let eligible = if near.is_empty() { kind } else { near };
+    if let Some(at) = with_its_own(&eligible) {
         return Ok(vec![at; count]);
     }
-    if exclusive {
-        return choose_exclusive(seats, if service.spreads() { count } else { 1 }, count);
-    }
-    let mut room: Vec<(usize, usize)> = kind().map(|(at, seat)| (seat.tenants.len(), at)).collect();
+    let mut room: Vec<(usize, bool, usize)> =
+        eligible.iter().map(|(at, seat)| (seat.tenants.len(), away(seat), *at)).collect();
     let mut chosen = Vec::with_capacity(count);
     while chosen.len() < count {
         let Some(least) = room.iter_mut().min() else { return Err(ShardError::Count(0)) };
         let share = if service.spreads() { 1 } else { count };
         least.0 += share;
-        chosen.extend(std::iter::repeat_n(least.1, share));
+        chosen.extend(std::iter::repeat_n(least.2, share));
     }
     Ok(chosen)
 }
@@ -153,15 +183,19 @@ pub fn preview(shared: &[u16], exclusive: &[u16], wishes: &[(usize, Service)]) -
     placed.into_values().map(|on| Ok(on?.into_iter().map(|seat| cpus[seat]).collect())).collect()
 }
 
-/// `cpus` exclusive shards that serve nobody, for `count` queues.
-fn choose_exclusive(seats: &[Seat], cpus: usize, count: usize) -> Result<Vec<usize>, ShardError> {
-    let seats = || seats.iter().enumerate().filter(|(_, seat)| seat.exclusive && !seat.leaving);
-    let all = seats().count();
-    let free: Vec<usize> = seats().filter(|(_, seat)| seat.tenants.is_empty()).map(|(at, _)| at).collect();
+/// `cpus` of these exclusive shards that serve nobody, for `count` queues; those first that are not `away`.
+fn choose_exclusive(
+    seats: &[(usize, &Seat)],
+    away: impl Fn(&Seat) -> bool,
+    cpus: usize,
+    count: usize,
+) -> Result<Vec<usize>, ShardError> {
+    let mut free: Vec<_> = seats.iter().filter(|(_, seat)| seat.tenants.is_empty()).collect();
+    free.sort_by_key(|(_, seat)| away(seat));
     match free.get(..cpus) {
-        _ if all == 0 => Err(ShardError::NoExclusiveCpu),
-        None => Err(ShardError::ExclusiveTaken { needed: cpus, free: free.len(), all }),
-        Some(free) => Ok((0..count).map(|queue| free[queue % free.len().max(1)]).collect()),
+        _ if seats.is_empty() => Err(ShardError::NoExclusiveCpu),
+        None => Err(ShardError::ExclusiveTaken { needed: cpus, free: free.len(), all: seats.len() }),
+        Some(free) => Ok((0..count).map(|queue| free[queue % free.len().max(1)].0).collect()),
     }
 }
 
@@ -172,13 +206,16 @@ mod tests {
 
     fn seats(shared: &[usize], exclusive: &[usize]) -> Vec<Seat> {
         let seat = |exclusive| {
-            move |&queues| Seat { exclusive, leaving: false, tenants: vec![Tenant::Port(PortIndex(999)); queues] }
+            move |&queues| {
+                let tenants = vec![Tenant::Port(PortIndex(999)); queues];
+                Seat { exclusive, tenants, ..Seat::default() }
+            }
         };
         shared.iter().map(seat(false)).chain(exclusive.iter().map(seat(true))).collect()
     }
 
     fn service(latency: LatencySensitivity, affinity: Affinity, vm: Option<&str>) -> Service {
-        Service { latency, affinity, vm: vm.map(Arc::from) }
+        Service { latency, affinity, vm: vm.map(Arc::from), node: None }
     }
 
     #[test]
@@ -238,5 +275,75 @@ mod tests {
         assert!(taken.contains("needs 1 CPU of its own, and of the 2 in shards.exclusive 0 are free"), "{taken}");
         let few = refused(&seats(&[0], &[1, 0]), Affinity::Queue);
         assert!(few.contains("needs 2 CPUs of its own, and of the 2 in shards.exclusive 1 is free"), "{few}");
+    }
+
+    /// Shared and exclusive shards of this many queues each, on the nodes given.
+    fn on_nodes(shared: &[(usize, u16)], exclusive: &[(usize, u16)]) -> Vec<Seat> {
+        let queues = |kind: &[(usize, u16)]| kind.iter().map(|(queues, _)| *queues).collect::<Vec<_>>();
+        let mut seats = seats(&queues(shared), &queues(exclusive));
+        seats.iter_mut().zip(shared.iter().chain(exclusive)).for_each(|(seat, (_, node))| seat.node = *node);
+        seats
+    }
+
+    fn near(latency: LatencySensitivity, affinity: Affinity, vm: Option<&str>, node: u16) -> Service {
+        Service { node: Some(node), ..service(latency, affinity, vm) }
+    }
+
+    #[test]
+    fn medium_is_served_on_the_node_of_its_memory_and_others_if_it_costs_nothing() {
+        use LatencySensitivity::{Low, Medium, Normal};
+        let seats = on_nodes(&[(0, 0), (5, 1), (4, 1), (0, 1)], &[(0, 1)]);
+        let on = |latency, node, count| {
+            choose(&seats, PortIndex(0), count, &near(latency, Affinity::Auto, None, node)).unwrap()
+        };
+        assert_eq!(on(Medium, 0, 3), [0, 0, 0], "the only one of its node");
+        assert_eq!(on(Medium, 1, 6), [3, 3, 3, 3, 2, 3], "those of its node, by room");
+        assert_eq!(on(Medium, 7, 3), [0, 3, 0], "there is none on its node");
+        for level in [Low, Normal] {
+            assert_eq!([on(level, 0, 1), on(level, 1, 1)], [[0], [3]], "of two with as much room the nearer one");
+            assert_eq!(on(level, 0, 2), [0, 3], "but room comes first");
+        }
+        let whole = near(Medium, Affinity::Vnic, None, 1);
+        assert_eq!(choose(&seats, PortIndex(0), 2, &whole).unwrap(), [3, 3]);
+        let mut leaving = seats;
+        leaving.iter_mut().filter(|seat| seat.node == 1).for_each(|seat| seat.leaving = true);
+        assert_eq!(choose(&leaving, PortIndex(0), 1, &whole).unwrap(), [0], "shards that end do not count");
+    }
+
+    #[test]
+    fn a_vm_follows_its_memory_port_by_port() {
+        let medium = |node| Service { node, ..service(LatencySensitivity::Medium, Affinity::Vm, Some("a")) };
+        let mut seats = on_nodes(&[(0, 0), (9, 1)], &[]);
+        seats[0].tenants.push(Tenant::Vm("a".into()));
+        assert_eq!(
+            choose(&seats, PortIndex(0), 2, &medium(None)).unwrap(),
+            [0, 0],
+            "with the others while nothing is known"
+        );
+        assert_eq!(choose(&seats, PortIndex(0), 2, &medium(Some(1))).unwrap(), [1, 1], "the first to know goes ahead");
+        seats[1].tenants.push(Tenant::Vm("a".into()));
+        assert_eq!(choose(&seats, PortIndex(1), 1, &medium(Some(1))).unwrap(), [1], "the next one follows");
+        assert_eq!(
+            choose(&seats, PortIndex(1), 1, &medium(Some(2))).unwrap(),
+            [0],
+            "with the others where no node is near"
+        );
+    }
+
+    #[test]
+    fn high_takes_a_cpu_of_its_node_first_and_never_goes_without_one_for_it() {
+        let high = |affinity, vm, node| near(LatencySensitivity::High, affinity, vm, node);
+        let on = |seats: &[Seat], count, service: &Service| choose(seats, PortIndex(0), count, service).unwrap();
+        let seats = on_nodes(&[(0, 1)], &[(0, 0), (1, 1), (0, 1), (0, 0)]);
+        assert_eq!(on(&seats, 2, &high(Affinity::Auto, None, 1)), [3, 3]);
+        assert_eq!(on(&seats, 2, &high(Affinity::Auto, None, 0)), [1, 1]);
+        assert_eq!(on(&seats, 2, &high(Affinity::Queue, None, 1)), [3, 1], "the second is better far than not at all");
+        assert_eq!(on(&seats, 1, &high(Affinity::Auto, None, 7)), [1]);
+        let mut seats = on_nodes(&[], &[(0, 0), (0, 1)]);
+        seats[0].tenants.push(Tenant::Vm("a".into()));
+        let vm = high(Affinity::Vm, Some("a"), 1);
+        assert_eq!(on(&seats, 1, &vm), [1]);
+        seats[1].tenants.push(Tenant::Port(PortIndex(9)));
+        assert_eq!(on(&seats, 1, &vm), [0], "its own CPU elsewhere, if those of its node are taken");
     }
 }

@@ -386,6 +386,48 @@ fn shards_come_and_go_and_ports_and_counters_stay() {
 }
 
 #[test]
+fn queues_follow_the_memory_of_their_guest_if_their_level_asks_for_it() {
+    let mut rig = Rig::on(2, 3, IdlePolicy::Adaptive);
+    if rig.shards.shards.len() < 2 {
+        // One CPU is one node.
+        assert!(!rig.shards.settle(PortIndex(0), Some(0)));
+        return;
+    }
+    // Made up: the CPUs of most machines that tests run on are all on one node.
+    rig.shards.shards[0].node = 0;
+    rig.shards.shards[1].node = 1;
+    let on = |rig: &Rig, port| rig.shards.nodes_of(PortIndex(port)).into_iter().collect::<Vec<_>>();
+    let talk = |rig: &Rig| {
+        rig.feeds[0].feed((0..100).map(|n| frame(MacAddr::BROADCAST, mac(1), 64, n)));
+        assert_eq!(rig.feeds[1].wait_for(100).len(), 100);
+    };
+    let attach = |rig: &Rig, latency: LatencySensitivity| {
+        rig.shards.attach(PortIndex(0), vec![Arc::clone(&rig.feeds[0]) as _], &latency.into()).unwrap();
+    };
+    let start = on(&rig, 0)[0];
+    let other = 1 - start;
+    assert!(!rig.shards.settle(PortIndex(0), Some(other)), "normal does not mind");
+    attach(&rig, LatencySensitivity::Medium);
+    let start = on(&rig, 0)[0];
+    let other = 1 - start;
+    talk(&rig);
+    assert!(!rig.shards.settle(PortIndex(0), Some(start)) && !rig.shards.settle(PortIndex(0), None));
+    assert!(!rig.shards.settle(PortIndex(0), Some(7)), "nobody is there");
+    assert!(rig.shards.settle(PortIndex(0), Some(other)));
+    assert_eq!(on(&rig, 0), [other]);
+    assert!(!rig.shards.settle(PortIndex(0), Some(other)), "once is enough");
+    talk(&rig);
+    // A shard that comes later on a nearer node is found, too.
+    rig.shards.shards.iter_mut().for_each(|shard| shard.node = 0);
+    assert!(!rig.shards.settle(PortIndex(0), Some(1)));
+    let away = rig.shards.shards.iter().position(|shard| rig.shards.cpus_of(PortIndex(0)) != [shard.cpu]).unwrap();
+    rig.shards.shards[away].node = 1;
+    assert!(rig.shards.settle(PortIndex(0), Some(1)));
+    talk(&rig);
+    assert!(!rig.shards.settle(PortIndex(9), Some(1)), "there is no such port");
+}
+
+#[test]
 fn a_port_that_waits_for_floods_is_moved_away_from_them_and_once_only() {
     let mut rig = Rig::on(1, 3, IdlePolicy::Adaptive);
     for port in [0, 1] {

@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod doorbell;
 pub mod eventfd;
+pub mod numa;
 pub mod sigbus;
 pub mod socket;
 pub mod socket_file;

@@ -18,6 +18,7 @@ use super::handler::Handler;
 use super::nic::Nic;
 use super::refusal::Refusal;
 use super::session;
+use crate::mem::NodePages;
 use crate::port::LinkState;
 use crate::port::rate_limit::log_limited;
 use crate::sys::socket::{Peer, peer};
@@ -235,6 +236,13 @@ impl Attachment {
     #[cfg(test)]
     pub(super) fn memory(&self) -> Option<Arc<crate::mem::GuestMemory>> {
         self.slot().connection.as_ref().map(|connection| connection.handler.device().memory())
+    }
+
+    /// On which NUMA nodes the guest's memory lies; `None` while it has no ring that runs. The device is held for so long:
+    /// memory that a front end takes away must not be mapped here any more when it hears that it is gone.
+    pub(super) fn memory_nodes(&self) -> Option<NodePages> {
+        let connection = self.slot().connection.clone()?;
+        connection.handler.device().memory_nodes()
     }
 
     /// The far end's part of `linecard port show`: who is connected, what was negotiated, the state of each ring.

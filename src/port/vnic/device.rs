@@ -4,6 +4,7 @@
 //! exception is the start of a ring, which follows from whichever message is the last that it needs: if it fails, what the
 //! messages have set stays, and the next of them tries again.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::refusal::Refusal;
 use super::vring::{Areas, Vring};
 use crate::ident::MacAddr;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
-use crate::mem::{DirtyLog, GuestMemory, MappingError, RegionRequest, SharedMemory, host_bytes};
+use crate::mem::{DirtyLog, GuestMemory, MappingError, NodePages, RegionRequest, SharedMemory, host_bytes};
 use crate::port::LinkState;
 use crate::port::rate_limit::{Admission, log_limited};
 
@@ -359,15 +360,33 @@ impl Device {
         Arc::clone(self.memory.memory())
     }
 
+    /// On which NUMA nodes the memory lies that shards touch; `None` while no ring runs.
+    pub(super) fn memory_nodes(&self) -> Option<NodePages> {
+        let running = || self.vrings.iter().filter(|vring| vring.is_running());
+        let memory = self.memory.memory();
+        let named: Vec<u64> = running().flat_map(|vring| vring.pages(memory)).collect();
+        (running().count() > 0).then(|| memory.nodes(named.into_iter()))
+    }
+
     /// The device's part of `linecard port show`.
     pub(super) fn report(&self) -> Value {
+        let nodes = self.memory_nodes().unwrap_or_default();
+        // One node says it all; several are told with their shares.
+        let spread: BTreeMap<u16, u64> = nodes.percent().collect();
+        let spread = Some(spread).filter(|spread| spread.len() > 1);
         json!({
             "features": features::names(features::VIRTIO, self.features.unwrap_or(0)),
             "protocol_features": features::names(features::PROTOCOL, self.protocol),
             "header_bytes": features::header_bytes(self.features.unwrap_or(0)),
             "guest_mtu": self.mtu,
             "migrating": self.log_in_force().is_some(),
-            "memory": { "regions": self.memory.region_count(), "bytes": self.memory.bytes(), "pinned": self.pinned },
+            "memory": {
+                "regions": self.memory.region_count(),
+                "bytes": self.memory.bytes(),
+                "pinned": self.pinned,
+                "numa_node": nodes.node(),
+                "percent_on_node": spread,
+            },
             "last_refusal": self.obstacle,
         })
     }

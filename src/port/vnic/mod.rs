@@ -47,6 +47,7 @@ use transmit::TransmitSide;
 use crate::frame::Needs;
 use crate::ident::LatencySensitivity;
 use crate::limits::QUEUE_PAIRS;
+use crate::mem::NodePages;
 use crate::port::{LinkState, Notifications, Port, Receive, Transmit};
 use crate::sys::socket_file::SocketFile;
 
@@ -133,6 +134,10 @@ impl Port for Vnic {
 
     fn set_mtu(&self, mtu: Option<u16>) {
         self.attachment.nic().set_mtu(mtu);
+    }
+
+    fn memory_nodes(&self) -> Option<NodePages> {
+        self.attachment.memory_nodes()
     }
 
     fn notifications(&self) -> Vec<Notifications> {

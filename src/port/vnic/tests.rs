@@ -269,6 +269,7 @@ fn qemu_10_gets_through_its_whole_life() {
         assert!(qemu.done(Req::SET_VRING_ENABLE, &state(ring, enabled), &[]));
     }
     assert!(matches!(port.link(), LinkState::Down(why) if why.contains("has not started")));
+    assert!(port.memory_nodes().is_none());
     // DRIVER_OK.
     assert!(qemu.done(Req::NET_SET_MTU, &1450u64.to_ne_bytes(), &[]));
     for ring in 0..4 {
@@ -290,6 +291,10 @@ fn qemu_10_gets_through_its_whole_life() {
     assert_eq!(detail["device"]["guest_mtu"], 1450);
     assert_eq!(detail["device"]["header_bytes"], 12);
     assert_eq!(detail["device"]["memory"]["regions"], 1);
+    let node = port.memory_nodes().unwrap().node();
+    assert_eq!(detail["device"]["memory"]["numa_node"], json!(node));
+    // The kernel tells, unless it has no NUMA or a container's filter says no.
+    assert_eq!(node.is_some(), crate::sys::numa::nodes_of(&[&raw const node as usize]).is_ok());
     let queues = detail["queues"].as_array().unwrap();
     let enabled: Vec<_> = queues.iter().map(|queue| queue["enabled"].as_bool().unwrap()).collect();
     assert_eq!(enabled, [true, true, false, false]);

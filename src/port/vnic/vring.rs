@@ -23,12 +23,15 @@ use super::nic::Nic;
 use super::queue::{Queue, RingSetup};
 use super::refusal::Refusal;
 use crate::limits::RING_SIZE;
-use crate::mem::{DirtyLog, SharedMemory};
+use crate::mem::{DirtyLog, GuestMemory, SharedMemory};
 use crate::sys::doorbell::Rang;
 use crate::sys::eventfd::EventFd;
 
 /// virtio 1.3, 2.7.10: notifications by index.
 const F_EVENT_IDX: u64 = 1 << 29;
+
+/// Descriptors of a ring that [`Vring::pages`] looks at.
+const SAMPLED: u64 = 16;
 
 /// Where a ring's areas are, in the front end's own addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +227,25 @@ impl Vring {
         self.control.set_kick(None);
         self.control.set_call(None);
         self.control.queue_next_avail()
+    }
+
+    /// Guest-physical addresses of memory that shards touch for the ring: its areas, and what some of its descriptors point at.
+    /// In both forms of ring a descriptor has 16 bytes and begins with its address. What a guest writes there is looked up
+    /// and nothing else.
+    pub(super) fn pages(&self, memory: &GuestMemory) -> Vec<u64> {
+        let state = self.control.get_ref();
+        let queue = state.get_queue();
+        let table = queue.desc_table();
+        let mut pages = vec![table, queue.avail_ring(), queue.used_ring()];
+        let (size, mut hint) = (u64::from(self.size.unwrap_or(0)), 0);
+        for sample in 0..SAMPLED.min(size) {
+            let mut address = [0; 8];
+            if let Some(descriptor) = memory.span(table + 16 * (sample * size / SAMPLED.min(size)), 8, &mut hint) {
+                descriptor.read(&mut address);
+                pages.push(u64::from_le_bytes(address));
+            }
+        }
+        pages
     }
 
     /// Why the ring stopped by itself, until it is started anew.
