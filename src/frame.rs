@@ -7,8 +7,9 @@
 //!
 //! A head begins with the virtio-net header that the receiver will see, so that a frame of minimum size is delivered with
 //! one copy of constant size. What a receiver has to be able to do to understand that header are the frame's [`Needs`],
-//! none for nearly all frames; the frames that have some were checked by `offload` when they came in. Two passes over a batch, first all copies, then all decisions, keep the CPU's store
-//! forwarding out of the way: an address that was just stored in 16-byte pieces cannot be loaded across them at once.
+//! none for nearly all frames; the frames that have some were checked by `offload` when they came in. Two passes over a batch,
+//! first all copies, then all decisions, keep the CPU's store forwarding out of the way: an address that was just stored in
+//! 16-byte pieces cannot be loaded across them at once.
 
 use arrayvec::ArrayVec;
 

@@ -16,8 +16,10 @@ use frontend::daemon::{Daemon, port, port_with, preamble};
 use frontend::driver::Shape;
 use frontend::eventually;
 use frontend::frame::{BROADCAST, frame};
+use frontend::large::{KINDS, SEGMENT};
 use frontend::nic::{LINUX, Nic, NicConfig, exchange, meet};
 use frontend::ram::{Region, memfd};
+use frontend::session::feature::GUEST_OFFLOADS;
 use frontend::session::{feature, is_closed, is_nack};
 use frontend::vmm::Kind;
 
@@ -136,6 +138,43 @@ fn every_page_that_the_switch_writes_is_marked() {
         let lost: Vec<_> = changed.iter().filter(|&&page| !log.has(page)).collect();
         assert!(lost.is_empty(), "written and not marked: {lost:x?}");
         assert!((log.pages() as usize) < changed.len() + 40, "{} pages marked, {} written", log.pages(), changed.len());
+    }
+}
+
+#[test]
+fn every_page_of_merged_segments_is_marked_even_if_one_is_damaged() {
+    let daemon = Daemon::with_ports(&["a", "b"]);
+    let guest = NicConfig { features: LINUX | GUEST_OFFLOADS, ..NicConfig::default() };
+    let shapes = [
+        guest.clone(),
+        NicConfig { features: guest.features | feature::RING_PACKED, ..guest.clone() },
+        NicConfig { features: guest.features & !feature::MRG_RXBUF, rx_buffer: 65_562, size: 32, ..guest },
+    ];
+    for (config, damaged) in shapes.iter().flat_map(|shape| [(shape, false), (shape, true)]) {
+        let mut a = Nic::up(&daemon.socket("a"), &NicConfig::default());
+        let mut b = Nic::up(&daemon.socket("b"), config);
+        meet(&mut a, &mut b);
+        let merged = daemon.port("b").counter("tx_merged");
+        let log = Log::of(&b);
+        log.start(&b);
+        log.clear();
+        let before = snapshot(&b);
+        let mut segments = KINDS[0].segments(b.mac, a.mac, 30 * SEGMENT, 1, false);
+        if damaged {
+            segments[29].1[700] ^= 1;
+        }
+        for (header, bytes) in &segments {
+            assert!(a.pairs[0].tx.queue_bytes(header, bytes), "the ring holds them");
+        }
+        a.pairs[0].tx.queue.publish();
+        a.drain();
+        eventually("all is delivered", || daemon.port("a").is_conserved().then_some(()));
+        b.stop().unwrap();
+        let changed = changed(&before, &snapshot(&b));
+        let lost: Vec<_> = changed.iter().filter(|&&page| !log.has(page)).collect();
+        assert!(changed.len() > 10 && lost.is_empty(), "written and not marked: {lost:x?}");
+        let merged = daemon.port("b").counter("tx_merged") - merged;
+        assert_eq!(merged, if damaged { 0 } else { 30 });
     }
 }
 

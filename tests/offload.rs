@@ -113,6 +113,24 @@ fn a_guest_whose_ring_cannot_hold_the_segments_gets_none_of_them() {
 }
 
 #[test]
+fn large_frames_find_all_the_small_buffers_that_there_are() {
+    let daemon = Daemon::with_ports(&["a", "b"]);
+    let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));
+    let mut b = Nic::up(&daemon.socket("b"), &NicConfig { rx_buffer: 1536, ..config(LINUX | GUEST_OFFLOADS) });
+    meet(&mut a, &mut b);
+    // Each takes 42 of 256 buffers, and all come at once.
+    let sent: Vec<_> = (0..4).map(|seed| KINDS[0].make(b.mac, a.mac, 64_000, seed)).collect();
+    a.drain();
+    for (header, bytes) in &sent {
+        assert!(a.pairs[0].tx.queue_bytes(header, bytes), "the ring holds them");
+    }
+    a.pairs[0].tx.queue.publish();
+    let got = b.receive(4);
+    assert!(got.iter().map(|(_, received)| &received.frame).eq(sent.iter().map(|(_, bytes)| bytes)));
+    assert_eq!(daemon.port("a").all_drops(), 0);
+}
+
+#[test]
 fn the_mtu_is_that_of_the_segments() {
     let daemon = Daemon::start(|dir| two(dir, "").replacen("network: lan }", "network: lan, mtu: 1440 }", 1));
     let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));

@@ -205,3 +205,16 @@ impl PortSettings {
         Some(Value::Object(port)).filter(|port| *port != json!({}))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offloads_that_stand_on_others_go_with_them() {
+        let all = Offloads { csum: true, tso: true, ecn: true, uso: true, gro: true };
+        assert_eq!(left(all), "csum tso ecn uso gro");
+        assert_eq!(left(Offloads { tso: false, ..all }), "csum uso");
+        assert_eq!(left(Offloads { csum: false, ..all }), "none");
+    }
+}

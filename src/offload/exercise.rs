@@ -1,9 +1,11 @@
 //! Any virtio-net header before any frame, for any receiver, with everything asserted that must hold whatever they are:
-//! [`exercise`]; and any frames one after the other, to a receiver that has them merged: [`merge`]. The fuzz target `offload` calls it, and so do the tests, with the seeds of `fuzz/seeds/offload`.
+//! [`exercise`], which also has the segments of such frames merged again, some of them changed, lost or repeated. The fuzz
+//! target `offload` calls it, and so do the tests, with the seeds of `fuzz/seeds/offload`.
 
 #![allow(clippy::unwrap_used)]
 
-use super::{Group, Merger, Rewrite, admit};
+use super::gro::exercise::merge;
+use super::{Rewrite, admit};
 use crate::frame::{Batch, Needs, heads};
 use crate::limits::{BATCH_FRAMES, FRAME_MAX_BYTES, GSO_SIZE_MIN, VNET_HEADER_BYTES};
 use crate::mem::{Cursor, Span};
@@ -11,7 +13,7 @@ use crate::verdict::Verdict;
 use crate::wire::virtio_net::{self, NEEDS_CSUM, VnetHeader};
 
 /// What stands around every frame that is written, and must stay.
-const CANARY: u8 = 0xc5;
+pub(super) const CANARY: u8 = 0xc5;
 
 /// What came of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,79 +102,21 @@ fn write_all(mut rewrite: Rewrite<'_, '_>, accepts: Needs, piece: usize) -> Vec<
     frames
 }
 
-/// Sends `frames`, each behind its header, as one batch to a receiver that can do `accepts` and has them merged where they
-/// can be. Returns what it gets, with the indices of the frames that are in it; of a frame that is damaged nothing more.
-///
-/// Whatever is merged is segmented again, and has to come to what was sent.
-pub fn merge(frames: &[(VnetHeader, Vec<u8>)], accepts: Needs, piece: usize) -> Vec<(Vec<u8>, VnetHeader, Vec<u8>)> {
-    let mut memory: Vec<Vec<u8>> = frames.iter().map(|(_, bytes)| bytes.clone()).collect();
-    let mut heads = heads();
-    let mut batch = Batch::new(&mut heads, 0);
-    for ((header, _), bytes) in frames.iter().zip(&mut memory).take(BATCH_FRAMES) {
-        let len = bytes.len();
-        let pieces: Vec<Span<'_>> = bytes.chunks_mut(piece.max(len / 8 + 1)).map(Span::from_buffer).collect();
-        admit(&mut batch, len, &pieces, &header.to_bytes(), Needs::ALL);
-    }
-    let picks: Vec<u8> =
-        (0..batch.len() as u8).filter(|&i| batch.frames()[usize::from(i)].verdict == Verdict::Pending).collect();
-    let (mut delivered, mut seen) = (Vec::new(), Vec::new());
-    let mut merger = Merger::new(accepts);
-    let mut each = |group| -> Result<(), std::convert::Infallible> {
-        match group {
-            Group::Single(index) => {
-                seen.push(index);
-                let (header, bytes) = (batch.head(usize::from(index)).header(), &frames[usize::from(index)].1);
-                delivered.push((vec![index], header, bytes.clone()));
-            }
-            Group::Merge(merge) => {
-                seen.extend(merge.frames());
-                let mut memory = vec![CANARY; VNET_HEADER_BYTES + merge.frame_len() + 32];
-                let (room, canary) = memory.split_at_mut(VNET_HEADER_BYTES + merge.frame_len());
-                let pieces: Vec<Span<'_>> = room.chunks_mut(piece.max(7)).map(Span::from_buffer).collect();
-                let whole = merge.write(&batch, VNET_HEADER_BYTES, 1, Cursor::new(&pieces));
-                assert!(canary.iter().all(|&byte| byte == CANARY), "written beyond the buffers");
-                if whole {
-                    let (header, bytes) = memory.split_first_chunk().unwrap();
-                    let (header, bytes) = (VnetHeader::from_bytes(header), bytes[..merge.frame_len()].to_vec());
-                    check_merge(merge.frames(), frames, header, &bytes);
-                    delivered.push((merge.frames().to_vec(), header, bytes));
-                }
+/// Does to one of `frames` what a network does: nothing, a byte becomes another, it is lost, or it comes twice.
+fn change(frames: &mut Vec<(VnetHeader, Vec<u8>)>, what: u8, at: usize, byte: u8) {
+    let index = usize::from(what & 0x3f) % frames.len().max(1);
+    match (what >> 6, frames.get_mut(index)) {
+        (1, Some((_, bytes))) => {
+            if let Some(place) = bytes.get_mut(at) {
+                *place = byte;
             }
         }
-        Ok(())
-    };
-    for &index in &picks {
-        merger.take(&batch, index, true, &mut each).unwrap();
-    }
-    merger.finish(&mut each).unwrap();
-    seen.sort_unstable();
-    assert_eq!(seen, picks, "each frame is delivered once");
-    delivered
-}
-
-/// A merged frame, segmented, is the frames that it was made of: but for checksums that their sender had left out, for the two
-/// ways to write a checksum of zero, and for the identification of IPv4 packets that nobody may fragment.
-fn check_merge(indices: &[u8], frames: &[(VnetHeader, Vec<u8>)], header: VnetHeader, bytes: &[u8]) {
-    assert!(indices.len() > 1 && indices.windows(2).all(|pair| pair[0] < pair[1]));
-    let segments = send(bytes, header, Needs::ALL, Needs::NONE, 4096).frames;
-    assert_eq!(segments.len(), indices.len());
-    let (transport, v4) = (usize::from(header.csum_start), header.kind() == virtio_net::GSO_TCPV4);
-    for (&index, (_, segment)) in indices.iter().zip(&segments) {
-        let (mut sent, mut segment) = (frames[usize::from(index)].1.clone(), segment.clone());
-        for bytes in [&mut sent, &mut segment] {
-            let mut normal = |at: usize, ignored: bool| {
-                if ignored || bytes[at..at + 2] == [0xff, 0xff] {
-                    bytes[at..at + 2].fill(0);
-                }
-            };
-            normal(transport + 16, frames[usize::from(index)].0.flags & NEEDS_CSUM != 0);
-            if v4 {
-                let unfragmentable = frames[usize::from(index)].1[transport - 14] & 0x40 != 0;
-                normal(transport - 16, unfragmentable);
-                normal(transport - 10, unfragmentable);
-            }
+        (2, Some(_)) => drop(frames.remove(index)),
+        (3, Some(frame)) => {
+            let twice = frame.clone();
+            frames.insert(at % (index + 1), twice);
         }
-        assert!(sent == segment, "frame {index} of {indices:?} is another one after merging and segmenting");
+        _ => {}
     }
 }
 
@@ -190,7 +134,10 @@ pub fn exercise(input: &[u8]) {
     let header = VnetHeader::from_bytes(header);
     // Its segments may be merged again, and so may they beside the frame itself.
     let segments = send(&frame, header, Needs::ALL, Needs::NONE, piece.max(200)).frames;
-    let all = segments.into_iter().chain([(header, frame.clone())]).take(BATCH_FRAMES).collect::<Vec<_>>();
+    let mut all: Vec<_> = segments.into_iter().take(BATCH_FRAMES - 4).chain([(header, frame.clone())]).collect();
+    for edit in rest.rchunks_exact(3).take(3) {
+        change(&mut all, edit[0], edit[1].into(), edit[2]);
+    }
     merge(&all, accepts, piece);
     let sent = send(&frame, header, may, accepts, piece.max(200));
     if sent.needs.is_gso() && !sent.frames.is_empty() {

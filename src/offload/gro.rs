@@ -15,6 +15,8 @@
 //!
 //! Nothing is held back for what may come: only segments of one batch are merged, so nobody waits for it.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod exercise;
 #[cfg(test)]
 mod tests;
 

@@ -4,9 +4,10 @@
 
 use proptest::prelude::*;
 
+use super::exercise::merge;
 use crate::frame::Needs;
-use crate::offload::exercise::{merge, send};
-use crate::offload::sketch::{Made, Sketch, sketches};
+use crate::offload::exercise::send;
+use crate::offload::sketch::{Made, Sketch, naive_sum, sketches};
 use crate::wire::virtio_net::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, VnetHeader};
 
 /// The frames that a sender makes that cannot segment, and completes checksums or leaves them out.
@@ -183,6 +184,43 @@ fn acknowledgements_fragments_and_segments_of_a_few_bytes_stay_alone() {
 }
 
 #[test]
+fn a_large_frame_or_one_whose_checksum_is_elsewhere_stays_alone() {
+    // Three frames of one stream without a gap, none longer than the one before.
+    let frame = |offset: u32, len: usize, gso_size: u16| {
+        let sequence = Sketch::default().sequence.wrapping_add(offset);
+        let made = Sketch { payload: vec![1; len], sequence, gso_size, ..Sketch::default() }.make();
+        let (mut header, mut bytes) = (made.header, made.bytes);
+        let sum = checksum(&bytes[14..34]);
+        bytes[24..26].copy_from_slice(&sum);
+        if len <= usize::from(gso_size) {
+            (header.gso_type, header.gso_size) = (GSO_NONE, 0);
+        }
+        (header, bytes)
+    };
+    assert_eq!(groups(&[frame(0, 1000, 1448), frame(1000, 1000, 1448)]), [[0, 1]]);
+    assert_eq!(groups(&[frame(0, 3000, 1448), frame(3000, 1000, 1448), frame(4000, 900, 500)]), [[0], [1], [2]]);
+    for (start, offset) in [(30, 20), (34, 6), (38, 16)] {
+        let mut frames = four(true);
+        (frames[1].0.csum_start, frames[1].0.csum_offset) = (start, offset);
+        assert_eq!(groups(&frames), [vec![0], vec![1], vec![2, 3]], "{start} + {offset}");
+    }
+}
+
+/// IPv4's, over a header that has one already, which is not counted.
+fn checksum(header: &[u8]) -> [u8; 2] {
+    let mut header = header.to_vec();
+    header[10..12].fill(0);
+    (!(naive_sum(&header, 0) as u16)).to_be_bytes()
+}
+
+#[test]
+fn a_later_fragment_is_of_no_known_flow() {
+    let mut frames = four(true);
+    change(&mut frames, 2, 20, 1);
+    assert_eq!(groups(&frames), [vec![0, 1], vec![2], vec![3]]);
+}
+
+#[test]
 fn a_damaged_segment_spoils_the_frame_only_if_it_has_a_checksum() {
     let mut frames = four(false);
     frames[2].1[1000] ^= 0x40;
@@ -230,6 +268,7 @@ proptest! {
         partial: bool,
         piece in 200..5000usize,
         lies in prop::collection::vec((0..12usize, 0..140usize, any::<u8>()), 0..3),
+        order in prop::collection::vec((0..12usize, 0..12usize), 0..3),
     ) {
         let made = sketch.make();
         prop_assume!(made.payload <= 256);
@@ -237,6 +276,15 @@ proptest! {
         for (index, at, byte) in lies {
             if let Some(place) = frames.get_mut(index).and_then(|(_, bytes)| bytes.get_mut(at)) {
                 *place = byte;
+            }
+        }
+        // Lost, come twice, overtaken.
+        for (from, to) in order {
+            if from < frames.len() {
+                let frame = if from % 2 == 0 { frames.remove(from) } else { frames[from].clone() };
+                if to < frames.len() {
+                    frames.insert(to, frame);
+                }
             }
         }
         merge(&frames, Needs::ALL, piece);
