@@ -65,6 +65,7 @@ impl OpenVswitch {
             format!("dpdk-lcore-mask={mask}"),
             // Its own mount of huge pages is not needed, and no device of the machine is touched.
             "dpdk-extra=\"--in-memory --no-pci\"".into(),
+            format!("userspace-tso-enable={}", wiring.offloads),
         ];
         let mut args = vec!["--no-wait".to_owned(), "set".into(), "Open_vSwitch".into(), ".".into()];
         args.extend(settings.map(|setting: String| format!("other_config:{setting}")));
