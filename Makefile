@@ -40,7 +40,7 @@ check:
 # which it takes and gives back, and a quiet machine.
 bench:
 	$(SETUP) all
-	$(CARGO) build --release --bins --package linecard --package generator
+	$(CARGO) build --release --bins --workspace
 	./target/release/generator bench $(if $(SHORT),--short)
 	benches/pair.sh $(if $(SHORT),-l 64 -t 2 -r 1)
 

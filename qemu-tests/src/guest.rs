@@ -29,6 +29,7 @@ pub struct Spec {
     memory: u32,
     dimm_slots: Option<u8>,
     cpus: u8,
+    host_cpu: Option<usize>,
     nics: Vec<Nic>,
     address: Option<String>,
     accel: Option<Accel>,
@@ -93,6 +94,12 @@ impl Spec {
         self
     }
 
+    /// Keeps all of QEMU's threads on one CPU of the host.
+    pub fn host_cpu(mut self, cpu: usize) -> Spec {
+        self.host_cpu = Some(cpu);
+        self
+    }
+
     /// Adds a NIC: `eth0`, `eth1`, ... in this order.
     pub fn nic(mut self, nic: Nic) -> Spec {
         self.nics.push(nic);
@@ -149,7 +156,8 @@ impl Spec {
             Accel::Tcg => ("tcg,thread=multi", "max"),
         };
         let dimms = self.dimm_slots.map_or(String::new(), |slots| format!(",slots={slots},maxmem=1G"));
-        let mut line = vec![QEMU.to_owned()];
+        let on_cpu = self.host_cpu.map(|cpu| ["taskset".to_owned(), "-c".to_owned(), cpu.to_string()]);
+        let mut line: Vec<String> = on_cpu.into_iter().flatten().chain([QEMU.to_owned()]).collect();
         let mut add = |option: &str, value: String| line.extend([option.to_owned(), value]);
         add("-name", name.clone());
         add("-machine", "q35,memory-backend=ram".to_owned());
@@ -205,6 +213,7 @@ impl Guest {
             memory: 256,
             dimm_slots: None,
             cpus: 1,
+            host_cpu: None,
             nics: Vec::new(),
             address: None,
             accel: None,
@@ -258,6 +267,11 @@ impl Guest {
             Some(address) => self.sh(&format!("ip link set eth0 up && ip addr add {address} dev eth0")).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// The process id of the QEMU that runs it now.
+    pub fn pid(&self) -> u32 {
+        self.process().qemu.pid()
     }
 
     /// Kills QEMU (SIGKILL).

@@ -8,7 +8,7 @@
 //! setup.sh ─> kit (kernel, accelerator, lock)     image (initramfs: busybox, tools, guest-init, payload)
 //!                      └──────────── guest ────────────┘
 //!                 nic (command line)   qmp (control socket)   agent (virtio-serial) <─> bin/guest-init
-//!                     migration                           traffic <─> bin/payload
+//!                     migration                           traffic <─> bin/payload   iperf
 //! daemon  netns  pair  libvirt  peer/testpmd               pings
 //! ```
 //!
@@ -21,6 +21,7 @@ pub mod cpio;
 pub mod daemon;
 pub mod guest;
 pub mod image;
+pub mod iperf;
 pub mod kit;
 pub mod libvirt;
 pub mod migration;
@@ -38,6 +39,7 @@ pub mod wait;
 
 pub use daemon::{Config, Daemon};
 pub use guest::Guest;
+pub use iperf::Transfer;
 pub use migration::Destination;
 pub use netns::Netns;
 pub use nic::Nic;

@@ -108,6 +108,7 @@ impl LoadArgs {
                 stations: self.stations,
                 cpus: self.cpus.clone(),
                 longest: sizes.longest(),
+                offloads: false,
             },
             linecard: LinecardSetup {
                 idle: self.idle.clone(),

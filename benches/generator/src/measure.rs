@@ -92,6 +92,9 @@ pub enum MeasureError {
         /// Why not.
         source: NicError,
     },
+    /// Guests under QEMU.
+    #[error("guests")]
+    Guests(#[from] qemu_tests::Error),
     /// The machine.
     #[error("{what}")]
     Machine {

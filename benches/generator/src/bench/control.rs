@@ -70,7 +70,7 @@ fn rest(plan: &Plan, kind: Kind, count: usize) -> Result<(f64, f64), MeasureErro
 }
 
 /// Time on a CPU, over all threads: schedstat has nanoseconds where stat has hundredths.
-fn processor_time(pid: u32) -> Duration {
+pub(super) fn processor_time(pid: u32) -> Duration {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Duration::ZERO };
     let time = |task: fs::DirEntry| {
         let text = fs::read_to_string(task.path().join("schedstat")).ok()?;

@@ -5,6 +5,7 @@
 //! of one round's two figures; medians and the spread of all rounds are shown.
 
 mod control;
+mod guests;
 mod machine;
 mod quiet;
 mod traffic;
@@ -29,7 +30,7 @@ use crate::switch::{LinecardSetup, Wiring};
 type Measure = fn(&Plan, &mut dyn FnMut(&str)) -> Result<Vec<Row>, MeasureError>;
 
 /// Every group but latency, whose rows are of another kind.
-const GROUPS: [(Group, Measure); 8] = [
+const GROUPS: [(Group, Measure); 9] = [
     (Group::Forwarding, traffic::forwarding),
     (Group::Rings, traffic::rings),
     (Group::Ports, traffic::ports),
@@ -38,6 +39,7 @@ const GROUPS: [(Group, Measure); 8] = [
     (Group::Idle, control::idle),
     (Group::Start, control::start),
     (Group::Restart, control::restart),
+    (Group::Guests, guests::tcp),
 ];
 
 /// Rows that are measured together and make a table.
@@ -60,6 +62,8 @@ pub enum Group {
     Start,
     /// Killed under load.
     Restart,
+    /// TCP between real guests.
+    Guests,
     /// Round trips.
     Latency,
 }
@@ -346,7 +350,14 @@ impl Plan {
                 sizes: Sizes::Fixed(64),
                 huge: true,
             },
-            wiring: Wiring { ports: 2, queues: 1, stations: None, cpus: vec![self.switch_cpu], longest: 1518 },
+            wiring: Wiring {
+                ports: 2,
+                queues: 1,
+                stations: None,
+                cpus: vec![self.switch_cpu],
+                longest: 1518,
+                offloads: false,
+            },
             linecard: LinecardSetup { spare: self.generator_cpu, ..LinecardSetup::default() },
             bin_dir: self.bin_dir.clone(),
             cpu: self.generator_cpu,

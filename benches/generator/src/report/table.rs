@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::bench::{Detail, Group, Results, Row, Spread};
 use crate::measure::Kind;
 
-const GROUPS: [(Group, &str); 8] = [
+const GROUPS: [(Group, &str); 9] = [
     (Group::Forwarding, "VM to VM, by frame size"),
     (Group::Rings, "Forms of ring, 64 B"),
     (Group::Ports, "Busy ports on one CPU, 64 B"),
@@ -14,6 +14,7 @@ const GROUPS: [(Group, &str); 8] = [
     (Group::Idle, "Idle"),
     (Group::Start, "Start and reload"),
     (Group::Restart, "Restart under load"),
+    (Group::Guests, "TCP between Linux guests, offloads passed whole"),
 ];
 
 /// All tables, with what they were made on.
@@ -25,7 +26,11 @@ pub(super) fn tables(results: &Results) -> String {
         let rows: Vec<_> = results.rows.iter().filter(|row| row.group == group).collect();
         if !rows.is_empty() {
             let _ = write!(text, "\n## {title}\n\n{}", rounds(results, group));
-            text += &if rows[0].unit == "Mpps" { traffic(&rows) } else { plain(&rows) };
+            text += &match group {
+                Group::Guests => beside_all(&rows),
+                _ if rows[0].unit == "Mpps" => traffic(&rows),
+                _ => plain(&rows),
+            };
         }
     }
     text += &latency(results);
@@ -114,6 +119,21 @@ fn plain(rows: &[&Row]) -> String {
         let (ours, theirs) = (range(row.spread(Kind::Linecard), digits), range(row.spread(Kind::Ovs), digits));
         let target = row.target.as_deref().unwrap_or_default();
         let _ = writeln!(text, "| {} | {} | {ours} | {theirs} | {target} |", row.name, row.unit);
+    }
+    text + &notes(rows)
+}
+
+/// Rows of guests, which every switch connects.
+fn beside_all(rows: &[&Row]) -> String {
+    let mut text = String::from(
+        "| work | unit | Linecard | Open vSwitch | to OVS | cable | to the cable | target |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        let [ours, ovs, cable] = [Kind::Linecard, Kind::Ovs, Kind::Cable].map(|kind| range(row.spread(kind), 0));
+        let [to_ovs, to_cable] = [Kind::Ovs, Kind::Cable].map(|peer| range(row.ratio(peer), 2));
+        let target = row.target.as_deref().unwrap_or_default();
+        let cells = [&row.name, &row.unit, &ours, &ovs, &to_ovs, &cable, &to_cable, target];
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text + &notes(rows)
 }

@@ -31,6 +31,8 @@ pub struct Wiring {
     pub cpus: Vec<usize>,
     /// Longest frame.
     pub longest: usize,
+    /// Whether guests' segmentation offload is to pass whole, where a switch has to be told so.
+    pub offloads: bool,
 }
 
 /// What a switch counted since it was started, over all CPUs that it forwards on.

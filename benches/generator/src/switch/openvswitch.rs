@@ -1,5 +1,6 @@
 //! Open vSwitch with DPDK: a database and a daemon of its own, a netdev bridge that learns (NORMAL), one poll-mode thread
-//! per CPU, and `dpdkvhostuserclient` ports, so the generator listens.
+//! per CPU, and `dpdkvhostuserclient` ports, so the generator listens. It has a network namespace of its own, which sockets
+//! with a path do not mind, so another Open vSwitch on the machine does not either.
 
 use std::path::Path;
 use std::process::Command;
@@ -65,6 +66,7 @@ impl OpenVswitch {
             format!("dpdk-lcore-mask={mask}"),
             // Its own mount of huge pages is not needed, and no device of the machine is touched.
             "dpdk-extra=\"--in-memory --no-pci\"".into(),
+            format!("userspace-tso-enable={}", wiring.offloads),
         ];
         let mut args = vec!["--no-wait".to_owned(), "set".into(), "Open_vSwitch".into(), ".".into()];
         args.extend(settings.map(|setting: String| format!("other_config:{setting}")));
@@ -73,7 +75,10 @@ impl OpenVswitch {
 
     fn start_daemon(&mut self) -> Result<(), SwitchError> {
         let path = self.dir.path();
-        let mut command = in_dir(DAEMON, path);
+        // Its bridge makes TAP interfaces of fixed names, over which two of these would fall out: a network of its own.
+        // `unshare` becomes the daemon, so the process is the daemon's.
+        let mut command = in_dir("unshare", path);
+        command.args(["--net", "--", DAEMON]);
         command.arg(format!("--unixctl={}/ctl", path.display()));
         command.arg(format!("--pidfile={}/vswitchd.pid", path.display()));
         command.arg(format!("unix:{}/db.sock", path.display()));

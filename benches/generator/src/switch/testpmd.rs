@@ -32,13 +32,14 @@ impl Testpmd {
         let dir = TempDir::with_prefix("testpmd-bench-")
             .map_err(|source| SwitchError::File { path: std::env::temp_dir(), source })?;
         let cpu = wiring.cpus.first().copied().unwrap_or(0);
-        let queues = wiring.queues;
+        let (queues, offloads) = (wiring.queues, if wiring.offloads { ",tso=1" } else { "" });
         let mut command = Command::new("dpdk-testpmd");
         command.args(["--lcores", &format!("0@{cpu},1@{cpu}"), "-m", &(2 * Self::PAGES).to_string()]);
         command.args(["--in-memory", "--single-file-segments", "--no-pci"]);
         for port in 0..wiring.ports {
             let socket = dir.path().join(format!("p{port}.sock"));
-            command.arg("--vdev").arg(format!("net_vhost{port},iface={},queues={queues}", socket.display()));
+            let device = format!("net_vhost{port},iface={},queues={queues}{offloads}", socket.display());
+            command.arg("--vdev").arg(device);
         }
         command.args(["--", "-i", "--nb-cores=1", "--forward-mode=io", "--auto-start", "--no-lsc-interrupt"]);
         command.args([format!("--rxq={queues}"), format!("--txq={queues}")]);
