@@ -15,6 +15,7 @@
 use std::sync::Arc;
 
 use super::fairness::{Account, QUANTUM_NANOS};
+use super::idle::{self, POLLED_WHEN_BUSY};
 use super::wake::Engagement;
 use crate::ident::PortIndex;
 use crate::limits::BATCH_FRAMES;
@@ -64,6 +65,8 @@ pub(super) struct Roster {
     active: Vec<u32>,
     resting: usize,
     quantum: i64,
+    /// For how many cycles a few empty queues are polled while others have frames.
+    busy_spin: u64,
     round: Round,
 }
 
@@ -90,6 +93,7 @@ impl Roster {
             active: Vec::new(),
             resting: 0,
             quantum: i64::try_from(quantum).unwrap_or(i64::MAX).max(1),
+            busy_spin: idle::busy_spin_cycles(),
             round: Round::default(),
         }
     }
@@ -184,14 +188,18 @@ impl Roster {
         }
     }
 
-    /// Puts the queues to rest that have been empty for as long as their level allows.
-    pub fn put_to_rest(&mut self, now: u64) {
-        let Self { slots, shares, active, resting, .. } = self;
+    /// Puts the queues to rest that have been empty for as long as their level allows; while the shard is `busy` with others
+    /// but for the few that a glance now and then is spent on.
+    pub fn put_to_rest(&mut self, now: u64, busy: bool) {
+        let Self { slots, shares, active, resting, busy_spin, .. } = self;
+        let mut glances = if busy { POLLED_WHEN_BUSY } else { 0 };
         active.retain(|&share| {
             let share = &mut shares[share as usize];
             share.awake.retain(|&index| {
                 let Some(Some(slot)) = slots.get_mut(index as usize) else { return false };
-                let rests = slot.may_rest(now);
+                let polled = glances > 0 && slot.was_served_within(*busy_spin, now);
+                let rests = slot.is_spent(now) && !polled && slot.may_rest();
+                glances -= usize::from(polled && slot.is_spent(now));
                 slot.awake = !rests;
                 *resting += usize::from(rests);
                 !rests
@@ -283,12 +291,18 @@ impl Roster {
 }
 
 impl Slot {
-    /// Asks the queue to notify if it has been empty for long enough; returns whether it rests.
-    fn may_rest(&mut self, now: u64) -> bool {
-        let spent = self.empty_since.is_some_and(|since| now.wrapping_sub(since) >= self.spin);
-        if !spent || self.spin == u64::MAX {
-            return false;
-        }
+    /// Whether it has been empty for as long as its level allows.
+    fn is_spent(&self, now: u64) -> bool {
+        self.spin != u64::MAX && self.empty_since.is_some_and(|since| now.wrapping_sub(since) >= self.spin)
+    }
+
+    /// Whether it is of a level that polls at all, and has not been empty for longer than `cycles`.
+    fn was_served_within(&self, cycles: u64, now: u64) -> bool {
+        self.spin > 0 && self.empty_since.is_none_or(|since| now.wrapping_sub(since) < cycles)
+    }
+
+    /// Asks the queue to notify; returns whether it rests.
+    fn may_rest(&mut self) -> bool {
         if !self.queue.arm() {
             self.queue.disarm();
             self.empty_since = None;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use arc_swap::{ArcSwap, Cache};
 
-use super::idle::{self, IdlePolicy};
+use super::idle::{IdlePolicy, Looks};
 use super::outbox::Outbox;
 use super::roster::Roster;
 use super::wake::{Bell, Engagement, Order, SlotWake};
@@ -32,9 +32,11 @@ pub(super) struct Worker {
     heads: Box<Heads>,
     outbox: Outbox,
     tick: Tick,
-    /// Cycles between two looks for notifications of resting queues, after a turn without frames and after one with some.
-    look_cycles: [u64; 2],
+    looks: Looks,
     last_look: u64,
+    /// When the last turn with frames ended, and the last look that found a kick was.
+    last_frames: u64,
+    last_kick: u64,
     /// Scratch of [`Worker::read_mail`], so that it does not allocate.
     orders: Vec<Order>,
     ready: Vec<u32>,
@@ -59,8 +61,10 @@ impl Worker {
             heads: frame::heads(),
             outbox: Outbox::new(),
             tick: clock.now().tick(),
-            look_cycles: [false, true].map(idle::look_cycles),
+            looks: Looks::new(),
             last_look: 0,
+            last_frames: 0,
+            last_kick: 0,
             orders: Vec::new(),
             ready: Vec::new(),
         }
@@ -78,6 +82,7 @@ impl Worker {
             let spent = after.wrapping_sub(now);
             now = after;
             if frames > 0 {
+                self.last_frames = now;
                 self.shared.counters.busy_cycles.add(spent);
             } else {
                 self.shared.counters.poll_cycles.add(spent);
@@ -88,7 +93,8 @@ impl Worker {
             }
             if self.roster.all_rest() {
                 now = self.sleep(now);
-            } else if now.wrapping_sub(self.last_look) >= self.look_cycles[usize::from(frames > 0)] {
+            } else if now.wrapping_sub(self.last_look) >= self.looks.apart(frames > 0, now.wrapping_sub(self.last_kick))
+            {
                 self.look(now);
             }
         }
@@ -125,9 +131,11 @@ impl Worker {
         outbox.flush(tables.load(), which);
     }
 
-    /// Puts queues to rest that have been empty for long enough.
+    /// Puts queues to rest that have been empty for long enough; fewer while the shard is busy with others, an empty turn now
+    /// and then included.
     fn put_to_rest(&mut self, now: u64) {
-        self.roster.put_to_rest(now);
+        let busy = self.looks.is_busy(now.wrapping_sub(self.last_frames));
+        self.roster.put_to_rest(now, busy);
         self.note_resting();
     }
 
@@ -144,6 +152,9 @@ impl Worker {
         if self.roster.resting() > 0 {
             let mut ready = std::mem::take(&mut self.ready);
             self.bell.look(&mut ready);
+            if !ready.is_empty() {
+                self.last_kick = now;
+            }
             self.awaken(&mut ready);
             self.ready = ready;
         }

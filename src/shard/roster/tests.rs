@@ -151,9 +151,9 @@ fn queues_rest_and_wake_by_themselves() {
     let loads = [Load { queues: 2, cost: 10, frames: 0 }; 2];
     let mut roster = roster(&loads);
     run(&mut roster, &loads, 1000);
-    roster.put_to_rest(50);
+    roster.put_to_rest(50, false);
     assert_eq!(roster.resting(), 0, "none was empty for 100 cycles");
-    roster.put_to_rest(2000);
+    roster.put_to_rest(2000, false);
     assert!(roster.resting() == 4 && roster.all_rest() && !roster.begin() && roster.next().is_none());
     roster.awaken(&mut vec![3, 3, 9]);
     assert_eq!((roster.resting(), roster.active.len()), (3, 1));
@@ -167,6 +167,26 @@ fn queues_rest_and_wake_by_themselves() {
     assert!(roster.next().is_some(), "its other queue is served on");
     assert_eq!((roster.detach(PortIndex(0), None), roster.detach(PortIndex(0), None)), (1, 0));
     assert!(roster.all_rest() && roster.resting() == 0);
+}
+
+#[test]
+fn a_busy_shard_goes_on_polling_a_few_queues_that_would_rest_for_a_while() {
+    let loads = [Load { queues: 1, cost: 10, frames: 0 }; 9];
+    let mut roster = Roster { busy_spin: 10_000, ..roster(&loads) };
+    run(&mut roster, &loads, 1000);
+    // One of them is at low, which does not poll.
+    roster.slots[0].as_mut().unwrap().spin = 0;
+    roster.put_to_rest(2000, true);
+    assert_eq!((roster.resting(), roster.active.len()), (9 - POLLED_WHEN_BUSY, POLLED_WHEN_BUSY));
+    assert!(!roster.slots[0].as_ref().unwrap().awake);
+    roster.put_to_rest(9000, true);
+    assert_eq!(roster.resting(), 9 - POLLED_WHEN_BUSY);
+    roster.put_to_rest(12_000, true);
+    assert!(roster.all_rest(), "each was empty for too long");
+    roster.awaken(&mut vec![1]);
+    run(&mut roster, &loads, 1000);
+    roster.put_to_rest(2000, false);
+    assert!(roster.all_rest(), "there is nobody to be awake for");
 }
 
 #[test]
