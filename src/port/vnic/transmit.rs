@@ -2,7 +2,7 @@
 //!
 //! For each frame there is one chain of guest buffers in the common case, and the frame is written into its only piece:
 //! header and head in one copy of constant size, the tail in another, straight from the sender's memory. Scattered buffers,
-//! a frame over several chains with VIRTIO_NET_F_MRG_RXBUF and the 10-byte header take the slower way through a [`Cursor`];
+//! a frame over several chains with VIRTIO_NET_F_MRG_RXBUF and the 10-byte header take the slower way through a `Cursor`;
 //! frames that need what the guest cannot do are made complete in [`rewrite`], and segments that it would rather have in one
 //! frame are merged in [`merge`]. The used index is published once for all frames, and the guest interrupted at most once.
 //!
