@@ -55,7 +55,7 @@ pub const FRAME_MAX_BYTES: usize = 65_535 + 14 + 8;
 /// long as others. 64 frames of 4 KiB.
 pub const BATCH_BYTES: usize = 256 * 1024;
 
-/// Descriptors of long chains that one turn walks in one queue before it moves on: a chain may have as many as its ring
+/// Descriptors of long chains that one turn walks in one queue, or in all queues of one receiver, before it moves on: a chain may have as many as its ring
 /// (32768), all empty, and 64 of those would hold a shard for milliseconds. At most one chain begins beyond this.
 pub const BATCH_DESCRIPTORS: usize = 4096;
 

@@ -1,6 +1,7 @@
 //! On which NUMA nodes guest memory lies: [`GuestMemory::nodes`], and what follows from it: [`NodePages::node`].
 //!
-//! Only pages that this process has touched are known, and none is touched to learn of it ([`crate::sys::numa`]). So the
+//! Only pages that this process has touched are known, and none is touched to learn of it ([`crate::sys::numa`]), but for the
+//! rings' descriptor tables, which are the guest's and there. So the
 //! caller names the pages that matter, those in which rings lie and those that descriptors point at, which shards touch as
 //! soon as frames flow. Some more are spread evenly over all of the memory: they are found where it is pinned or in huge
 //! pages. All of them are asked for in one system call; 100 pages take it 20 us.

@@ -213,6 +213,7 @@ fn groups(placed: &mut [Placed], shared: &[&Shard]) -> (Vec<Key>, Vec<Group>) {
                 group.visits += sample.visits;
                 group.waited += sample.waited;
                 group.rested = group.rested.min(sample.rested);
+                group.home = group.home.or(sample.home);
             }
             None => {
                 keys.push(key);

@@ -11,8 +11,9 @@
 //! | auto | as `queue`; at `high`, where a queue more is a CPU more, as `vnic` |
 //!
 //! Once the NUMA node of a guest's memory is known, `medium` and `high` ports are served there, if there is a shard for them on
-//! that node: rather than where there is more room, and rather than with the rest of their VM (which follows as soon as the node
-//! of its memory is known too; it is the same). For the other levels the node decides between shards with as much room.
+//! that node: rather than where there is more room, and rather than with the rest of their VM (of which ports at these levels
+//! follow as soon as the node of their memory is known too). For the other levels the node decides between shards with as much
+//! room, when they are placed.
 //!
 //! Most room means fewest queues: what a port will do is not known when it comes. What it does is the balancer's concern.
 

@@ -42,6 +42,8 @@ pub(super) struct Slot {
     spin: u64,
     /// The cycle count when it was first found empty; `None` if it had something last time.
     empty_since: Option<u64>,
+    /// The cycle count when it last had something.
+    served: Option<u64>,
     awake: bool,
 }
 
@@ -150,6 +152,7 @@ impl Roster {
         let full = match received {
             Received::Frames(frames) => {
                 slot.empty_since = None;
+                slot.served = Some(now);
                 share.busy = true;
                 frames >= BATCH_FRAMES
             }
@@ -233,8 +236,18 @@ impl Roster {
             self.slots.len() - 1
         });
         queue.attach(Some(wake(index as u32)));
-        self.slots[index] =
-            Some(Slot { port, number, queue, share, load, visited: None, spin, empty_since: None, awake: true });
+        self.slots[index] = Some(Slot {
+            port,
+            number,
+            queue,
+            share,
+            load,
+            visited: None,
+            spin,
+            empty_since: None,
+            served: None,
+            awake: true,
+        });
         self.shares[share as usize].queues += 1;
         self.enlist(index as u32);
         // Room for everything that can wake up, so that waking never allocates.
@@ -296,9 +309,9 @@ impl Slot {
         self.spin != u64::MAX && self.empty_since.is_some_and(|since| now.wrapping_sub(since) >= self.spin)
     }
 
-    /// Whether it is of a level that polls at all, and has not been empty for longer than `cycles`.
+    /// Whether it is of a level that polls at all, and had frames within the last `cycles`: kicks alone earn nothing.
     fn was_served_within(&self, cycles: u64, now: u64) -> bool {
-        self.spin > 0 && self.empty_since.is_none_or(|since| now.wrapping_sub(since) < cycles)
+        self.spin > 0 && self.served.is_some_and(|served| now.wrapping_sub(served) < cycles)
     }
 
     /// Asks the queue to notify; returns whether it rests.

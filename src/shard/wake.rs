@@ -1,8 +1,9 @@
 //! How anybody gets a shard's attention: its [`Bell`].
 //!
 //! Three things come in through it: kicks, by epoll; queues that say they are worth a look, by a list; orders of the
-//! control side, by another. A sleep may have an end, for which there is a timer. The lists are guarded by mutexes that are held for a push or a swap. A shard at work sees one
-//! flag per turn; a shard asleep is woken by an eventfd, which is written only then.
+//! control side, by another. A sleep may have an end, for which there is a timer. The lists are guarded by mutexes that are
+//! held for a push or a swap. A shard at work sees one flag per turn; a shard asleep is woken by an eventfd, which is written
+//! only then.
 //!
 //! Falling asleep: the shard says so (`asleep`), then looks at the flag (`rung`) once more. Ringing: set the flag, then
 //! look whether the shard is asleep. Both stores are followed by a load of the other's variable with sequential

@@ -238,11 +238,12 @@ impl Attachment {
         self.slot().connection.as_ref().map(|connection| connection.handler.device().memory())
     }
 
-    /// On which NUMA nodes the guest's memory lies; `None` while it has no ring that runs. The device is held for so long:
-    /// memory that a front end takes away must not be mapped here any more when it hears that it is gone.
+    /// On which NUMA nodes the guest's memory lies; `None` while it has no ring that runs, or while its device is being changed,
+    /// which may take a large VM's seconds. The device is held for so long: memory that a front end takes away must not be
+    /// mapped here any more when it hears that it is gone.
     pub(super) fn memory_nodes(&self) -> Option<NodePages> {
         let connection = self.slot().connection.clone()?;
-        connection.handler.device().memory_nodes()
+        connection.handler.try_device()?.memory_nodes()
     }
 
     /// The far end's part of `linecard port show`: who is connected, what was negotiated, the state of each ring.

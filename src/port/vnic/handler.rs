@@ -5,7 +5,7 @@
 //! after which the connection goes on, from a broken one.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -42,6 +42,15 @@ impl Handler {
     /// The device. Held for the time of one message; nothing that is done under it waits for the front end, or for memory.
     pub(super) fn device(&self) -> MutexGuard<'_, Device> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device, unless somebody has it.
+    pub(super) fn try_device(&self) -> Option<MutexGuard<'_, Device>> {
+        match self.device.try_lock() {
+            Ok(device) => Some(device),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Pins memory or lets it go, as the port's latency sensitivity asks for. A large VM's takes a second, in which everybody

@@ -8,7 +8,7 @@
 //! session to tell the front end and the operator.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::features;
@@ -80,6 +80,8 @@ pub(super) struct Queue {
     held: AtomicBool,
     /// The front end had an interrupt block.
     blocked: Arc<AtomicBool>,
+    /// Kicks by eventfds that the ring had before its present one, which counts for itself.
+    retired: AtomicU64,
     attention: Arc<EventFd>,
 }
 
@@ -109,7 +111,7 @@ pub(super) struct State {
     /// It was woken from rest and has not had a batch since.
     kicked: bool,
     moderation: Moderation,
-    /// The kicks in it are those of eventfds that the ring had before; `kick` counts for itself.
+    /// But for kicks, which are counted elsewhere.
     counters: Notifications,
 }
 
@@ -140,11 +142,13 @@ impl Queue {
     pub fn new(attention: Arc<EventFd>) -> Self {
         let state = State { offloads: Needs::ALL, ..State::default() };
         let (ready, held) = (false.into(), false.into());
-        Self { state: Mutex::new(state), ready, held, blocked: Arc::default(), attention }
+        let retired = AtomicU64::new(0);
+        Self { state: Mutex::new(state), ready, held, blocked: Arc::default(), retired, attention }
     }
 
     /// Starts the ring and has it looked at once: the driver may have kicked before we were there.
     pub fn start(&self, setup: RingSetup) -> Result<(), RingError> {
+        let kick = Kick::new(setup.kick);
         let mut state = self.lock();
         if state.running.is_some() {
             return Err(RingError::Running);
@@ -169,7 +173,7 @@ impl Queue {
         let header = if long { VNET_HEADER_BYTES } else { LEGACY_HEADER_BYTES };
         let (negotiated, may) = (features::accepts(setup.features), features::may(setup.features));
         let accepts = negotiated.within(state.offloads);
-        let RingSetup { memory, kick, call, log, .. } = setup;
+        let RingSetup { memory, call, log, .. } = setup;
         let written = config.written();
         let (blocked, attention) = (Arc::clone(&self.blocked), Arc::clone(&self.attention));
         let mut running = Running {
@@ -191,9 +195,11 @@ impl Queue {
         // Whoever ran the ring before us may have ended between giving frames and telling the guest.
         running.signal();
         state.running = Some(running);
-        state.replace_kick(Some(kick));
+        let old = state.kick.replace(Arc::new(kick));
         state.watch();
         self.settle(&state);
+        drop(state);
+        self.retire(old);
         Ok(())
     }
 
@@ -203,8 +209,10 @@ impl Queue {
         let mut state = self.lock();
         let faulted = state.fault.take().map(|(_, index)| index);
         let stopped = state.take_running().map(|running| running.ring.base());
-        state.replace_kick(None);
+        let old = state.kick.take();
         self.settle(&state);
+        drop(state);
+        self.retire(old);
         stopped.or(faulted)
     }
 
@@ -259,12 +267,19 @@ impl Queue {
 
     /// Replaces the kick of a running ring.
     pub fn set_kick(&self, kick: OwnedFd) {
+        let kick = Arc::new(Kick::new(kick));
         let mut state = self.lock();
         state.unwatch();
-        if state.running.is_some() {
-            state.replace_kick(Some(kick));
-        }
+        let old = if state.running.is_some() { state.kick.replace(kick) } else { None };
         state.watch();
+        drop(state);
+        self.retire(old);
+    }
+
+    /// Counts what came by a kick that is not ours any more. Never under the lock: asking the kernel takes a while, and a
+    /// shard may want the ring.
+    fn retire(&self, old: Option<Arc<Kick>>) {
+        self.retired.fetch_add(old.map_or(0, |kick| kick.count()), Ordering::Relaxed);
     }
 
     /// Moves a running ring to a new map of the guest's memory. A ring whose areas are gone is taken out of service.
@@ -333,7 +348,7 @@ impl Queue {
         let (started, enabled, mut notifications) = (state.running.is_some(), state.enabled, state.counters);
         // Asking the kernel takes a while, and a shard may want the ring.
         drop(state);
-        notifications.kicks = notifications.kicks.saturating_add(kick.map_or(0, |kick| kick.count()));
+        notifications.kicks = self.retired.load(Ordering::Relaxed).saturating_add(kick.map_or(0, |kick| kick.count()));
         QueueReport { started, enabled, size, notifications }
     }
 
@@ -467,13 +482,6 @@ impl State {
         if let Some(wake) = &self.wake {
             wake.wake();
         }
-    }
-
-    /// Takes another kick, or none; what the one before counted stays.
-    fn replace_kick(&mut self, kick: Option<OwnedFd>) {
-        let old = std::mem::replace(&mut self.kick, kick.map(|kick| Arc::new(Kick::new(kick))));
-        let kicks = old.map_or(0, |kick| kick.count());
-        self.counters.kicks = self.counters.kicks.saturating_add(kicks);
     }
 
     /// Has the shard woken by the driver's kicks. Where the kernel has no room for one more wait (ENOSPC, ENOMEM) the queue

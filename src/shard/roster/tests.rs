@@ -172,7 +172,9 @@ fn queues_rest_and_wake_by_themselves() {
 #[test]
 fn a_busy_shard_goes_on_polling_a_few_queues_that_would_rest_for_a_while() {
     let loads = [Load { queues: 1, cost: 10, frames: 0 }; 9];
+    let served = loads.map(|load| Load { frames: 1, ..load });
     let mut roster = Roster { busy_spin: 10_000, ..roster(&loads) };
+    run(&mut roster, &served, 1000);
     run(&mut roster, &loads, 1000);
     // One of them is at low, which does not poll.
     roster.slots[0].as_mut().unwrap().spin = 0;
@@ -183,8 +185,15 @@ fn a_busy_shard_goes_on_polling_a_few_queues_that_would_rest_for_a_while() {
     assert_eq!(roster.resting(), 9 - POLLED_WHEN_BUSY);
     roster.put_to_rest(12_000, true);
     assert!(roster.all_rest(), "each was empty for too long");
-    roster.awaken(&mut vec![1]);
+    roster.awaken(&mut vec![1, 2]);
+    run(&mut roster, &served, 1000);
     run(&mut roster, &loads, 1000);
+    roster.awaken(&mut vec![5]);
+    run(&mut roster, &loads, 1000);
+    roster.slots[1].as_mut().unwrap().served = None;
+    roster.put_to_rest(2000, true);
+    let awake = |roster: &Roster, at: usize| roster.slots[at].as_ref().unwrap().awake;
+    assert!(!awake(&roster, 1) && awake(&roster, 2), "who kicks and has nothing earns nothing");
     roster.put_to_rest(2000, false);
     assert!(roster.all_rest(), "there is nobody to be awake for");
 }

@@ -64,7 +64,9 @@ pub(super) fn tcp(plan: &Plan, tell: &mut dyn FnMut(&str)) -> Result<Vec<Row>, M
             let seen = match turn(plan, kind) {
                 Err(error) if kind != Kind::Linecard && !matches!(error, MeasureError::Interrupted) => {
                     tell(&format!("guests, {kind}: {}", error.chain()));
-                    rows[0][0].note = Some(format!("{kind} was left out from round {round} on: {}", error.chain()));
+                    let note = format!("{kind} was left out from round {round} on: {}", error.chain());
+                    let notes = rows[0][0].note.take().map_or(note.clone(), |before| format!("{before}; {note}"));
+                    rows[0][0].note = Some(notes);
                     kinds.retain(|&other| other != kind);
                     continue;
                 }
