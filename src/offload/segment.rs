@@ -78,7 +78,7 @@ impl Segment {
             sum
         });
         let mut segment = Self { index, headers, layout, payload: len - payload, sum, is_plain: false };
-        segment.is_plain = segment.payload > 0 && segment.is_bare() && segment.has_room(len) && {
+        segment.is_plain = segment.payload > 0 && segment.is_bare() && segment.fills(len) && {
             let header = batch.head(usize::from(index)).header();
             let is_its = usize::from(header.csum_start) == transport && usize::from(header.csum_offset) == TCP_CHECKSUM;
             sum.is_some() || frame.needs == Needs::CSUM && is_its
@@ -104,8 +104,8 @@ impl Segment {
         }
     }
 
-    /// Whether IP's length is that of a frame of `len` bytes, without padding.
-    fn has_room(&self, len: usize) -> bool {
+    /// Whether it fills a frame of `len` bytes, going by IP's length: no padding, and nothing missing.
+    fn fills(&self, len: usize) -> bool {
         let network = self.layout.network;
         let (field, beyond) = match self.layout.version {
             Version::V4 => (V4_TOTAL_LENGTH, 0),

@@ -200,9 +200,10 @@ impl Roster {
             let share = &mut shares[share as usize];
             share.awake.retain(|&index| {
                 let Some(Some(slot)) = slots.get_mut(index as usize) else { return false };
-                let polled = glances > 0 && slot.was_served_within(*busy_spin, now);
-                let rests = slot.is_spent(now) && !polled && slot.may_rest();
-                glances -= usize::from(polled && slot.is_spent(now));
+                let spent = slot.is_spent(now);
+                let polled = spent && glances > 0 && slot.was_served_within(*busy_spin, now);
+                glances -= usize::from(polled);
+                let rests = spent && !polled && slot.may_rest();
                 slot.awake = !rests;
                 *resting += usize::from(rests);
                 !rests

@@ -142,7 +142,7 @@ impl Bell {
     /// wakes a shard for nothing, once.
     fn set_timer(&self, time: Duration) -> std::io::Result<()> {
         let once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // Nothing would stop it.
+        // A time of zero would stop it (timerfd_settime(2)).
         let time = time.max(Duration::from_nanos(1));
         let value = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
         let when = Itimerspec { it_interval: once, it_value: value };
