@@ -308,7 +308,7 @@ fn nobody_to_deliver_to_is_a_reason_too() {
     let daemon = Daemon::with_ports(&["a"]);
     let mut a = Nic::up(&daemon.socket("a"), &NicConfig::default());
     for at in 0..10 {
-        a.send(&frame(mac(77), a.mac, 60, at));
+        a.send(&frame(mac(0x00de_ad00), a.mac, 60, at));
     }
     a.drain();
     daemon.port_when("a", "the drops are counted", |port| port.drops("no-destination") == 10 && port.is_conserved());
