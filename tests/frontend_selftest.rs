@@ -6,6 +6,7 @@
 mod frontend;
 
 use frontend::driver::Shape;
+use frontend::footprint::{CONNECTIONS, Footprint};
 use frontend::frame::{assert_same, frame, mac};
 use frontend::loopback::Loopback;
 use frontend::nic::{LINUX, Nic, NicConfig};
@@ -227,6 +228,30 @@ fn a_cut_connection_ends_in_the_middle_of_a_message() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
         device.join().unwrap();
     }
+}
+
+#[test]
+fn a_footprint_tells_what_front_ends_left_from_what_the_daemon_keeps() {
+    let of = |fds: &[(&str, usize)], threads: &[(&str, usize)]| {
+        let owned = |all: &[(&str, usize)]| all.iter().map(|(name, count)| (name.to_string(), *count)).collect();
+        Footprint { fds: owned(fds), threads: owned(threads), ..Footprint::default() }
+    };
+    let ram = "/memfd:guest-ram (deleted)";
+    let before = of(&[("socket", 5), (ram, 3)], &[("linecardd", 1), ("tokio-rt-worker", 3), (CONNECTIONS, 2)]);
+    // Fewer than there were, a thread and a file for a first use, and API calls that came at once.
+    let threads = [("linecardd", 1), ("tokio-rt-worker", 9), ("reaper", 1)];
+    let kept = of(&[("socket", 7), ("anon_inode:[eventfd]", 1), ("/run/rings/a", 1)], &threads);
+    assert_eq!(kept.beyond(&before), [""; 0]);
+    assert!(!kept.is_steady(&before) && before.is_steady(&before));
+    let left = of(&[("socket", 8), (ram, 4), ("/run/rings/a", 2)], &[(CONNECTIONS, 3), ("shard-0", 2)]);
+    let lines = [
+        format!("4 of {ram}, 3 before"),
+        "2 of /run/rings/a, 0 before".into(),
+        "8 of socket, 5 before".into(),
+        "2 of shard-0, 0 before".into(),
+        format!("3 of {CONNECTIONS}, 2 before"),
+    ];
+    assert_eq!(left.beyond(&before), lines);
 }
 
 /// The same front end against an independent back end: two `net_vhost` ports of testpmd that forward to each other.

@@ -11,21 +11,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::eventually;
+use super::footprint::Footprint;
 
 /// A running daemon; it is killed, and its log printed if the test failed, when this goes.
 pub struct Daemon {
     dir: TempDir,
     child: Child,
-}
-
-/// What a process holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Footprint {
-    pub fds: usize,
-    pub threads: usize,
-    pub mappings: usize,
-    /// Resident pages.
-    pub resident: usize,
 }
 
 impl Daemon {
@@ -141,21 +132,33 @@ impl Daemon {
     }
 
     pub fn footprint(&self) -> Footprint {
-        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let entries = |name: &str| fs::read_dir(proc.join(name)).expect("procfs").count();
-        let text = |name: &str| fs::read_to_string(proc.join(name)).expect("procfs");
-        let resident = text("statm").split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("statm");
-        Footprint { fds: entries("fd"), threads: entries("task"), mappings: text("maps").lines().count(), resident }
+        Footprint::of(self.pid())
     }
 
     /// The footprint once it no longer changes: what is being taken down is down.
     pub fn footprint_at_rest(&self) -> Footprint {
-        let mut last = self.footprint();
+        const STEADY: usize = 10;
+        let (mut last, mut same) = (self.footprint(), 0);
         eventually("the daemon comes to rest", || {
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(20));
             let before = std::mem::replace(&mut last, self.footprint());
-            ((before.fds, before.threads) == (last.fds, last.threads)).then_some(last)
+            same = if last.is_steady(&before) { same + 1 } else { 0 };
+            (same == STEADY).then(|| last.clone())
         })
+    }
+
+    /// Waits until nothing is left that was not there `before`; what there is then.
+    #[track_caller]
+    pub fn expect_given_back(&self, before: &Footprint, what: &str) -> Footprint {
+        let mut left = Vec::new();
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually(what, || {
+                let now = self.footprint();
+                left = now.beyond(before);
+                left.is_empty().then_some(now)
+            })
+        }));
+        found.unwrap_or_else(|_| panic!("{what}: still there: {}", left.join("; ")))
     }
 
     /// What the daemon has logged so far.

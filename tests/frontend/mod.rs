@@ -16,6 +16,7 @@
 //! | [`large`] | large frames of TCP and UDP, and their segments |
 //! | [`witness`] | a healthy pair of NICs that must lose nothing while others misbehave |
 //! | [`daemon`] | the `linecardd` under test: its files, its process, its API |
+//! | [`footprint`] | what the daemon's process holds, and what of it must be gone |
 //! | [`loopback`] | a reference back end over the virtio-queue crate, to prove this harness itself |
 //!
 //! The front end is strict: whatever a correct guest could not live with (a used entry for a buffer that was never
@@ -29,6 +30,7 @@
 pub mod daemon;
 pub mod doorbell;
 pub mod driver;
+pub mod footprint;
 pub mod frame;
 pub mod large;
 pub mod loopback;

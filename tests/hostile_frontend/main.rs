@@ -14,9 +14,10 @@ mod messages;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use frontend::daemon::{Daemon, Footprint};
+use frontend::daemon::Daemon;
 use frontend::doorbell::Doorbell;
 use frontend::eventually;
+use frontend::footprint::Footprint;
 use frontend::nic::{Nic, NicConfig, exchange, meet};
 use frontend::session::{Session, is_closed, is_nack, protocol};
 use frontend::witness::Witness;
@@ -74,11 +75,7 @@ impl Scene {
         let mut good = self.nic();
         exchange(&mut good, &mut self.peer, 16);
         drop(good);
-        let at_rest = self.at_rest;
-        eventually(&format!("{what}: descriptors and threads are given back, as in {at_rest:?}"), || {
-            let now = self.daemon.footprint();
-            (now.fds <= at_rest.fds && now.threads <= at_rest.threads).then_some(())
-        });
+        self.daemon.expect_given_back(&self.at_rest, what);
     }
 
     fn finish(mut self) {

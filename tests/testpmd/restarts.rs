@@ -2,7 +2,6 @@
 
 use super::console::Nics;
 use super::frontend::daemon::PortView;
-use super::frontend::eventually;
 use super::{PORTS, Scene};
 
 #[test]
@@ -26,12 +25,8 @@ fn testpmd_killed_in_the_middle_of_traffic_is_followed_by_another() {
             for name in PORTS {
                 scene.daemon.port_when(name, "down without a front end", |port| port.state() == "down");
             }
-            let first = *footprint.get_or_insert_with(|| scene.daemon.footprint_at_rest());
-            eventually(&format!("everything of {first:?} and no more"), || {
-                let now = scene.daemon.footprint();
-                // One of each comes and goes with what the daemon itself has to do.
-                (now.fds <= first.fds + 1 && now.threads <= first.threads + 1).then_some(())
-            });
+            let first = footprint.get_or_insert_with(|| scene.daemon.footprint_at_rest());
+            scene.daemon.expect_given_back(first, "what testpmd left");
             let ports = scene.ports();
             assert!(ports.iter().all(PortView::is_conserved), "{:?}", ports.map(|port| port.0));
             scene.replace_testpmd(nics(next));
