@@ -19,6 +19,7 @@ use crate::limits::{
 };
 use crate::mem::{Source, Span};
 use crate::verdict::{DropReason, Verdict};
+use crate::wire::ethernet::{Ethernet, HEADER_BYTES, TAG_BYTES};
 use crate::wire::virtio_net::VnetHeader;
 
 /// Bytes of a head that are copied of nearly every frame: the virtio-net header and the first bytes of the frame.
@@ -220,6 +221,25 @@ impl Frame<'_> {
         let header = head.header();
         self.len.min(u32::from(header.hdr_len) + u32::from(header.gso_size))
     }
+
+    /// Whether it is longer than an MTU allows that is `longest` for a frame without tags ([`longest_within`]), on the wire:
+    /// where it may be several, and without its VLAN tags. The one rule, for what ports send and for what they are given.
+    #[inline]
+    pub fn exceeds(&self, head: &Head, longest: u32) -> bool {
+        self.len > longest && self.exceeds_on_the_wire(head, longest)
+    }
+
+    #[cold]
+    fn exceeds_on_the_wire(&self, head: &Head, longest: u32) -> bool {
+        let tags = Ethernet::parse(head.bytes_of(self)).map_or(0, |view| view.tag_count());
+        self.wire_len(head) > longest.saturating_add((TAG_BYTES * tags) as u32)
+    }
+}
+
+/// Bytes of the longest frame without VLAN tags whose payload is within `mtu`; `None` is any.
+#[inline]
+pub fn longest_within(mtu: Option<u16>) -> u32 {
+    mtu.map_or(u32::MAX, |mtu| u32::from(mtu) + HEADER_BYTES as u32)
 }
 
 /// Up to 64 frames that one queue received together.

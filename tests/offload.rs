@@ -159,6 +159,109 @@ fn the_mtu_is_that_of_the_segments() {
     assert_eq!(daemon.port("b").drops("mtu-exceeded"), 1);
 }
 
+/// A large frame whose headers are as long as the rest says, and its virtio-net header. Nothing here checks checksums.
+#[derive(Clone, Copy, Debug)]
+struct LongHeaders {
+    v6: bool,
+    udp: bool,
+    tags: usize,
+    /// Bytes of IPv4 options, or of an IPv6 extension header.
+    options: usize,
+    /// Bytes of TCP's header.
+    tcp: usize,
+}
+
+impl LongHeaders {
+    /// Bytes before the payload, without tags.
+    fn len(self) -> usize {
+        14 + if self.v6 { 40 } else { 20 } + self.options + if self.udp { 8 } else { self.tcp }
+    }
+
+    fn make(self, to: [u8; 6], from: [u8; 6], payload: usize, size: usize) -> ([u8; 12], Vec<u8>) {
+        let Self { v6, udp, tags, options, tcp } = self;
+        let protocol = if udp { 17 } else { 6 };
+        let mut bytes = [to, from].concat();
+        bytes.extend([0x81, 0, 0, 5].repeat(tags));
+        let total = (self.len() - 14 + payload) as u16;
+        if v6 {
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            bytes.extend((total - 40).to_be_bytes());
+            bytes.extend([if options > 0 { 60 } else { protocol }, 64]);
+            bytes.extend(1..=32);
+            if options > 0 {
+                bytes.extend([protocol, (options / 8 - 1) as u8]);
+                bytes.extend(vec![0; options - 2]);
+            }
+        } else {
+            bytes.extend([8, 0, 0x45 + options as u8 / 4, 0]);
+            bytes.extend(total.to_be_bytes());
+            bytes.extend([0, 7, 0x40, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+            bytes.extend(vec![1; options]);
+        }
+        let start = bytes.len();
+        bytes.extend([0x9c, 0x40, 0, 53]);
+        if udp {
+            bytes.extend([0; 4]);
+        } else {
+            bytes.extend([0, 0, 0, 0, 0, 0, 0, 1, (tcp as u8 / 4) << 4, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+            bytes.extend(vec![1; tcp - 20]);
+        }
+        bytes.resize(bytes.len() + payload, 0x55);
+        let kind = match (udp, v6) {
+            (true, _) => 5,
+            (_, false) => 1,
+            (_, true) => 4,
+        };
+        let [size, start] = [size as u16, start as u16].map(u16::to_le_bytes);
+        ([1, kind, 0, 0, size[0], size[1], start[0], start[1], if udp { 6 } else { 16 }, 0, 0, 0], bytes)
+    }
+}
+
+#[test]
+fn the_mtu_counts_every_byte_of_long_headers() {
+    let long = |v6, udp, tags, options, tcp| LongHeaders { v6, udp, tags, options, tcp };
+    let kinds = [
+        long(false, false, 0, 0, 20),
+        long(false, false, 0, 40, 60),
+        long(false, false, 2, 40, 60),
+        long(false, true, 1, 40, 0),
+        long(true, false, 0, 0, 60),
+        long(true, false, 0, 64, 60),
+        long(true, false, 2, 128, 60),
+        long(true, true, 0, 192, 0),
+    ];
+    // Who has the MTU: the sender, or the receiver.
+    for bounded in ["a", "b"] {
+        let daemon = Daemon::start(|dir| {
+            let more = |name| if name == bounded { ", mtu: 1500" } else { "" };
+            let ports = ["a", "b"].map(|name| daemon::port_with(dir, name, "lan", "server", more(name)));
+            daemon::preamble(dir) + "networks: { lan: {} }\nports:\n" + &ports.concat()
+        });
+        let mut a = Nic::up(&daemon.socket("a"), &config(LINUX | HOST_OFFLOADS));
+        let mut b = Nic::up(&daemon.socket("b"), &config(LINUX));
+        meet(&mut a, &mut b);
+        let mut refused = 0;
+        for kind in kinds {
+            let longest = 1514 - kind.len();
+            let (header, bytes) = kind.make(b.mac, a.mac, 3 * longest, longest);
+            a.send_behind(&header, &bytes);
+            let got: Vec<_> = b.receive(3).iter().map(|(_, got)| got.frame.len()).collect();
+            assert_eq!(got, [1514 + 4 * kind.tags; 3], "{kind:?}, MTU of {bounded}");
+            for over in [1, 40] {
+                let (header, bytes) = kind.make(b.mac, a.mac, 3 * longest, longest + over);
+                a.send_behind(&header, &bytes);
+                a.drain();
+                refused += 1;
+                let port = daemon.port_when("a", "the frame has its end", |port| {
+                    port.counter("rx_frames") == port.counter("rx_delivered") + port.counter("rx_dropped")
+                });
+                assert_eq!(port.drops("mtu-exceeded"), refused, "{kind:?}, {over} over the MTU of {bounded}");
+                assert_eq!(b.poll().len(), 0);
+            }
+        }
+    }
+}
+
 /// A configuration of `a` and `b` on one network, `b` with `more` keys.
 fn two(dir: &std::path::Path, more: &str) -> String {
     let ports = [("a", ""), ("b", more)].map(|(name, more)| daemon::port_with(dir, name, "lan", "server", more));

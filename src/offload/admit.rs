@@ -11,15 +11,17 @@
 //!   receiver.
 //! - Segmentation: the type was negotiated, a checksum is asked for, segments are not too small; the frame is TCP or UDP
 //!   over the IP that the type says, with its header where the checksum begins and wholly within the frame. `hdr_len` is
-//!   what was found. A frame with no more payload than one segment is not to be segmented.
+//!   what was found, so the length of the longest segment, which an MTU is compared with, is exact. A frame with no more
+//!   payload than one segment is not to be segmented.
 //! - Flags that mean nothing to a device are dropped; `num_buffers` is ours.
 //!
 //! Everything that is decided on is in the head, which is what receivers get: a guest that rewrites its frame meanwhile
-//! changes payload. Where the headers of a frame to be segmented do not fit a head, no receiver gets it as it is.
+//! changes payload. Where the headers of a frame to be segmented do not fit a head, no receiver gets it as it is, and the
+//! rewrite refuses it if their length is another by then.
 
-use super::layout::{Layout, LayoutError, TCP_BYTES, TCP_CHECKSUM, UDP_BYTES, UDP_CHECKSUM};
+use super::layout::{Layout, LayoutError, TCP_CHECKSUM, UDP_BYTES, UDP_CHECKSUM};
 use crate::frame::{Batch, Needs};
-use crate::limits::{FRAME_MIN_BYTES, GSO_SIZE_MIN, USO_SEGMENTS, VNET_HEADER_BYTES};
+use crate::limits::{FRAME_MIN_BYTES, GSO_HEADER_BYTES, GSO_SIZE_MIN, USO_SEGMENTS, VNET_HEADER_BYTES};
 use crate::mem::Span;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ip::Version;
@@ -100,50 +102,52 @@ fn gso_claims(header: &VnetHeader, len: usize, may: Needs) -> Result<Needs, Drop
 
 /// Looks at the headers of the frame that was added last, which is to be segmented, and says what they come to.
 fn admit_gso(batch: &mut Batch<'_>, header: VnetHeader, mut needs: Needs) {
+    let Some(index) = batch.len().checked_sub(1) else { return };
+    let found = headers(batch, index, &header);
     let Some((frame, head)) = batch.last() else { return };
     if frame.verdict != Verdict::Pending {
         return;
     }
-    let copied = head.bytes_of(frame);
-    let whole = copied.len() == frame.len as usize;
-    let payload = match Layout::of(copied, &header) {
-        // No IP packet is longer, so neither the lengths of its segments nor sums of them overflow.
-        Ok(layout) if frame.len as usize - layout.network > usize::from(u16::MAX) => {
-            frame.verdict = Verdict::Drop(DropReason::GsoInvalid);
-            return;
-        }
-        Ok(layout) => {
-            if header.kind() == virtio_net::GSO_UDP_L4 && layout.version == Version::V6 {
-                needs = Needs::CSUM.and(Needs::USO6);
-            }
-            layout.payload
-        }
-        // What was not copied may still be right: the rewrite will see, in a copy of its own.
-        Err(LayoutError::Truncated) if !whole => {
-            needs = needs.and(Needs::ENGINE);
-            usize::from(header.csum_start) + shortest_transport(&header)
-        }
+    let layout = match found {
+        Ok(layout) => layout,
         Err(error) => {
             frame.verdict = Verdict::Drop(error.into());
             return;
         }
     };
-    let is_known = needs.within(Needs::ENGINE).is_none();
-    if is_known && frame.len as usize - payload <= usize::from(header.gso_size) {
+    if frame.len as usize - layout.payload <= usize::from(header.gso_size) {
         head.set_header(checksum_only(&header));
         frame.needs = Needs::CSUM;
         return;
     }
+    if header.kind() == virtio_net::GSO_UDP_L4 && layout.version == Version::V6 {
+        needs = Needs::CSUM.and(Needs::USO6);
+    }
     let VnetHeader { gso_type, gso_size, csum_start, csum_offset, .. } = header;
-    let (flags, hdr_len, num_buffers) = (NEEDS_CSUM, u16::try_from(payload).unwrap_or(u16::MAX), 1);
+    let (flags, hdr_len, num_buffers) = (NEEDS_CSUM, layout.payload as u16, 1);
     head.set_header(VnetHeader { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers });
-    frame.needs = needs;
+    frame.needs = needs.and(Needs::ENGINE.when(layout.payload > usize::from(frame.head_len)));
     batch.count_gso();
 }
 
-/// Bytes that the transport header of such a frame has at least.
-fn shortest_transport(header: &VnetHeader) -> usize {
-    if header.kind() == virtio_net::GSO_UDP_L4 { UDP_BYTES } else { TCP_BYTES }
+/// Where the headers of frame `index` are. Those that the frame's head does not hold are read from its sender's memory, where
+/// they may change: the rewrite reads them again, and goes on only if they still end where is noted now.
+fn headers(batch: &Batch<'_>, index: usize, header: &VnetHeader) -> Result<Layout, LayoutError> {
+    let frame = &batch.frames()[index];
+    let copied = batch.head(index).bytes_of(frame);
+    let layout = match Layout::of(copied, header) {
+        Err(LayoutError::Truncated) if copied.len() < frame.len as usize => {
+            let mut deep = [0; GSO_HEADER_BYTES];
+            let read = batch.source(index).read(&mut deep);
+            Layout::of(&deep[..read], header)?
+        }
+        found => found?,
+    };
+    // No IP packet is longer, so neither the lengths of its segments nor sums of them overflow.
+    if frame.len as usize - layout.network > usize::from(u16::MAX) {
+        return Err(LayoutError::TooLong);
+    }
+    Ok(layout)
 }
 
 /// What of `header` a frame keeps that is not to be segmented.

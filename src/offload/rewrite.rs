@@ -52,7 +52,7 @@ impl<'b, 'm> Rewrite<'b, 'm> {
     /// What has to be done with frame `index` of `batch`, which needs something, for a receiver that can do `accepts`.
     ///
     /// # Errors
-    /// [`DropReason::GsoInvalid`]: the headers did not fit the frame's head, and are not what the virtio-net header says.
+    /// [`DropReason::GsoInvalid`]: the headers did not fit the frame's head, and are not any more what was admitted.
     pub fn of(batch: &'b Batch<'m>, index: usize, accepts: Needs) -> Result<Self, DropReason> {
         let (frame, header) = (&batch.frames()[index], batch.head(index).header());
         let (mut source, len) = (batch.source(index), frame.len as usize);
@@ -150,9 +150,9 @@ impl Segments {
         let mut headers = [0; GSO_HEADER_BYTES];
         let copied = source.read(&mut headers[..most.min(GSO_HEADER_BYTES)]);
         let layout = Layout::of(&headers[..copied], header)?;
-        // Here as well as on admission, where the headers of a deep frame are not known: no IP packet is longer.
-        if len - layout.network > usize::from(u16::MAX) {
-            return Err(LayoutError::TooLong);
+        // The MTU was compared with segments behind headers of this length.
+        if layout.payload != usize::from(header.hdr_len) {
+            return Err(LayoutError::Mismatch);
         }
         let transport = layout.transport;
         let mut pseudo = Sum::new();

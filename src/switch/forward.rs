@@ -9,12 +9,11 @@
 //! without a lookup. Only the MTU check looks at more than addresses and is made for every frame.
 
 use crate::clock::Tick;
-use crate::frame::{Batch, Frame, Head};
+use crate::frame::{Batch, Head, longest_within};
 use crate::ident::{NetworkIndex, PortIndex};
 use crate::switch::fdb::Key;
 use crate::switch::{Fdb, Limits, Tables};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::ethernet::{self, Ethernet};
 
 /// Decides on every pending frame of `batch`, which came from port `ingress`. Frames that are dropped already stay so.
 pub fn process(tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, now: Tick) {
@@ -28,10 +27,8 @@ pub fn process(tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, now: 
         if frame.verdict != Verdict::Pending {
             continue;
         }
-        if frame.len > ingress.longest
-            && let Some(reason) = ingress.too_long(frame, head)
-        {
-            frame.verdict = Verdict::Drop(reason);
+        if frame.exceeds(head, ingress.longest) {
+            frame.verdict = Verdict::Drop(too_long(head));
             continue;
         }
         let addresses = head.addresses();
@@ -73,6 +70,12 @@ fn refuse_all(batch: &mut Batch<'_>) {
     }
 }
 
+/// Why a frame is dropped that is longer than the MTU allows.
+#[cold]
+fn too_long(head: &Head) -> DropReason {
+    if head.source().is_station() { DropReason::MtuExceeded } else { DropReason::SourceInvalid }
+}
+
 /// What is the same for all frames of a batch.
 struct Ingress<'t> {
     tables: &'t Tables,
@@ -99,24 +102,9 @@ impl<'t> Ingress<'t> {
             network: row.network,
             limits: Limits { port: row.macs, network: network.mac_limit },
             now,
-            longest: row.mtu.map_or(u32::MAX, |mtu| u32::from(mtu) + ethernet::HEADER_BYTES as u32),
+            longest: longest_within(row.mtu),
             flood: if company { Verdict::Flood } else { Verdict::Drop(DropReason::NoDestination) },
         })
-    }
-
-    /// Why a frame that is longer than the longest untagged one is dropped, unless its tags account for that, or it is
-    /// several frames that are not.
-    #[cold]
-    fn too_long(&self, frame: &Frame<'_>, head: &Head) -> Option<DropReason> {
-        let tags = Ethernet::parse(head.bytes_of(frame)).map_or(0, |view| view.tag_count());
-        let longest = self.longest.saturating_add((ethernet::TAG_BYTES * tags) as u32);
-        if frame.wire_len(head) <= longest {
-            None
-        } else if head.source().is_station() {
-            Some(DropReason::MtuExceeded)
-        } else {
-            Some(DropReason::SourceInvalid)
-        }
     }
 
     /// Has the CPU fetch the FDB's lines for all frames at once.

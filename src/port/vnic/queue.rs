@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use super::features;
 use super::kick::Kick;
 use super::moderation::{Decision, Moderation};
-use crate::frame::Needs;
+use crate::frame::{Needs, longest_within};
 use crate::ident::{LatencySensitivity, MacAddr};
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::{DirtyLog, GuestMemory};
@@ -23,7 +23,6 @@ use crate::ring::{Record, Ring, RingConfig, RingError, RingFault};
 use crate::sys::cpu;
 use crate::sys::doorbell::{self, Rang};
 use crate::sys::eventfd::EventFd;
-use crate::wire::ethernet::HEADER_BYTES;
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -393,7 +392,7 @@ impl State {
     /// Bytes of the longest untagged frame within the MTU.
     #[inline]
     pub fn longest(&self) -> u32 {
-        self.mtu.map_or(u32::MAX, |mtu| u32::from(mtu) + HEADER_BYTES as u32)
+        longest_within(self.mtu)
     }
 
     /// Whether frames may be merged for the guest: not for one that minds delay, which has its frames as they came.

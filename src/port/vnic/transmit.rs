@@ -28,7 +28,6 @@ use crate::offload::Merger;
 use crate::port::{Flush, Outcome, Transmit, earlier};
 use crate::ring::{DeviceRing, Ring, RingFault};
 use crate::verdict::DropReason;
-use crate::wire::ethernet::{Ethernet, TAG_BYTES};
 use crate::wire::flow::flow_hash;
 
 /// The transmit side of a vNIC: the guest's receive rings, by queue pair.
@@ -223,7 +222,7 @@ impl Delivery<'_, '_> {
             at += self.fill_plain(ring, &picks[at..]);
             let Some(&index) = picks.get(at) else { return Ok(()) };
             let frame = &self.batch.frames()[usize::from(index)];
-            if exceeds(self.batch, index, self.form.longest) {
+            if frame.exceeds(self.batch.head(usize::from(index)), self.form.longest) {
                 self.outcome.refuse(index, DropReason::MtuExceeded);
             } else if !frame.needs.met_by(self.form.accepts) {
                 self.rewrites.deliver(ring, &mut self.buffers, self.batch, index, self.outcome)?;
@@ -303,20 +302,6 @@ impl Delivery<'_, '_> {
         self.outcome.delivered |= delivered;
         filled
     }
-}
-
-/// Whether frame `index` is longer than the MTU allows, which is `longest` for a frame without tags.
-#[inline]
-fn exceeds(batch: &Batch<'_>, index: u8, longest: u32) -> bool {
-    let frame = &batch.frames()[usize::from(index)];
-    frame.len > longest && exceeds_on_the_wire(frame, batch.head(usize::from(index)), longest)
-}
-
-/// Whether a frame that is longer than `longest` is so on the wire, where it may be several, and without its VLAN tags.
-#[cold]
-fn exceeds_on_the_wire(frame: &Frame<'_>, head: &Head, longest: u32) -> bool {
-    let tags = Ethernet::parse(head.bytes_of(frame)).map_or(0, |view| view.tag_count());
-    frame.wire_len(head) > longest.saturating_add((TAG_BYTES * tags) as u32)
 }
 
 /// Writes frame `index` with its 12-byte header into one piece that is large enough for both.

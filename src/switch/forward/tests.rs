@@ -13,6 +13,7 @@ use crate::ident::MacAddr;
 use crate::mem::Span;
 use crate::switch::fdb::model::Model;
 use crate::switch::{FLAP_MOVES, NetworkRow, PortRow};
+use crate::wire::ethernet;
 
 const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xa]);
 const B: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xb]);

@@ -6,7 +6,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Delivery, exceeds};
+use super::Delivery;
 use crate::limits::BATCH_FRAMES;
 use crate::mem::Cursor;
 use crate::offload::{Group, Merge, Merger};
@@ -32,7 +32,8 @@ impl Delivery<'_, '_> {
             }
         };
         for &index in picks {
-            merger.take(batch, index, !exceeds(batch, index, longest), &mut each)?;
+            let exceeds = batch.frames()[usize::from(index)].exceeds(batch.head(usize::from(index)), longest);
+            merger.take(batch, index, !exceeds, &mut each)?;
         }
         merger.finish(&mut each)?;
         self.fill(ring, &singles)
