@@ -39,6 +39,35 @@ impl Tick {
     }
 }
 
+/// A moment of the calendar, in milliseconds since 1970 (UTC). For people; nothing is decided by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WallTime(pub u64);
+
+impl WallTime {
+    /// What the machine takes for the time now.
+    pub fn now() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+impl std::fmt::Display for WallTime {
+    /// As RFC 3339 says. The date is counted in 400 years, which all have as many days, and in years from March on, whose
+    /// last day is the one that may be missing.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (seconds, millis) = (self.0 / 1000, self.0 % 1000);
+        let days = seconds / 86_400 + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let date = day - (153 * month + 2) / 5 + 1;
+        let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };
+        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        write!(f, "{:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z", year + 400 * era)
+    }
+}
+
 /// The machine's monotonic clock, read against the moment the daemon started.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock(std::time::Instant);
@@ -58,6 +87,23 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Days that `date -u -d @SECONDS` was asked about.
+    #[test]
+    fn wall_time_is_written_as_rfc_3339_says() {
+        let cases = [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_001, "2000-02-29T00:00:00.001Z"),
+            (951_868_799_999, "2000-02-29T23:59:59.999Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+            (1_798_761_599_000, "2026-12-31T23:59:59.000Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+        ];
+        for (millis, want) in cases {
+            assert_eq!(WallTime(millis).to_string(), want);
+        }
+    }
 
     #[test]
     fn ticks_wrap() {

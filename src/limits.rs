@@ -104,5 +104,20 @@ pub const LOOPBACK_BYTES: u32 = 2 * 1024 * 1024;
 /// Bytes of a capture file that a `replay` port sends from; all of it is held in memory.
 pub const REPLAY_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Events that are kept for whoever asks: some hours of a busy host, in less than a MiB.
+pub const EVENTS: usize = 1024;
+
+/// Bytes of a reason in an event. Reasons may quote what a front end or a file said.
+pub const EVENT_REASON_BYTES: usize = 512;
+
+/// Lines that are logged in a minute for events of one kind at one port.
+pub const EVENT_LOG_LINES: u32 = 10;
+
+/// Requests that may follow events at the same time; each holds a connection.
+pub const EVENT_FOLLOWERS: usize = 16;
+
+/// How many of them may be of those who may look but not change anything, so that they leave room for the others.
+pub const EVENT_FOLLOWERS_READ_ONLY: usize = 8;
+
 const _: () = assert!(BATCH_FRAMES == u64::BITS as usize, "a u64 has one bit per frame of a batch");
 const _: () = assert!(PORTS <= u16::MAX as usize && NETWORKS <= u16::MAX as usize);

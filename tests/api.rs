@@ -219,3 +219,62 @@ fn a_port_that_cannot_be_had_does_not_take_others_down() {
     assert_eq!(text(&output.stdout), "~ port vm (was stopped, is tried again)\n");
     assert_eq!(daemon.json("port show vm")["state"], "down");
 }
+
+/// The records that `line` prints, which are JSON, one a line.
+fn records(printed: &str) -> Vec<serde_json::Value> {
+    printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn events_are_listed_followed_and_end_with_the_daemon() {
+    let mut daemon = Daemon::start(TWO_PORTS);
+    daemon.until("the ports are told", || daemon.prints("events").matches("\"port-up\"").count() == 2);
+    let list = records(&daemon.prints("events"));
+    let kinds: Vec<_> = list.iter().map(|record| record["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["daemon-started", "configuration-applied", "port-up", "port-up"]);
+    assert_eq!((&list[0]["seq"], &list[0]["version"]), (&json!(1), &daemon.json("status")["version"]));
+    assert!(list[0]["time"].as_str().unwrap().ends_with('Z'), "{}", list[0]);
+    let table = daemon.prints("-o table events --since 1");
+    assert!(table.starts_with("SEQ  TIME"), "{table}");
+    assert!(table.contains("  configuration-applied  configuration 1: 3 steps\n"), "{table}");
+    assert!(daemon.prints("-o yaml events").starts_with("---\nevent: daemon-started\nseq: 1\n"));
+    assert!(fs::read_to_string(daemon.path("log")).unwrap().contains("configuration 1: 3 steps"));
+
+    let mut follower = Command::new(env!("CARGO_BIN_EXE_linecard"));
+    let follower = follower.arg("--api").arg(daemon.path("api.sock")).args(["events", "--follow", "--since", "4"]);
+    let mut follower = follower.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(follower.stdout.take().unwrap()));
+    let mut next = || serde_json::from_str::<serde_json::Value>(&lines.next().unwrap().unwrap()).unwrap();
+    daemon.write("nonsense\n");
+    assert!(!daemon.http("POST", "/v1/apply", "").body.is_empty());
+    let refused = next();
+    assert_eq!((&refused["seq"], &refused["event"]), (&json!(5), &json!("configuration-refused")));
+    daemon.write("networks: { lan: {} }\nports:\n  a: { \"null\": {}, network: lan }\n");
+    daemon.prints("apply");
+    let (applied, gone) = (next(), next());
+    assert_eq!((&applied["event"], &applied["generation"]), (&json!("configuration-applied"), &json!(2)));
+    assert_eq!((&gone["event"], &gone["port"]), (&json!("port-down"), &json!("b")));
+    assert!(daemon.end().success());
+    assert_eq!(next()["event"], "daemon-stopping");
+    assert!(lines.next().is_none());
+    assert!(follower.wait().unwrap().success());
+}
+
+#[test]
+fn followers_have_places_and_a_place_is_free_when_its_connection_is() {
+    use std::io::{Read, Write};
+    let daemon = Daemon::start(TWO_PORTS);
+    let follow = || {
+        let mut stream = std::os::unix::net::UnixStream::connect(daemon.path("api.sock")).unwrap();
+        stream.write_all(b"GET /v1/events?follow=true HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).unwrap();
+        (stream, text(&head))
+    };
+    let followers: Vec<_> = (0..linecard::limits::EVENT_FOLLOWERS).map(|_| follow()).collect();
+    assert!(followers.iter().all(|(_, head)| head == "HTTP/1.1 200"));
+    let refused = daemon.http("GET", "/v1/events?follow=true", "");
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    drop(followers);
+    daemon.until("a place is free", || follow().1 == "HTTP/1.1 200");
+}

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::HOST;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -73,6 +73,31 @@ impl Client {
         self.request(Method::DELETE, path, String::new())
     }
 
+    /// Hands each line of what is at `path` to `line`, as it comes, until the daemon ends it.
+    pub(super) fn follow<E: From<ClientError>>(
+        &self,
+        path: &str,
+        mut line: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.runtime.block_on(async {
+            let begun = tokio::time::timeout(PATIENCE, self.begin(Method::GET, path, String::new())).await;
+            let mut answer = begun.unwrap_or(Err(ClientError::Silent))?;
+            if !answer.status().is_success() {
+                let body = answer.body_mut().collect().await.map_err(broken)?;
+                return Err(refused(answer.status(), &body.to_bytes()).into());
+            }
+            let mut begun = Vec::new();
+            while let Some(frame) = answer.body_mut().frame().await {
+                begun.extend_from_slice(frame.map_err(broken)?.data_ref().map_or(&[][..], |data| data));
+                while let Some(end) = begun.iter().position(|byte| *byte == b'\n') {
+                    let whole: Vec<u8> = begun.drain(..=end).collect();
+                    line(String::from_utf8_lossy(&whole).trim_end())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn request(&self, method: Method, path: &str, body: String) -> Result<Value, ClientError> {
         let answer = async {
             let answer = tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await;
@@ -80,9 +105,7 @@ impl Client {
         };
         let (status, body) = self.runtime.block_on(answer)?;
         if !status.is_success() {
-            let other =
-                || Refusal { error: format!("linecardd answered {status}"), fix: None, diagnostics: Vec::new() };
-            return Err(ClientError::Refused(Box::new(serde_json::from_slice(&body).unwrap_or_else(|_| other()))));
+            return Err(refused(status, &body));
         }
         if body.is_empty() {
             return Ok(Value::Null);
@@ -91,20 +114,33 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), ClientError> {
+        let answer = self.begin(method, path, body).await?;
+        let status = answer.status();
+        Ok((status, answer.into_body().collect().await.map_err(broken)?.to_bytes()))
+    }
+
+    /// An answer of which only the head has come.
+    async fn begin(&self, method: Method, path: &str, body: String) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => ClientError::NotAllowed(self.socket.clone()),
             _ => ClientError::NotRunning { socket: self.socket.clone(), why: error },
         })?;
-        let exchange = async {
-            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            let request = Request::builder().method(method).uri(path).header(HOST, "linecardd");
-            let answer = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
-            let status = answer.status();
-            Ok((status, answer.into_body().collect().await?.to_bytes()))
-        };
-        exchange.await.map_err(ClientError::Broken)
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(path).header(HOST, "linecardd");
+        let request = request.body(Full::new(Bytes::from(body))).map_err(broken)?;
+        sender.send_request(request).await.map_err(broken)
     }
+}
+
+fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+    ClientError::Broken(error.into())
+}
+
+/// The daemon's refusal, or what stands for it if the answer is not one of the API's.
+fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+    let other = |_| Refusal { error: format!("linecardd answered {status}"), fix: None, diagnostics: Vec::new() };
+    ClientError::Refused(Box::new(serde_json::from_slice(body).unwrap_or_else(other)))
 }
 
 /// A path or a value of a query, with everything escaped that could be taken for something else (RFC 3986, 2.3).

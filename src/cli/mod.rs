@@ -16,6 +16,7 @@
 
 mod client;
 mod configuration;
+mod events;
 mod format;
 mod man;
 mod port;
@@ -62,19 +63,18 @@ pub struct Options {
     /// Socket of the daemon's API
     #[arg(long, global = true, value_name = "SOCKET", default_value = API_SOCKET)]
     pub api: PathBuf,
-    /// How to print the answer
-    #[arg(short, long, global = true, value_enum, default_value_t)]
-    pub output: Output,
+    /// How to print the answer [default: table; for events: json]
+    #[arg(short, long, global = true, value_enum)]
+    pub output: Option<Output>,
     /// What to do
     #[command(subcommand)]
     pub verb: Verb,
 }
 
 /// How answers are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// For people
-    #[default]
     Table,
     /// As the API says it
     Json,
@@ -106,6 +106,15 @@ pub enum Verb {
     Drops {
         /// Only at this port
         port: Option<String>,
+    },
+    /// Prints what happened: one JSON record a line, unless -o says otherwise
+    Events {
+        /// Goes on with what happens from now on, until the daemon ends
+        #[arg(long)]
+        follow: bool,
+        /// Only what came after the record of this number
+        #[arg(long, value_name = "SEQ")]
+        since: Option<u64>,
     },
     /// Prints what QEMU needs
     #[command(subcommand)]

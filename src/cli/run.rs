@@ -13,7 +13,7 @@ use super::configuration::{self, FileError};
 use super::vm::VmSide;
 use super::{
     CpuVerb, FdbSelection, FdbVerb, LibvirtVerb, NetworkVerb, Options, Output, PortSettings, PortVerb, QemuVerb,
-    ShardVerb, Verb, man, port, tables,
+    ShardVerb, Verb, events, man, port, tables,
 };
 use crate::control::report::{Flushed, NewPort, PlanReport, PortReport, StatusReport};
 use crate::host::cpu::{CpuError, Cpus};
@@ -28,7 +28,7 @@ const PARTLY: u8 = 4;
 
 /// Why nothing, or not the wanted thing, was printed.
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+pub(super) enum RunError {
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -37,6 +37,8 @@ enum RunError {
     Input(#[source] io::Error),
     #[error("standard input is neither YAML nor JSON")]
     Port(#[source] serde_yaml::Error),
+    #[error("cannot write it as YAML")]
+    Yaml(#[source] serde_yaml::Error),
     #[error("linecardd answered something that this linecard does not know: are both of one version?")]
     Answer(#[source] serde_json::Error),
     #[error("port {0} has no VM behind it: only vhost-user ports have")]
@@ -51,7 +53,8 @@ enum RunError {
 
 /// Does what was typed; prints the answer on stdout, or why there is none on stderr.
 pub fn run(options: &Options) -> ExitCode {
-    let code = match options.verb.run(&Session { options }) {
+    let output = options.output.unwrap_or(options.verb.usual_output());
+    let code = match options.verb.run(&Session { options, output }) {
         Ok(code) => code,
         // Whoever reads has had enough (`linecard port list | head`).
         Err(RunError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
@@ -96,12 +99,13 @@ fn told(mistake: &Value) -> String {
 }
 
 /// Where to ask and how to print.
-struct Session<'a> {
+pub(super) struct Session<'a> {
     options: &'a Options,
+    pub(super) output: Output,
 }
 
 impl Session<'_> {
-    fn client(&self) -> Result<Client, ClientError> {
+    pub(super) fn client(&self) -> Result<Client, ClientError> {
         Client::new(&self.options.api)
     }
 
@@ -113,14 +117,14 @@ impl Session<'_> {
     }
 
     fn show(&self, answer: &Value, text: impl FnOnce() -> String) -> Result<(), RunError> {
-        self.write(&match self.options.output {
+        self.write(&match self.output {
             Output::Table => text(),
             Output::Json => format!("{answer:#}\n"),
-            Output::Yaml => serde_yaml::to_string(answer).map_err(RunError::Port)?,
+            Output::Yaml => serde_yaml::to_string(answer).map_err(RunError::Yaml)?,
         })
     }
 
-    fn write(&self, text: &str) -> Result<(), RunError> {
+    pub(super) fn write(&self, text: &str) -> Result<(), RunError> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(RunError::Print)
     }
@@ -140,13 +144,18 @@ impl Session<'_> {
 
     /// Says something that is no answer, where it does not get into a program's way.
     fn remark(&self, text: &str) {
-        if self.options.output == Output::Table {
+        if self.output == Output::Table {
             eprintln!("{text}");
         }
     }
 }
 
 impl Verb {
+    /// How the answer is printed unless somebody says otherwise: records for programs, all else for people.
+    fn usual_output(&self) -> Output {
+        if matches!(self, Self::Events { .. }) { Output::Json } else { Output::Table }
+    }
+
     fn run(&self, session: &Session<'_>) -> Result<u8, RunError> {
         match self {
             Self::Status => {
@@ -167,6 +176,7 @@ impl Verb {
                 session.show(&json!(plan), || tables::cpus(&plan)).map(|()| 0)
             }
             Self::Drops { port } => session.list(&with_query("/v1/drops", &[("port", port.clone())]), tables::drops),
+            Self::Events { follow, since } => events::run(session, *follow, *since),
             Self::Qemu(QemuVerb::Args { port, memory }) => {
                 session.write(&session.vm_side(port)?.qemu(memory)).map(|()| 0)
             }
@@ -235,7 +245,7 @@ fn check(session: &Session<'_>, file: &Path) -> Result<u8, RunError> {
             configuration::warnings(&checked.plan).iter().for_each(|warning| session.remark(warning));
             Ok(0)
         }
-        Err(FileError::Bad(_, wrong)) if session.options.output != Output::Table => {
+        Err(FileError::Bad(_, wrong)) if session.output != Output::Table => {
             let list = serde_json::to_value(&*wrong).map_err(RunError::Answer)?;
             session.show(&list, String::new).map(|()| FAILED)
         }

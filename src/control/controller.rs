@@ -8,12 +8,13 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
 use super::desired::{Desired, Origin, Wish};
 use super::diff::{Action, Change, changes, diff};
+use super::events::{Event, Events, Links};
 use super::kinds::Kinds;
 use super::report::{PlanReport, Step, StepReport, Subject};
 use super::running::Runtime;
@@ -131,6 +132,7 @@ pub struct Controller {
     host: Cpus,
     /// The NUMA nodes that they are on.
     pub(super) nodes: BTreeSet<u16>,
+    pub(super) events: Arc<Events>,
     state: Mutex<State>,
 }
 
@@ -143,6 +145,7 @@ pub(super) struct State {
     pub(super) generation: u64,
     pub(super) refused: Option<String>,
     pub(super) samples: Samples,
+    pub(super) links: Links,
     /// Why each shard is on its CPU, if the host chose it.
     pub(super) chosen: BTreeMap<u16, String>,
 }
@@ -172,10 +175,17 @@ impl Controller {
             generation: 0,
             refused: None,
             samples: Samples::default(),
+            links: Links::default(),
             chosen,
         };
         let nodes = host.online.iter().map(|&cpu| host.node(cpu)).collect();
-        Ok(Self { clock, started: plan, file: file.into(), host, nodes, state: Mutex::new(state) })
+        let events = Arc::default();
+        Ok(Self { clock, started: plan, file: file.into(), host, nodes, events, state: Mutex::new(state) })
+    }
+
+    /// What happened, to be read, followed and added to.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// Carries out the plan that the controller was started with. The first thing to do.
@@ -183,6 +193,7 @@ impl Controller {
     /// # Errors
     /// The state directory cannot be written.
     pub fn begin(&self) -> Result<PlanReport, ControlError> {
+        self.events.record(Event::DaemonStarted { version: env!("CARGO_PKG_VERSION").into() });
         let mut state = self.lock();
         self.carry_out(&mut state, self.started.clone())
     }
@@ -219,6 +230,9 @@ impl Controller {
         let read = self.read(text);
         let mut state = self.lock();
         state.refused = read.as_ref().err().map(ControlError::to_string);
+        if let Some(reason) = state.refused.clone() {
+            self.events.record(Event::ConfigurationRefused { reason });
+        }
         self.carry_out(&mut state, read?)
     }
 
@@ -322,7 +336,8 @@ impl Controller {
         let ports = state.runtime.ports.iter();
         report.stopped = ports.filter_map(|(name, port)| Some((name.to_string(), port.port.clone().err()?))).collect();
         report.obstacles = state.runtime.obstacles();
-        log::info!("configuration {}: {} steps", state.generation, report.steps.len());
+        let (generation, steps) = (state.generation, report.steps.len());
+        self.events.record(Event::ConfigurationApplied { generation, steps });
         state.plan = plan;
         Ok(report)
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::controller::State;
 use super::desired::Wish;
+use super::events::Events;
 use super::report::{
     CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, MoveReport, NetworkReport, PortReport,
     PortState, ShardReport, StatusReport,
@@ -238,6 +239,17 @@ impl State {
             config: plan.map(|plan| settings(&plan.kind)).unwrap_or_default(),
             detail: None,
         })
+    }
+
+    /// Records which ports came up, went down or stopped since the last call.
+    pub(super) fn note_links(&mut self, events: &Events) {
+        let mut links = std::mem::take(&mut self.links);
+        let ports = self.runtime.ports.iter().map(|(name, running)| {
+            let (state, reason) = self.link(running);
+            (name.to_string(), state, reason)
+        });
+        links.note(ports, events);
+        self.links = links;
     }
 
     fn link(&self, running: &Running) -> (PortState, Option<String>) {

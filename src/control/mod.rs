@@ -10,6 +10,7 @@
 mod controller;
 pub mod desired;
 pub mod diff;
+pub mod events;
 pub mod http;
 mod inspect;
 mod kinds;

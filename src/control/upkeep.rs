@@ -41,5 +41,6 @@ impl Controller {
         state.samples.note(reports);
         state.runtime.settle(&self.nodes, self.clock.now());
         state.runtime.balance(self.clock.now());
+        state.note_links(&self.events);
     }
 }

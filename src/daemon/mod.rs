@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::config::{self, Diagnostics, Idle, Plan, ShardsPlan};
+use crate::control::events::Event;
 use crate::control::http::{self, ApiSocket, Routes, SocketError};
 use crate::control::store::{Store, StoreError};
 use crate::control::{ControlError, Controller};
@@ -204,6 +205,8 @@ fn serve(
     }
     runtime.block_on(async {
         let ended = until_told(controller, &mut api, signals).await;
+        controller.events().record(Event::DaemonStopping);
+        controller.events().close();
         stop.send_replace(true);
         match ended {
             Ok(()) => api.await.unwrap_or(Ok(())).map_err(DaemonError::Ended),

@@ -1,9 +1,11 @@
-//! The API: HTTP/JSON on a Unix socket (`socket`), its routes (`routes`), and how a refusal looks (`refusal`).
+//! The API: HTTP/JSON on a Unix socket (`socket`), its routes (`routes`), the one answer that goes on (`follow`), and how a
+//! refusal looks (`refusal`).
 //!
 //! Handlers check who asks, call the [`Controller`] on a thread that may block, and turn its answer into JSON; they decide
 //! nothing. Other modules add routes of their own as [`Routes`], each with its part of the OpenAPI document, so the
 //! document at `/openapi.json` is always that of what is served.
 
+mod follow;
 mod refusal;
 mod routes;
 mod socket;

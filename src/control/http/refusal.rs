@@ -30,6 +30,15 @@ impl Refused {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, error, "GET /openapi.json lists what there is")
     }
 
+    pub(super) fn too_many_followers() -> Self {
+        let error = "too many requests follow events already";
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            error,
+            "end another `linecard events --follow`, or ask without follow",
+        )
+    }
+
     pub(super) fn not_allowed(uid: Option<u32>) -> Self {
         let who = uid.map_or("an unknown user".into(), |uid| format!("user {uid}"));
         Self::new(

@@ -2,16 +2,21 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::rejection::{BytesRejection, QueryRejection, StringRejection};
 use axum::extract::{ConnectInfo, FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi};
 
+use super::follow::Lines;
 use super::{Peer, Refused, Routes};
+use crate::control::events::EventRecord;
 use crate::control::report::{
     DropReport, FdbReport, Flushed, MoveReport, NetworkReport, NewPort, PlanReport, PortReport, Refusal, ShardReport,
     StatusReport,
@@ -34,6 +39,7 @@ use crate::ident::MacAddr;
         shards,
         moves,
         drops,
+        events,
         check,
         plan,
         apply
@@ -53,6 +59,7 @@ pub(super) fn routes(controller: Arc<Controller>) -> Routes {
         .route("/v1/shards", get(shards))
         .route("/v1/shards/moves", get(moves))
         .route("/v1/drops", get(drops))
+        .route("/v1/events", get(events))
         .route("/v1/check", post(check))
         .route("/v1/plan", post(plan))
         .route("/v1/apply", post(apply))
@@ -219,6 +226,40 @@ struct DropQuery {
 async fn drops(State(controller): Shared, query: Result<Query<DropQuery>, QueryRejection>) -> Answer<Vec<DropReport>> {
     let DropQuery { port } = query?.0;
     call(controller, move |c| c.drops(port.as_deref())).await.map(Json)
+}
+
+/// Which events.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct EventQuery {
+    /// Only those after this number.
+    since: Option<u64>,
+    /// Goes on with what happens from now on, until the daemon ends.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What happened, oldest first: a list, or with `follow` one record a line, for as long as the connection lasts.
+#[utoipa::path(get, path = "/v1/events", params(EventQuery), responses(
+    (status = 200, content(
+        ([EventRecord] = "application/json"),
+        (EventRecord = "application/x-ndjson"),
+    )),
+    (status = 503, description = "Too many follow already", body = Refusal),
+))]
+async fn events(
+    State(controller): Shared,
+    may_write: Result<MayWrite, Refused>,
+    query: Result<Query<EventQuery>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let EventQuery { since, follow } = query?.0;
+    let (since, events) = (since.unwrap_or(0), controller.events());
+    if !follow {
+        return Ok(Json(events.since(since)).into_response());
+    }
+    let follower = events.follow(since, may_write.is_ok()).ok_or_else(Refused::too_many_followers)?;
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines::of(follower))).into_response())
 }
 
 /// What the text in the body is called.

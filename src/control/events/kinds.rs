@@ -1,0 +1,278 @@
+//! The kinds of events, each with what it is about: [`Event`]. And how one looks outside: [`EventRecord`].
+//!
+//! These types are a part of the API: a kind or a field is added when it is needed and never renamed.
+
+use std::fmt;
+
+use log::Level;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// One thing that happened, with its number and time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventRecord {
+    /// Its number: ascending since the daemon started, from 1. A number that is left out was of a record that had to make
+    /// room for later ones.
+    pub seq: u64,
+    /// When it was noted, in UTC (RFC 3339).
+    pub time: String,
+    /// What it was.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What kinds of traffic are bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Traffic {
+    /// To everybody.
+    Broadcast,
+    /// To a group.
+    Multicast,
+    /// To a station that nobody knows.
+    UnknownUnicast,
+}
+
+/// What happened. `event` names the kind; a `port` is the one that caused it or that it happened to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum Event {
+    /// The daemon started.
+    DaemonStarted {
+        /// Its version.
+        version: String,
+    },
+    /// The daemon was told to end.
+    DaemonStopping,
+    /// A configuration was carried out.
+    ConfigurationApplied {
+        /// How many have been, this one included.
+        generation: u64,
+        /// Steps that it took.
+        steps: usize,
+    },
+    /// A configuration was refused; nothing changed.
+    ConfigurationRefused {
+        /// Why.
+        reason: String,
+    },
+    /// A port carries frames.
+    PortUp {
+        /// The port.
+        port: String,
+    },
+    /// A port that carried frames waits for its far end, or is gone.
+    PortDown {
+        /// The port.
+        port: String,
+        /// Why.
+        reason: String,
+    },
+    /// Something is wrong with a port.
+    PortStopped {
+        /// The port.
+        port: String,
+        /// What.
+        reason: String,
+    },
+    /// A port serves nobody for a while because of what its far end did.
+    PortBarred {
+        /// The port.
+        port: String,
+        /// What it did.
+        reason: String,
+        /// For so long.
+        seconds: u64,
+    },
+    /// A station's address was seen at another port than before.
+    AddressMoved {
+        /// Its network.
+        network: String,
+        /// The address.
+        mac: String,
+        /// Where it is now.
+        port: String,
+        /// Where it was.
+        other_port: String,
+        /// How often it moved since the last such record, this one included.
+        count: u64,
+    },
+    /// A station's address was seen at two ports in turn, too often: it stays at one of them, and what comes with it from the
+    /// other is dropped.
+    AddressDamped {
+        /// Its network.
+        network: String,
+        /// The address.
+        mac: String,
+        /// Where it was seen, too.
+        port: String,
+        /// Where it stays.
+        other_port: String,
+        /// How many moves were not followed since the last such record.
+        count: u64,
+    },
+    /// Frames come in at one port with many addresses of stations behind others: their far ends are connected to each other.
+    LoopSuspected {
+        /// The network.
+        network: String,
+        /// Where the frames come in.
+        port: String,
+        /// Another port where they come in, or else one of those where their stations are.
+        other_port: String,
+        /// How many addresses.
+        count: u64,
+    },
+    /// A worker thread was held up by what belongs to a port's far end.
+    ShardStalled {
+        /// The thread's CPU.
+        cpu: u16,
+        /// The port.
+        port: String,
+        /// For so long.
+        milliseconds: u64,
+    },
+    /// A port sends more of a kind of traffic than its bound lets through.
+    StormBegan {
+        /// The port.
+        port: String,
+        /// Which.
+        traffic: Traffic,
+        /// Frames in a second that are let through.
+        limit: u64,
+    },
+    /// It no longer does.
+    StormEnded {
+        /// The port.
+        port: String,
+        /// Which.
+        traffic: Traffic,
+        /// Frames that were dropped.
+        dropped: u64,
+    },
+}
+
+impl Event {
+    /// The kind's name, as in the record's `event`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::DaemonStarted { .. } => "daemon-started",
+            Self::DaemonStopping => "daemon-stopping",
+            Self::ConfigurationApplied { .. } => "configuration-applied",
+            Self::ConfigurationRefused { .. } => "configuration-refused",
+            Self::PortUp { .. } => "port-up",
+            Self::PortDown { .. } => "port-down",
+            Self::PortStopped { .. } => "port-stopped",
+            Self::PortBarred { .. } => "port-barred",
+            Self::AddressMoved { .. } => "address-moved",
+            Self::AddressDamped { .. } => "address-damped",
+            Self::LoopSuspected { .. } => "loop-suspected",
+            Self::ShardStalled { .. } => "shard-stalled",
+            Self::StormBegan { .. } => "storm-began",
+            Self::StormEnded { .. } => "storm-ended",
+        }
+    }
+
+    /// The port that caused it or that it happened to, if it is about one.
+    pub fn port(&self) -> Option<&str> {
+        match self {
+            Self::DaemonStarted { .. }
+            | Self::DaemonStopping
+            | Self::ConfigurationApplied { .. }
+            | Self::ConfigurationRefused { .. } => None,
+            Self::PortUp { port }
+            | Self::PortDown { port, .. }
+            | Self::PortStopped { port, .. }
+            | Self::PortBarred { port, .. }
+            | Self::AddressMoved { port, .. }
+            | Self::AddressDamped { port, .. }
+            | Self::LoopSuspected { port, .. }
+            | Self::ShardStalled { port, .. }
+            | Self::StormBegan { port, .. }
+            | Self::StormEnded { port, .. } => Some(port),
+        }
+    }
+
+    /// The text in it that somebody else may have chosen.
+    pub(super) fn reason_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Self::ConfigurationRefused { reason }
+            | Self::PortDown { reason, .. }
+            | Self::PortStopped { reason, .. }
+            | Self::PortBarred { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// How much an operator should mind.
+    pub(super) fn level(&self) -> Level {
+        match self {
+            Self::DaemonStarted { .. }
+            | Self::DaemonStopping
+            | Self::ConfigurationApplied { .. }
+            | Self::PortUp { .. }
+            | Self::PortDown { .. }
+            | Self::AddressMoved { .. }
+            | Self::StormEnded { .. } => Level::Info,
+            Self::ConfigurationRefused { .. } | Self::PortStopped { .. } => Level::Error,
+            Self::PortBarred { .. }
+            | Self::AddressDamped { .. }
+            | Self::LoopSuspected { .. }
+            | Self::ShardStalled { .. }
+            | Self::StormBegan { .. } => Level::Warn,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    /// A sentence: the log's line, and what `linecard events` shows people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DaemonStarted { version } => write!(f, "linecardd {version} started"),
+            Self::DaemonStopping => f.write_str("linecardd was told to end"),
+            Self::ConfigurationApplied { generation, steps } => write!(f, "configuration {generation}: {steps} steps"),
+            Self::ConfigurationRefused { reason } => write!(f, "configuration refused, nothing changed: {reason}"),
+            Self::PortUp { port } => write!(f, "port {port}: up"),
+            Self::PortDown { port, reason } => write!(f, "port {port}: down: {reason}"),
+            Self::PortStopped { port, reason } => write!(f, "port {port}: stopped: {reason}"),
+            Self::PortBarred { port, reason, seconds } => {
+                write!(f, "port {port}: serves nobody for {seconds} s: {reason}")
+            }
+            Self::AddressMoved { network, mac, port, other_port, count } => {
+                write!(f, "network {network}: {mac} moved from port {other_port} to port {port}{}", times(*count))
+            }
+            Self::AddressDamped { network, mac, port, other_port, count } => write!(
+                f,
+                "network {network}: {mac} is at ports {other_port} and {port} in turn: it stays at {other_port}, and {count} \
+                 times {port} was not believed"
+            ),
+            Self::LoopSuspected { network, port, other_port, count } => write!(
+                f,
+                "network {network}: ports {port} and {other_port} seem to be connected to each other: frames come in there \
+                 with the addresses of {count} stations of other ports"
+            ),
+            Self::ShardStalled { cpu, port, milliseconds } => {
+                write!(f, "port {port}: held up the shard on CPU {cpu} for {milliseconds} ms")
+            }
+            Self::StormBegan { port, traffic, limit } => {
+                write!(f, "port {port}: sends more {traffic} than {limit} frames/s; the rest is dropped")
+            }
+            Self::StormEnded { port, traffic, dropped } => {
+                write!(f, "port {port}: no longer sends too much {traffic}; {dropped} frames were dropped")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Broadcast => "broadcast",
+            Self::Multicast => "multicast",
+            Self::UnknownUnicast => "unknown unicast",
+        })
+    }
+}
+
+fn times(count: u64) -> String {
+    if count > 1 { format!(", {count} times") } else { String::new() }
+}
