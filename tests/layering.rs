@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, in the order of ARCHITECTURE.md. A module uses those of its own line and of lines above it.
 const LAYERS: &[&[&str]] = &[
-    &["limits", "ident", "clock"],
+    &["limits", "ident", "clock", "printable"],
     &["wire"],
     &["sys"],
     &["mem"],

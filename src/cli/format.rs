@@ -2,14 +2,17 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-/// A table without lines: columns apart by two blanks, numbers flush right; no headline if `header` is empty.
+use crate::printable;
+
+/// A table without lines: columns apart by two blanks, numbers flush right; no headline if `header` is empty. A cell has one
+/// line, whatever it holds.
 pub(super) fn table(header: &[&str], numbers: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     if !header.is_empty() {
         table.set_header(header);
     }
-    table.add_rows(rows);
+    table.add_rows(rows.map(|row| row.iter().map(|cell| printable::line(cell).into_owned()).collect::<Vec<_>>()));
     let last = table.column_count().saturating_sub(1);
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, if index == last { 0 } else { 2 }));
@@ -93,6 +96,8 @@ mod tests {
         let rows = [vec!["a".into(), "1".into(), "x".into()], vec!["long".into(), "100".into(), String::new()]];
         let text = table(&["NAME", "COUNT", "WHY"], &[1], rows.into_iter());
         assert_eq!(text, "NAME  COUNT  WHY\na         1  x\nlong    100\n");
+        let forged = table(&[], &[], [vec!["a\nb  up".into(), "\u{1b}[2J".into()]].into_iter());
+        assert_eq!(forged, "a\\nb  up  \\u{1b}[2J\n");
         let facts = [vec!["network".into(), "lan".into()], vec!["MAC".into(), "x".into()]];
         assert_eq!(table(&[], &[], facts.into_iter()), "network  lan\nMAC      x\n");
     }

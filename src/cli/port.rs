@@ -8,6 +8,7 @@ use super::tables::{origin, received, state};
 use crate::config::Offloads;
 use crate::control::report::{CounterReport, PortReport, PortState};
 use crate::host::cpu::list;
+use crate::printable;
 use crate::verdict::DropReason;
 
 /// `linecard port show`.
@@ -28,7 +29,7 @@ pub(super) fn show(port: &PortReport) -> String {
 }
 
 fn headline(port: &PortReport) -> String {
-    let why = port.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let why = port.reason.as_ref().map(|reason| format!(": {}", printable::line(reason))).unwrap_or_default();
     let next = match port.state {
         PortState::Stopped => "; `linecard apply` tries again once the cause is gone",
         PortState::Up | PortState::Down => "",
@@ -173,7 +174,7 @@ fn plain(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => printable::line(text).into_owned(),
         Value::Array(list) if list.iter().all(|item| !item.is_object() && !item.is_array()) => {
             list.iter().map(plain).collect::<Vec<_>>().join(" ")
         }

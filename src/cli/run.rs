@@ -18,6 +18,7 @@ use super::{
 use crate::control::report::{Flushed, NewPort, PlanReport, PortReport, StatusReport};
 use crate::host::cpu::{CpuError, Cpus};
 use crate::host::cpu_plan::CpuPlan;
+use crate::printable;
 
 /// Exit code: refused or failed.
 const FAILED: u8 = 1;
@@ -72,17 +73,18 @@ fn complain(error: &RunError) {
     match error {
         RunError::File(FileError::Bad(_, wrong)) => eprint!("{}", wrong.render(configuration::color(&stderr))),
         RunError::Client(ClientError::Refused(refusal)) => {
-            eprintln!("linecard: {}", refusal.error);
+            eprintln!("linecard: {}", printable::text(&refusal.error));
             if refusal.diagnostics.len() > 1 {
-                refusal.diagnostics.iter().for_each(|mistake| eprintln!("  {}", told(mistake)));
+                refusal.diagnostics.iter().for_each(|mistake| eprintln!("  {}", printable::line(&told(mistake))));
             }
             if let Some(fix) = &refusal.fix {
-                eprintln!("  {fix}");
+                eprintln!("  {}", printable::text(fix));
             }
         }
         other => {
             let causes = std::iter::successors(std::error::Error::source(other), |cause| cause.source());
-            eprintln!("linecard: {}", causes.fold(other.to_string(), |text, cause| format!("{text}: {cause}")));
+            let text = causes.fold(other.to_string(), |text, cause| format!("{text}: {cause}"));
+            eprintln!("linecard: {}", printable::text(&text));
         }
     }
 }
@@ -118,7 +120,7 @@ impl Session<'_> {
 
     fn show(&self, answer: &Value, text: impl FnOnce() -> String) -> Result<(), RunError> {
         self.write(&match self.output {
-            Output::Table => text(),
+            Output::Table => printable::text(&text()).into_owned(),
             Output::Json => format!("{answer:#}\n"),
             Output::Yaml => serde_yaml::to_string(answer).map_err(RunError::Yaml)?,
         })

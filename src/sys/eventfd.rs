@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
 use super::doorbell::{self, Rang};
+use crate::printable;
 
 /// A counter of the kernel that becomes readable when it is not zero. Ours never block.
 #[derive(Debug)]
@@ -38,7 +40,8 @@ impl EventFd {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
         // The name that the kernel gives to these (fs/eventfd.c, do_eventfd).
         if link.as_os_str() != "anon_inode:[eventfd]" {
-            let message = format!("the descriptor is not an eventfd but {}", link.display());
+            let link = printable::name(link.as_os_str().as_bytes());
+            let message = format!("the descriptor is not an eventfd but {link}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         doorbell::watch()?;

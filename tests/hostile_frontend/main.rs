@@ -11,6 +11,7 @@ mod frontend;
 mod host;
 mod memory;
 mod messages;
+mod names;
 
 use std::os::fd::{AsFd, BorrowedFd};
 

@@ -100,3 +100,19 @@ fn kicks_outlive_the_eventfd_the_shard_and_the_ring() {
     other.signal();
     assert_eq!(rig.counters()[0], 2);
 }
+
+#[test]
+fn a_count_that_a_front_end_writes_is_no_number_of_kicks() {
+    let rig = Rig::new();
+    rig.guest.kick.signal();
+    assert_eq!(rig.counters()[0], 1);
+    // The most that an eventfd takes, all at once.
+    rustix::io::write(rig.guest.kick.as_fd(), &(u64::MAX - 10).to_ne_bytes()).unwrap();
+    let jumped = rig.counters()[0];
+    assert!((1..1 << 40).contains(&jumped), "{jumped}");
+    assert!(rig.guest.kick.drain() > 1 << 60);
+    let after = rig.counters()[0];
+    assert!((jumped..1 << 40).contains(&after), "{jumped} and then {after}");
+    rig.guest.kick.signal();
+    assert!((after + 1..1 << 40).contains(&rig.counters()[0]));
+}

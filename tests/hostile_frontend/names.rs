@@ -1,0 +1,66 @@
+//! Beyond the points: what a front end can have printed where an operator looks. The kernel lets it give a descriptor any
+//! name, and a refusal says which name that was.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::Command;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::Scene;
+use super::frontend::session::request;
+
+/// Clears the screen, sets the window's title, rings, forges a log line, turns the text round, and uses the 8-bit form of ESC [.
+const NAME: &str = "x\x1b[2J\x1b]0;owned\x07\n[2026-11-29T00:00:00Z ERROR] well-1: forged\r\u{202e}\u{200b}\u{9b}2J";
+
+/// What `linecard ARGS` prints for people.
+fn printed(scene: &Scene, args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_linecard"))
+        .arg("--api")
+        .arg(scene.daemon.dir().join("api.sock"))
+        .args(args)
+        .output()
+        .expect("the linecard command");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The first character that a name must not bring to a terminal or a log.
+fn raw(text: &str) -> Option<char> {
+    let harmless = |c: char| c == '\n' || c.is_ascii_graphic() || c == ' ';
+    text.chars().find(|c| !harmless(*c))
+}
+
+#[test]
+fn names_of_descriptors_are_printed_and_not_obeyed() {
+    let scene = Scene::new();
+    let session = scene.session();
+    let file = File::from(memfd_create(NAME, MemfdFlags::CLOEXEC).unwrap());
+    let refused = session.tell(request::SET_VRING_KICK, &0u64.to_le_bytes(), &[file.as_fd()], true);
+    assert!(refused.is_err(), "no eventfd");
+    let port = scene.daemon.port_when("bad", "it says what was wrong", |port| port.state() == "stopped");
+    let reason = port.reason().unwrap();
+    assert!(reason.contains(r"not an eventfd but /memfd:x\x1b[2J"), "{reason}");
+    for args in [&["port", "list"][..], &["port", "show", "bad"], &["status"], &["-o", "yaml", "port", "show", "bad"]] {
+        let text = printed(&scene, args);
+        assert_eq!(raw(&text), None, "{args:?}: {text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("[2026")), "{args:?}: {text:?}");
+    }
+    let log = scene.daemon.log();
+    assert!(log.contains("not an eventfd but /memfd:x"), "{log}");
+    assert_eq!(raw(&log), None, "{log:?}");
+    assert!(
+        !log.lines().any(|line| line.ends_with("well-1: forged") || line.contains("] well-1: forged\r")),
+        "{log:?}"
+    );
+    drop(session);
+    // As long as a name can be, and longer when it is escaped.
+    let session = scene.session();
+    let file = File::from(memfd_create("\x1b".repeat(200).as_str(), MemfdFlags::CLOEXEC).unwrap());
+    assert!(session.tell(request::SET_VRING_KICK, &0u64.to_le_bytes(), &[file.as_fd()], true).is_err());
+    let long = scene.daemon.port_when("bad", "it says so again", |port| {
+        port.reason().is_some_and(|reason| reason.contains(r"/memfd:\x1b\x1b"))
+    });
+    assert!(long.reason().unwrap().len() < 400, "{:?}", long.reason());
+    drop(session);
+    scene.finish();
+}
