@@ -131,6 +131,15 @@ impl Report {
             (At::Value, Some(index)) => index.value(path),
             (At::Key | At::Value, None) => return None,
         };
+        let (line, column) = self.within(line, column);
         Some(Place { file: self.file.clone(), line, column, length })
+    }
+
+    /// A place that an editor can go to: the parser may count one line more than there is at the end of the text.
+    fn within(&self, line: usize, column: usize) -> (usize, usize) {
+        // A lone carriage return ends a line too (YAML 1.2, 5.4).
+        let text = self.text.replace("\r\n", "\n").replace('\r', "\n");
+        let (lines, last) = text.split('\n').fold((0, ""), |(count, _), line| (count + 1, line));
+        if line > lines { (lines, last.chars().count() + 1) } else { (line, column) }
     }
 }

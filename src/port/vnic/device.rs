@@ -26,6 +26,8 @@ pub(super) struct Device {
     /// Acknowledged virtio bits; `None` before the first SET_FEATURES.
     features: Option<u64>,
     protocol: u64,
+    /// The front end has asked which features there are.
+    pub(super) asked: bool,
     mtu: Option<u16>,
     memory: SharedMemory,
     /// Where to note what is written to the guest's memory; in force while LOG_ALL is acknowledged as well.
@@ -48,6 +50,7 @@ impl Device {
             nic,
             features: None,
             protocol: 0,
+            asked: false,
             mtu: None,
             memory,
             log: None,
@@ -127,9 +130,10 @@ impl Device {
         Ok(())
     }
 
-    /// Whether NEED_REPLY has a meaning.
+    /// Whether NEED_REPLY has a meaning. The `vhost` crate, which acknowledges most messages, wants to have been asked for
+    /// the features as well (its `update_reply_ack_flag`); what we acknowledge ourselves follows it.
     pub(super) fn has_reply_ack(&self) -> bool {
-        self.protocol & PROTOCOL_REPLY_ACK != 0
+        self.asked && self.protocol & PROTOCOL_REPLY_ACK != 0
     }
 
     /// The ring of a message that changes it.

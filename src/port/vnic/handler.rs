@@ -140,6 +140,7 @@ impl VhostUserBackendReqHandler for Handler {
     }
 
     fn get_features(&self) -> Result<u64> {
+        self.device().asked = true;
         Ok(features::offered(self.nic.config.compat))
     }
 
