@@ -8,7 +8,7 @@ mod frontend;
 use std::path::Path;
 use std::time::Instant;
 
-use frontend::daemon::{Daemon, allowed_cpus, port_with, preamble, preamble_with};
+use frontend::daemon::{Daemon, port_with, preamble, preamble_with, two_cpus};
 use frontend::eventually;
 use frontend::frame::frame;
 use frontend::nic::{LINUX, Nic, NicConfig, carry, exchange, meet};
@@ -100,18 +100,18 @@ fn kicks_are_counted_and_so_are_those_that_polling_spared() {
 }
 
 /// The CPU of the exclusive shard: the second that there is.
-fn spare_cpu() -> Option<usize> {
-    allowed_cpus().get(1).copied()
+#[track_caller]
+fn spare_cpu() -> usize {
+    two_cpus()[1]
 }
 
-/// Ports `a` and `b` with profiles of their names at these levels, and one exclusive shard if there is a CPU for it.
+/// Ports `a` and `b` with profiles of their names at these levels, and one exclusive shard.
 fn profiles(dir: &Path, a: &str, b: &str) -> String {
     let ports = ["a", "b"].map(|name| port_with(dir, name, "lan", "server", &format!(", profile: {name}"))).concat();
     let profiles = format!(
         "profiles: {{ a: {{ latency-sensitivity: {a} }}, b: {{ latency-sensitivity: {b} }} }}\nnetworks: {{ lan: {{}} }}"
     );
-    let exclusive = spare_cpu().map(|cpu| format!(", exclusive: \"{cpu}\"")).unwrap_or_default();
-    let head = preamble_with(dir, &exclusive);
+    let head = preamble_with(dir, &format!(", exclusive: \"{}\"", spare_cpu()));
     format!("{head}{profiles}\nports:\n{ports}")
 }
 
@@ -161,10 +161,6 @@ fn may_lock(bytes: u64) -> bool {
 
 #[test]
 fn ports_become_high_and_cease_to_be_while_guests_talk() {
-    if spare_cpu().is_none() {
-        eprintln!("this process may use one CPU only: that a port at `high` gets one of its own was not tested");
-        return;
-    }
     let daemon = Daemon::start(|dir| profiles(dir, "normal", "low"));
     let [mut a, mut b] = nics(&daemon);
     // What each port is served by shows in the number of queues of the exclusive shard.
@@ -181,7 +177,7 @@ fn ports_become_high_and_cease_to_be_while_guests_talk() {
     apply(&daemon, "high", "low");
     assert_eq!(exclusive(), 4);
     let cpus = |port| daemon.port(port).0["cpus"][0].as_u64().unwrap() as usize;
-    assert_eq!((Some(cpus("a")), cpus("b")), (spare_cpu(), allowed_cpus()[0]));
+    assert_eq!([cpus("b"), cpus("a")], two_cpus());
     talk(&mut a, &mut b);
     daemon.port_when("a", &format!("its memory is pinned: {locked:?}"), |_| {
         pinned("a").as_str().is_some_and(|how| locked.contains(&how))
@@ -204,11 +200,7 @@ fn ports_become_high_and_cease_to_be_while_guests_talk() {
 
 #[test]
 fn a_port_at_high_keeps_that_before_new_ones_when_exclusive_cpus_move() {
-    let Some(spare) = spare_cpu() else {
-        eprintln!("this process may use one CPU only: who gets an exclusive CPU that moves was not tested");
-        return;
-    };
-    let first = allowed_cpus()[0];
+    let [first, spare] = two_cpus();
     // `b` alone at first; `a`, whose name comes first, is new when the two CPUs change places.
     let with = |dir: &Path, [shared, exclusive]: [usize; 2], ports: &[(&str, &str)]| {
         let port = |(name, mode): &(&str, &str)| port_with(dir, name, "lan", mode, ", latency-sensitivity: high");
@@ -236,17 +228,13 @@ fn a_port_at_high_keeps_that_before_new_ones_when_exclusive_cpus_move() {
 fn of_vms(dir: &Path, vms: [&str; 2]) -> String {
     let more = |vm| format!(", latency-sensitivity: high, affinity: vm, labels: {{ vm: {vm} }}");
     let ports = [("a", vms[0]), ("b", vms[1])].map(|(name, vm)| port_with(dir, name, "lan", "server", &more(vm)));
-    let exclusive = spare_cpu().map(|cpu| format!(", exclusive: \"{cpu}\"")).unwrap_or_default();
-    let head = preamble_with(dir, &exclusive);
+    let head = preamble_with(dir, &format!(", exclusive: \"{}\"", spare_cpu()));
     format!("{head}networks: {{ lan: {{}} }}\nports:\n{}", ports.concat())
 }
 
 #[test]
 fn a_vm_with_the_only_exclusive_cpu_can_be_renamed_while_it_talks() {
-    let Some(spare) = spare_cpu() else {
-        eprintln!("this process may use one CPU only: that ports which change together make room was not tested");
-        return;
-    };
+    let spare = spare_cpu();
     let daemon = Daemon::start(|dir| of_vms(dir, ["old"; 2]));
     let [mut a, mut b] = nics(&daemon);
     let apply = |vms| {
@@ -268,10 +256,7 @@ fn a_vm_with_the_only_exclusive_cpu_can_be_renamed_while_it_talks() {
 
 #[test]
 fn everything_but_shards_leaves_a_cpu_that_becomes_exclusive() {
-    let Some(spare) = spare_cpu() else {
-        eprintln!("this process may use one CPU only: that control threads leave exclusive ones was not tested");
-        return;
-    };
+    let spare = spare_cpu();
     let daemon = Daemon::start(|dir| pair(dir, ["normal"; 2]));
     let _nics = nics(&daemon);
     let pid = daemon.linecard(&["status"]).unwrap()["pid"].clone();
@@ -299,11 +284,14 @@ fn everything_but_shards_leaves_a_cpu_that_becomes_exclusive() {
 
 #[test]
 fn shards_come_and_go_while_guests_talk() {
-    let on = |dir: &Path, cpus: &str| pair(dir, ["normal"; 2]).replace("cpus: \"0\"", &format!("cpus: \"{cpus}\""));
-    let daemon = Daemon::start(|dir| on(dir, "0"));
+    let [first, second] = two_cpus().map(|cpu| cpu.to_string());
+    let both = format!("{first},{second}");
+    let was = format!("cpus: \"{first}\"");
+    let on = |dir: &Path, cpus: &str| pair(dir, ["normal"; 2]).replace(&was, &format!("cpus: \"{cpus}\""));
+    let daemon = Daemon::start(|dir| on(dir, &first));
     let [mut a, mut b] = nics(&daemon);
     let file = daemon.dir().join("linecard.yaml");
-    for (cpus, expected) in [("0-1", 2), ("1", 1), ("0", 1)] {
+    for (cpus, expected) in [(&both, 2), (&second, 1), (&first, 1)] {
         std::fs::write(&file, on(daemon.dir(), cpus)).unwrap();
         let plan = daemon.linecard(&["plan"]).unwrap();
         assert!(
@@ -314,7 +302,7 @@ fn shards_come_and_go_while_guests_talk() {
         exchange(&mut a, &mut b, 64);
         assert_eq!(daemon.linecard(&["shard", "list"]).unwrap().as_array().unwrap().len(), expected);
     }
-    std::fs::write(&file, on(daemon.dir(), "0,8191")).unwrap();
+    std::fs::write(&file, on(daemon.dir(), &format!("{first},8191"))).unwrap();
     let refused = daemon.linecard(&["apply"]).unwrap_err();
     assert!(refused.contains("shards.cpus names CPU 8191"), "{refused}");
     exchange(&mut a, &mut b, 64);

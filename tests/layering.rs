@@ -1,4 +1,5 @@
-//! The wall plan: which module of `src/` may use which, where `unsafe` may stand, and how big things may get.
+//! The wall plan: which module of `src/` may use which, where `unsafe` may stand, how big things may get, and that no test
+//! passes without having done its work.
 //!
 //! In one crate the compiler does not keep layers apart, so this does. It reads the source as text, with comments and
 //! literals blanked out, and looks for paths that begin at the crate's root. All offences are listed at once, each as
@@ -62,12 +63,24 @@ fn names_say_what_a_module_provides() {
     check(|file| file.name_offences());
 }
 
+#[test]
+fn tests_skip_nothing() {
+    for folder in ["src", "tests", "qemu-tests", "benches"] {
+        check_in(folder, |file| file.skip_offences());
+    }
+}
+
 /// Runs a rule over every file of `src/` and fails with all that it found.
 fn check(rule: impl Fn(&Source) -> Vec<Offence>) {
+    check_in("src", rule);
+}
+
+/// The same over every file of a folder.
+fn check_in(folder: &str, rule: impl Fn(&Source) -> Vec<Offence>) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = Vec::new();
-    walk(&root.join("src"), &mut paths);
-    assert!(paths.len() > 10, "src/ was not found");
+    walk(&root.join(folder), &mut paths);
+    assert!(paths.len() > 5, "{folder}/ was not found");
     let mut report = String::new();
     for path in paths {
         let name = path.strip_prefix(root).unwrap().to_str().unwrap();
@@ -216,6 +229,24 @@ impl Source {
         offences
     }
 
+    /// What a test does that lacks something and passes all the same: it returns early, or only tells of it.
+    fn skip_offences(&self) -> Vec<Offence> {
+        const WHY: &str = "a test that cannot do its work fails and says what it needs";
+        let attributes = (0..self.code.len()).filter(|&at| self.follows(at, "#[test]"));
+        let bodies = attributes.filter_map(|at| (at..self.code.len()).find(|&p| self.code[p] == '{'));
+        let bodies: Vec<_> = bodies.map(|open| open..self.closing(open)).collect();
+        let is_early = |at: usize, word: &str| match word {
+            "return" => {
+                let next = self.code[at + word.len()..].iter().find(|c| !c.is_whitespace());
+                matches!(next, Some(';' | '}' | ','))
+            }
+            word => word == "eprintln",
+        };
+        let early = self.words().filter(|(at, word)| is_early(*at, word));
+        let early = early.filter(|(at, _)| bodies.iter().any(|body| body.contains(at)));
+        early.map(|(at, word)| (self.line(at), format!("`{word}` in a test: {WHY}"))).collect()
+    }
+
     fn name_offences(&self) -> Vec<Offence> {
         let empty = self.modules.iter().filter(|name| EMPTY_NAMES.contains(&name.as_str()));
         empty.map(|name| (1, format!("`{name}` says nothing about what the module provides"))).collect()
@@ -359,6 +390,14 @@ fn climbing_to_the_root_is_seen() {
         layers("src/wire/arp.rs", "use super::ethernet;\nuse super::super::ring;\nmod t { use super::super::x; }"),
         [2]
     );
+}
+
+#[test]
+fn tests_that_skip_are_seen() {
+    let skips = |text| offences("tests/idle.rs", text, Source::skip_offences);
+    let text = "#[test]\nfn a() {\n  if one() { return; }\n let Some(x) = y else { return };\n eprintln!(\"no\");\n}\n\
+                fn b() { if one() { return; } println!(); }\n#[test]\nfn c() { let d = |e| { return e; }; }\n";
+    assert_eq!(skips(text), [3, 4, 5]);
 }
 
 #[test]

@@ -195,6 +195,17 @@ pub fn allowed_cpus() -> Vec<usize> {
     (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
 }
 
+/// The first two of them: a shard's, and another.
+///
+/// # Panics
+/// There is one only: what a test is about would go untested.
+#[track_caller]
+pub fn two_cpus() -> [usize; 2] {
+    let cpus = allowed_cpus();
+    let first = cpus.first_chunk().copied();
+    first.unwrap_or_else(|| panic!("this test needs two CPUs, and its process may use {cpus:?} only: give it another"))
+}
+
 /// The head of a configuration: one shard on the first CPU there is, everything below `dir`.
 pub fn preamble(dir: &Path) -> String {
     preamble_with(dir, "")
