@@ -55,7 +55,8 @@ impl DropCounters {
 /// What one shard counts for one port. "rx" is what the switch received from the port, "tx" what it gave to it.
 ///
 /// Two sums always hold at rest: `rx_frames = rx_delivered + rx_dropped` (each received frame reached at least one port
-/// or was dropped for one reason), and every copy offered to the port is in `tx_frames` or in `tx_dropped`.
+/// or was dropped for one reason), and every copy offered to the port is in `tx_frames` or in `tx_dropped`. A frame whose
+/// first segments reached a port is delivered, and counts there as given; what it lacks is in `tx_segments_dropped`.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct PortCounters {
@@ -79,6 +80,8 @@ pub struct PortCounters {
     pub tx_gso: Counter,
     /// Frames given to the port as several, because it does not segment.
     pub tx_segmented: Counter,
+    /// Segments of those that found no buffer, while earlier ones of their frame did.
+    pub tx_segments_dropped: Counter,
     /// Frames given to the port with a checksum that was completed for it.
     pub tx_completed: Counter,
     /// Frames given to the port as parts of larger ones.
@@ -91,9 +94,9 @@ impl PortCounters {
     /// Starts again at zero, for another port with the same number. Only while no shard counts for it.
     pub fn clear(&self) {
         let rx = [&self.rx_frames, &self.rx_bytes, &self.rx_delivered, &self.rx_gso, &self.mtu_exceeded_bytes];
-        let tx =
-            [&self.tx_frames, &self.tx_bytes, &self.tx_gso, &self.tx_segmented, &self.tx_completed, &self.tx_merged];
-        for counter in rx.into_iter().chain(tx) {
+        let tx = [&self.tx_frames, &self.tx_bytes, &self.tx_gso];
+        let made = [&self.tx_segmented, &self.tx_segments_dropped, &self.tx_completed, &self.tx_merged];
+        for counter in rx.into_iter().chain(tx).chain(made) {
             counter.clear();
         }
         for counter in self.rx_dropped.0.iter().chain(&self.tx_dropped.0) {

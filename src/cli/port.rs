@@ -102,6 +102,12 @@ fn offloads(counters: &CounterReport) -> String {
         let [from, whole, cut] = [counters.rx_gso, counters.tx_gso, counters.tx_segmented].map(exact);
         text += &format!("large frames: {from} from it, {whole} to it whole, {cut} to it as segments\n");
     }
+    if counters.tx_segments_dropped > 0 {
+        text += &format!(
+            "large frames cut short for it, for want of buffers: {} segments dropped\n",
+            exact(counters.tx_segments_dropped)
+        );
+    }
     if counters.tx_merged > 0 {
         text += &format!("segments merged into large frames for it: {}\n", exact(counters.tx_merged));
     }

@@ -283,6 +283,7 @@ impl State {
             tx_bytes: totals.tx_bytes,
             tx_gso: totals.tx_gso,
             tx_segmented: totals.tx_segmented,
+            tx_segments_dropped: totals.tx_segments_dropped,
             tx_completed: totals.tx_completed,
             tx_merged: totals.tx_merged,
             tx_dropped: totals.tx_dropped.iter().sum(),

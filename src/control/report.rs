@@ -171,6 +171,9 @@ pub struct CounterReport {
     /// Frames given to the port as several, because it does not segment.
     #[serde(default)]
     pub tx_segmented: u64,
+    /// Segments of those that found no buffer, while earlier ones of their frame did.
+    #[serde(default)]
+    pub tx_segments_dropped: u64,
     /// Frames given to the port with a checksum that was completed for it.
     #[serde(default)]
     pub tx_completed: u64,

@@ -144,6 +144,8 @@ fn ports(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Res
     counters(encoder, "port_rx_gso", "Frames received from the port to be segmented", each(|c| c.rx_gso))?;
     counters(encoder, "port_tx_gso", "Frames given to the port to be segmented", each(|c| c.tx_gso))?;
     counters(encoder, "port_tx_segmented", "Frames segmented for the port", each(|c| c.tx_segmented))?;
+    let cut = each(|c| c.tx_segments_dropped);
+    counters(encoder, "port_tx_segments_dropped", "Segments for which the port had no buffer", cut)?;
     counters(encoder, "port_tx_merged", "Frames merged into larger ones for the port", each(|c| c.tx_merged))?;
     counters(encoder, "port_tx_checksums_completed", "Checksums completed for the port", each(|c| c.tx_completed))
 }

@@ -70,9 +70,14 @@ impl<'b, 'm> Rewrite<'b, 'm> {
     /// How many frames are left to write.
     pub fn count(&self) -> usize {
         match &self.work {
-            Work::Checksum { .. } => 1,
-            Work::Segments(segments) => self.left.div_ceil(segments.size.max(1)).max(1),
+            Work::Checksum { .. } => usize::from(self.left > 0),
+            Work::Segments(segments) => self.left.div_ceil(segments.size.max(1)).max(usize::from(segments.first)),
         }
+    }
+
+    /// Bytes of the frame that are left to write.
+    pub fn bytes_left(&self) -> usize {
+        self.left
     }
 
     /// Whether it becomes several frames.

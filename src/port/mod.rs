@@ -111,6 +111,8 @@ pub struct Outcome {
     pub reasons: [DropReason; BATCH_FRAMES],
     /// Frames delivered as several, because the far end cannot segment.
     pub segmented: u32,
+    /// Segments of those that found no room, while earlier ones of their frame did, and bytes of their payload.
+    pub cut: (u32, u64),
     /// Frames delivered with a checksum that the far end could not complete.
     pub completed: u32,
     /// Frames delivered as parts of larger ones, because the far end takes such.
@@ -126,6 +128,7 @@ impl Outcome {
             delivered: 0,
             reasons: [DropReason::NoDestination; BATCH_FRAMES],
             segmented: 0,
+            cut: (0, 0),
             completed: 0,
             merged: 0,
             held: None,
@@ -145,6 +148,12 @@ impl Outcome {
         } else {
             self.completed += 1;
         }
+    }
+
+    /// Notes that the last `segments` of a frame that was delivered could not be, with so many bytes of payload.
+    pub fn cut(&mut self, segments: usize, bytes: usize) {
+        self.cut.0 += segments as u32;
+        self.cut.1 += bytes as u64;
     }
 
     /// Notes that frame `index` could not be delivered here.

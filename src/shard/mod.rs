@@ -133,6 +133,7 @@ pub struct PortTotals {
     pub tx_bytes: u64,
     pub tx_gso: u64,
     pub tx_segmented: u64,
+    pub tx_segments_dropped: u64,
     pub tx_completed: u64,
     pub tx_merged: u64,
     pub tx_dropped: [u64; DropReason::COUNT],
@@ -510,6 +511,7 @@ impl Default for PortTotals {
             tx_bytes: 0,
             tx_gso: 0,
             tx_segmented: 0,
+            tx_segments_dropped: 0,
             tx_completed: 0,
             tx_merged: 0,
             tx_dropped: none,
@@ -529,6 +531,7 @@ impl PortTotals {
         self.tx_bytes += counters.tx_bytes.get();
         self.tx_gso += counters.tx_gso.get();
         self.tx_segmented += counters.tx_segmented.get();
+        self.tx_segments_dropped += counters.tx_segments_dropped.get();
         self.tx_completed += counters.tx_completed.get();
         self.tx_merged += counters.tx_merged.get();
         for &reason in DropReason::ALL {

@@ -270,16 +270,17 @@ fn transmit(
         }
     }
     counters.tx_frames.add(u64::from(outcome.delivered.count_ones()));
-    counters.tx_bytes.add(bytes);
     if batch.gso_frames() | outcome.completed | outcome.merged > 0 {
-        count_offloads(batch, picks, outcome, counters);
+        bytes = bytes.saturating_sub(count_offloads(batch, picks, outcome, counters));
     }
+    counters.tx_bytes.add(bytes);
     outcome.delivered
 }
 
-/// Counts what became of frames that were to be segmented or completed, and how many were merged.
+/// Counts what became of frames that were to be segmented or completed, and how many were merged; returns how many bytes the
+/// frames that were delivered lack.
 #[cold]
-fn count_offloads(batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, counters: &PortCounters) {
+fn count_offloads(batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, counters: &PortCounters) -> u64 {
     let is_whole =
         |&&index: &&u8| outcome.delivered & 1 << index != 0 && batch.frames()[usize::from(index)].needs.is_gso();
     let gso = picks.iter().filter(is_whole).count() as u64;
@@ -288,6 +289,9 @@ fn count_offloads(batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, counte
     counters.tx_segmented.add(segmented.into());
     counters.tx_completed.add(completed.into());
     counters.tx_merged.add(std::mem::take(&mut outcome.merged).into());
+    let (segments, bytes) = std::mem::take(&mut outcome.cut);
+    counters.tx_segments_dropped.add(segments.into());
+    bytes
 }
 
 /// Keeps the length of the largest frame that was dropped for the port's MTU: what the MTU would have to be.

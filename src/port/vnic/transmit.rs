@@ -117,7 +117,7 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
         let faulted = state.fault.is_some();
         return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
     };
-    let before = outcome.delivered;
+    let (before, cut) = (outcome.delivered, outcome.cut);
     let form = Form {
         header: running.header,
         mergeable: running.mergeable,
@@ -129,7 +129,7 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
     // What came before a fault has been written and is the guest's.
     let frames = (outcome.delivered ^ before).count_ones();
     let mut due = state.publish_frames(frames);
-    if frames as usize != picks.len() && due.is_some() {
+    if (frames as usize != picks.len() || outcome.cut != cut) && due.is_some() {
         // It is short of buffers: only the interrupt that was held back makes it post more.
         due = state.flush(Flush::All);
     }
@@ -225,8 +225,7 @@ impl Delivery<'_, '_> {
             if frame.exceeds(self.batch.head(usize::from(index)), self.form.longest) {
                 self.outcome.refuse(index, DropReason::MtuExceeded);
             } else if !frame.needs.met_by(self.form.accepts) {
-                self.rewrites.deliver(ring, &mut self.buffers, self.batch, index, self.outcome)?;
-                self.dry = false;
+                self.rewrite(ring, index)?;
             } else if !self.fill_any(ring, index, picks.len() - at)? {
                 self.outcome.refuse_all(&picks[at..], DropReason::RingFull);
                 return Ok(());
@@ -235,8 +234,8 @@ impl Delivery<'_, '_> {
         }
     }
 
-    /// Writes one frame over as many chains as it takes. `false` if there is no chain at all; `left` is how many frames
-    /// there are from this one on.
+    /// Writes one frame over as many chains as it takes; a large one for which there are too few, or that are too small, as
+    /// its segments. `false` if there is no chain at all; `left` is how many frames there are from this one on.
     fn fill_any<R: DeviceRing>(&mut self, ring: &mut R, index: u8, left: usize) -> Result<bool, RingFault> {
         if !self.has_chain(ring, left)? {
             return Ok(false);
@@ -248,9 +247,19 @@ impl Delivery<'_, '_> {
                 self.outcome.deliver(index);
                 self.dry = false;
             }
+            // Its segments are shorter.
+            Err(_) if frame.needs.is_gso() => self.rewrite(ring, index)?,
             Err(reason) => self.outcome.refuse(index, reason),
         }
         Ok(true)
+    }
+
+    /// Makes complete frames of one that the guest cannot take, and writes as many as it has room for.
+    fn rewrite<R: DeviceRing>(&mut self, ring: &mut R, index: u8) -> Result<(), RingFault> {
+        let before = self.outcome.delivered;
+        self.rewrites.deliver(ring, &mut self.buffers, self.batch, index, self.outcome)?;
+        self.dry &= self.outcome.delivered == before;
+        Ok(())
     }
 
     /// Whether there is a chain, after a look at what the guest has posted meanwhile if need be.

@@ -2,11 +2,12 @@
 //! delay.
 
 use super::*;
-use crate::frame::Needs;
-use crate::offload::exercise;
+use crate::frame::{Batch, Needs, heads};
+use crate::mem::Span;
 use crate::offload::sketch::Sketch;
-use crate::port::Flush;
+use crate::offload::{admit, exercise};
 use crate::port::testing::transmit;
+use crate::port::{Flush, Outcome};
 
 /// Where buffers are, and how long each is.
 const BUFFERS: u64 = 0x8_0000;
@@ -153,4 +154,18 @@ fn a_level_that_changes_lets_go_of_what_was_held_back() {
     assert!(!rig.flush(Flush::Idle(crate::sys::cpu::cycles())));
     assert!(!rig.give());
     assert_eq!(rig.guest.call.drain(), 2);
+}
+
+#[test]
+fn a_guest_that_gets_the_beginning_of_a_large_frame_is_interrupted_at_once() {
+    let rig = holding(|_| true);
+    // More segments than the ring has buffers.
+    let made = Sketch { payload: vec![1; 15_000], gso_size: 100, ..Sketch::default() }.make();
+    let (mut memory, mut heads, mut outcome) = (made.bytes.clone(), heads(), Outcome::new());
+    let mut batch = Batch::new(&mut heads, 0);
+    admit(&mut batch, made.bytes.len(), &[Span::from_buffer(&mut memory)], &made.header.to_bytes(), Needs::ALL);
+    rig.port.transmit_side().transmit(&batch, &[0], &mut outcome);
+    let given = 128 - 2;
+    assert_eq!((outcome.delivered, outcome.cut), (1, (150 - given, u64::from(150 - given) * 100)));
+    assert_eq!((outcome.held, rig.guest.call.drain()), (None, 1));
 }
