@@ -35,7 +35,7 @@ fn tables(stations: usize) -> Tables {
     for number in 0..stations {
         fdb.learn(NETWORK, mac(number), PortIndex((number % 2) as u16), limits, Tick(0));
     }
-    let port = || Some(PortRow { network: NETWORK, mtu: Some(1500), macs: u32::MAX });
+    let port = || Some(PortRow { network: NETWORK, mtu: Some(1500), macs: u32::MAX, storm: Arc::default() });
     let members = [PortIndex(0), PortIndex(1)].into();
     let network = NetworkRow { members, mac_age: Duration::from_secs(300), mac_limit: u32::MAX };
     Tables { ports: [port(), port()].into(), networks: [Some(network)].into(), fdb: Arc::new(fdb) }

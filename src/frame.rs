@@ -234,6 +234,16 @@ impl Frame<'_> {
         let tags = Ethernet::parse(head.bytes_of(self)).map_or(0, |view| view.tag_count());
         self.wire_len(head) > longest.saturating_add((TAG_BYTES * tags) as u32)
     }
+
+    /// How many frames this one is on the wire: one, or as many as it has segments, as `head` has it.
+    pub fn wire_frames(&self, head: &Head) -> u32 {
+        if !self.needs.is_gso() {
+            return 1;
+        }
+        let header = head.header();
+        let payload = self.len.saturating_sub(header.hdr_len.into());
+        payload.div_ceil(u32::from(header.gso_size).max(1)).max(1)
+    }
 }
 
 /// Bytes of the longest frame without VLAN tags whose payload is within `mtu`; `None` is any.

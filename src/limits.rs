@@ -74,6 +74,24 @@ pub const FDB_ENTRIES: usize = 1 << 20;
 /// MAC addresses that one port may teach the switch unless its configuration says otherwise.
 pub const PORT_MACS_DEFAULT: u32 = 4096;
 
+/// Frames in a second that one vNIC may have flooded unless its configuration says otherwise: broadcasts. A booting guest sends
+/// some ten, one that looks for a whole /24 by ARP 254; every other guest of the network pays for each with an interrupt.
+pub const STORM_BROADCAST_DEFAULT: u32 = 1000;
+
+/// The same for multicasts. A stream of 4K video at 25 Mbit/s has 2,400 frames in a second, one of audio (AES67) 1000, what finds
+/// neighbours, routers and services (ND, MLD, VRRP, mDNS) some ten.
+pub const STORM_MULTICAST_DEFAULT: u32 = 10_000;
+
+/// The same for frames to stations that nobody knows, which is what the first frames of a flow are, and all of a flow to a
+/// station that never answers.
+pub const STORM_UNKNOWN_UNICAST_DEFAULT: u32 = 5000;
+
+/// Largest bound of that kind that may be set, so that what a bucket holds fits 32 bits. No shard can flood as many.
+pub const STORM_RATE: u32 = 100_000_000;
+
+/// Frames that a port may have flooded at once, however low its bound: what a guest sends when it boots.
+pub const STORM_BURST_MIN: u32 = 16;
+
 /// Memory regions that one front end may share. QEMU's own ceiling is 509 slots with CONFIGURE_MEM_SLOTS.
 pub const MEMORY_REGIONS: usize = 509;
 

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use linecard::config::{CpuChoice, Idle, KindPlan, Offloads, Plan, SocketMode, check, check_port};
+use linecard::config::{
+    CpuChoice, Idle, KindPlan, Offloads, Plan, SocketMode, StormRate, StormRates, check, check_port,
+};
 use linecard::ident::{Affinity, Compat, LatencySensitivity};
 use proptest::prelude::*;
 use serde_json::json;
@@ -22,8 +24,10 @@ daemon:
 shards: { cpus: "2-3,8", exclusive: 5, idle: never, realtime: 50 }
 networks: { lan: {}, dmz: { mac-age: 500ms, mac-limit: 10 }, spare: }
 profiles:
-  base: { network: dmz, mtu: 9000, limits: { macs: 7 }, offloads: { tso: false, uso: true }, labels: { a: base, b: base } }
-  fast: { inherit: base, latency-sensitivity: high, affinity: vm, compat: "2026.11-no-offload", labels: { b: fast } }
+  base: { network: dmz, mtu: 9000, limits: { macs: 7 }, offloads: { tso: false, uso: true },
+    storm: { broadcast: 0, multicast: off }, labels: { a: base, b: base } }
+  fast:
+    { inherit: base, latency-sensitivity: high, affinity: vm, compat: "2026.11-no-offload", storm: off, labels: { b: fast } }
   both: { inherit: [fast, base], mtu: 1500 }
 ports:
   u:
@@ -33,6 +37,7 @@ ports:
     profile: both
     network: lan
     offloads: { uso: false }
+    storm: { unknown-unicast: 70 }
     labels: { c: u }
   c: { vhost-user: { socket: /run/l/c.sock, mode: client }, network: lan }
   t: { tap: { interface: tap0 }, profile: fast, mac: "52:54:00:12:34:56" }
@@ -99,6 +104,7 @@ fn defaults_are_filled_in() {
             "latency-sensitivity": "normal",
             "affinity": "auto",
             "macs": 4096,
+            "storm": { "broadcast": 1000, "multicast": 10000, "unknown-unicast": 5000 },
             "offloads": { "csum": true, "tso": true, "ecn": true, "uso": true, "gro": true },
             "compat": "2026.11",
         } },
@@ -145,6 +151,19 @@ fn own_keys_win_over_profiles_and_later_profiles_over_earlier_ones() {
         "switch by switch"
     );
     assert_eq!((port.compat, plan.ports["c"].compat), (Compat::V2026_11NoOffload, Compat::V2026_11));
+    let storm = |broadcast, multicast, unknown_unicast| StormRates { broadcast, multicast, unknown_unicast };
+    let (off, rate) = (StormRate::Off, StormRate::PerSecond);
+    assert_eq!(
+        port.storm,
+        storm(rate(0), off, rate(70)),
+        "`base` comes after `fast`, which switches all off, in `both`"
+    );
+    assert_eq!(
+        plan.ports["c"].storm,
+        storm(rate(1000), rate(10_000), rate(5000)),
+        "a guest's, unless somebody says otherwise"
+    );
+    assert_eq!((plan.ports["t"].storm, plan.ports["l"].storm), (storm(off, off, off), storm(off, off, off)));
     let labels: Vec<_> = port.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     assert_eq!(labels, [("a", "base"), ("b", "base"), ("c", "u")], "`base` comes after `fast` in `both`");
     assert_eq!(plan.ports["t"].labels["b"], "fast");

@@ -138,3 +138,45 @@ fn settings_of_the_daemon_itself_wait_for_a_restart() {
     let text = daemon.prints("plan");
     assert_eq!(text, "nothing changes\n! shards.idle: adaptive -> never: only after a restart of linecardd\n");
 }
+
+#[test]
+fn what_a_port_may_have_flooded_changes_while_it_floods() {
+    let files = tempfile::tempdir().unwrap();
+    let file = files.path().join("frames.pcap");
+    fs::write(&file, capture(&[broadcast([2, 0, 0, 0, 0, 1])])).unwrap();
+    let sections = |storm: &str| {
+        let replay = format!("replay: {{ file: {}, interval: 1ms, loop: true }}", file.display());
+        format!(
+            "networks: {{ lan: {{}} }}\nports:\n  r: {{ {replay}, network: lan{storm} }}\n  a: {{ \"null\": {{}}, network: lan }}\n"
+        )
+    };
+    let daemon = Daemon::start(&sections(""));
+    let given = || daemon.json("port show a")["counters"]["tx_frames"].as_u64().unwrap();
+    let dropped = || daemon.json("port show r")["counters"]["drops"]["storm-limited"].as_u64().unwrap_or(0);
+    daemon.until("more than a guest may", || given() > 1200);
+    assert_eq!(dropped(), 0, "only guests are bounded unless somebody says so");
+
+    daemon.write(&sections(", storm: { broadcast: 0 }"));
+    assert_eq!(daemon.prints("apply"), "~ port r\n    storm.broadcast: off -> 0\n");
+    let before = given();
+    daemon.until("frames that are dropped", || dropped() > 50);
+    assert_eq!(given(), before);
+    let text = daemon.prints("port show r");
+    assert!(text.contains("broadcast 0/s") && text.contains("By class: "), "{text}");
+    let metrics = daemon.http("GET", "/metrics", "").body;
+    assert!(metrics.contains("linecard_port_storm_drops_total{port=\"r\",class=\"broadcast\"}"), "{metrics}");
+    let began = || {
+        let events: Vec<Value> =
+            daemon.prints("events").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let began = events.iter().find(|event| event["event"] == "storm-began")?;
+        Some(["port", "traffic", "limit"].map(|key| began[key].clone()))
+    };
+    daemon.until("an event", || began().is_some());
+    assert_eq!(began().unwrap(), [json!("r"), json!("broadcast"), json!(0)]);
+
+    daemon.write(&sections(", storm: off"));
+    assert_eq!(daemon.prints("apply"), "~ port r\n    storm.broadcast: 0 -> off\n");
+    daemon.until("more frames", || given() > before + 50);
+    let counters = daemon.json("port show r")["counters"].clone();
+    assert_eq!(counters["drops"]["storm-limited"], counters["storm_drops"]["broadcast"], "{counters}");
+}

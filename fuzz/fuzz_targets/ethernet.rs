@@ -21,7 +21,7 @@ use linecard::wire::ethernet::{Ethernet, HEADER_BYTES, TAGS};
 
 /// Ports 0 to 3, of which 0 to 2 are in network 0 and 3 is alone in network 1; only port 0 has no MTU.
 fn tables() -> Tables {
-    let port = |network, mtu| Some(PortRow { network: NetworkIndex(network), mtu, macs: 8 });
+    let port = |network, mtu| Some(PortRow { network: NetworkIndex(network), mtu, macs: 8, storm: Arc::default() });
     let network = |members: &[u16]| {
         let members = members.iter().copied().map(PortIndex).collect();
         Some(NetworkRow { members, mac_age: Duration::from_secs(30), mac_limit: 12 })

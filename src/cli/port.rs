@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::PortSettings;
 use super::format::{exact, size, table};
 use super::tables::{origin, received, state};
-use crate::config::Offloads;
+use crate::config::{Offloads, StormRate, StormRates};
 use crate::control::report::{CounterReport, PortReport, PortState};
 use crate::host::cpu::list;
 use crate::printable;
@@ -23,6 +23,7 @@ pub(super) fn show(port: &PortReport) -> String {
         for (reason, count) in drops {
             text += &format!("  {} {reason}{}\n", exact(*count), explained(reason));
             text += &mtu_exceeded(port, reason).unwrap_or_default();
+            text += &storm_limited(port, reason).unwrap_or_default();
         }
     }
     text + &detail(port.detail.as_ref())
@@ -55,10 +56,19 @@ fn facts(port: &PortReport) -> Vec<(String, String)> {
     fact("affinity", serde_json::to_value(port.affinity).ok().map(|affinity| plain(&affinity)));
     fact("CPU", Some(list(port.cpus.iter().copied())).filter(|cpus| !cpus.is_empty()));
     fact("compat", port.compat.map(|compat| compat.to_string()));
+    fact("storm", Some(bounds(port.storm)));
     fact("offloads", Some(left(port.offloads)));
     let labels: Vec<_> = port.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     fact("labels", Some(labels.join(" ")).filter(|labels| !labels.is_empty()));
     facts
+}
+
+/// What a port may have flooded in a second.
+fn bounds(StormRates { broadcast, multicast, unknown_unicast }: StormRates<StormRate>) -> String {
+    let classes = [("broadcast", broadcast), ("multicast", multicast), ("unknown-unicast", unknown_unicast)];
+    let bounded: Vec<String> =
+        classes.iter().filter_map(|(class, rate)| Some(format!("{class} {}/s", rate.per_second()?))).collect();
+    if bounded.is_empty() { "off".into() } else { bounded.join(", ") }
 }
 
 /// The offloads that a far end is left with: there is none without `csum`, and no `ecn` or `gro` without `tso`.
@@ -93,6 +103,14 @@ fn mtu_exceeded(port: &PortReport, reason: &str) -> Option<String> {
     known.then(|| {
         format!("    The largest one had {bytes} bytes with its Ethernet header; the limit is {mtu} without it.\n")
     })
+}
+
+/// Which frames were dropped for being too many.
+fn storm_limited(port: &PortReport, reason: &str) -> Option<String> {
+    let drops = &port.counters.storm_drops;
+    let of: Vec<String> = drops.iter().map(|(class, count)| format!("{} {class}", exact(*count))).collect();
+    let known = reason == DropReason::StormLimited.name() && !of.is_empty();
+    known.then(|| format!("    By class: {}.\n", of.join(", ")))
 }
 
 /// What was done about offloads, if anything.
@@ -223,5 +241,14 @@ mod tests {
         assert_eq!(left(all), "csum tso ecn uso gro");
         assert_eq!(left(Offloads { tso: false, ..all }), "csum uso");
         assert_eq!(left(Offloads { csum: false, ..all }), "none");
+    }
+
+    #[test]
+    fn bounds_are_told_class_by_class_and_what_has_none_is_left_out() {
+        let off = StormRates::default();
+        assert_eq!(bounds(off), "off");
+        let some =
+            StormRates { broadcast: StormRate::PerSecond(0), unknown_unicast: StormRate::PerSecond(5000), ..off };
+        assert_eq!(bounds(some), "broadcast 0/s, unknown-unicast 5000/s");
     }
 }

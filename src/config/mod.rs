@@ -23,6 +23,7 @@ mod resolve;
 mod scalar;
 mod size;
 mod spans;
+mod storm;
 mod time;
 mod written;
 mod yaml;
@@ -32,6 +33,7 @@ pub use plan::{
     CpuChoice, DaemonPlan, FaultyPlan, Idle, KindPlan, LogLevel, NetworkPlan, Offloads, Plan, PortPlan, ProfilePlan,
     ReplayPlan, ShardsPlan, SocketMode, TapPlan, VhostUserPlan, unserved,
 };
+pub use storm::{StormRate, StormRates};
 
 use key_path::KeyPath;
 use report::{Finding, Report};

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::storm::{StormRate, StormRates};
 use crate::ident::{Affinity, Compat, LatencySensitivity, MacAddr, Name};
 use crate::shard::{self, Service, ShardError};
 
@@ -133,6 +134,9 @@ pub struct ProfilePlan {
     /// Most addresses that one port may teach the switch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub macs: Option<u32>,
+    /// How much of what they send may be flooded.
+    #[serde(skip_serializing_if = "StormRates::is_empty")]
+    pub storm: StormRates<Option<StormRate>>,
     /// Which offloads their far ends are left with.
     #[serde(skip_serializing_if = "Offloads::is_empty")]
     pub offloads: Offloads<Option<bool>>,
@@ -168,6 +172,8 @@ pub struct PortPlan {
     pub mtu: Option<u16>,
     /// Most addresses it may teach the switch.
     pub macs: u32,
+    /// How much of what it sends may be flooded.
+    pub storm: StormRates<StormRate>,
     /// Which offloads its far end is left with of those that it can do.
     pub offloads: Offloads<bool>,
     /// Which features it offers to its far end.

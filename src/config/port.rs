@@ -113,8 +113,10 @@ impl World<'_> {
             report.add(Finding::key(&path, "this port is in no network").help(self.network_help(named.as_ref())));
             return None;
         };
+        let kind = kind?;
         Some(PortPlan {
-            kind: kind?,
+            storm: settings.storm.or_of_kind(&kind),
+            kind,
             mac,
             profile: named,
             network,

@@ -19,6 +19,7 @@ use super::scalar::{
     Account, Endpoint, FilePath, Interface, LabelKey, LabelValue, Mode, Names, SocketPath, StationMac, Version, Whole,
 };
 use super::size::MemorySize;
+use super::storm::Storm;
 use super::time::Time;
 use crate::ident::{Affinity, Compat, LatencySensitivity, Name};
 use crate::limits;
@@ -108,6 +109,7 @@ pub(super) struct Settings {
     pub(super) affinity: Option<Affinity>,
     pub(super) mtu: Option<Mtu>,
     pub(super) limits: Limits,
+    pub(super) storm: Storm,
     pub(super) offloads: Offloads<Option<bool>>,
     pub(super) compat: Option<Compat>,
     pub(super) labels: BTreeMap<LabelKey, LabelValue>,
@@ -126,6 +128,7 @@ macro_rules! with_settings {
             pub(super) affinity: Option<Affinity>,
             pub(super) mtu: Option<Mtu>,
             pub(super) limits: Limits,
+            pub(super) storm: Storm,
             pub(super) offloads: Offloads<Option<bool>>,
             pub(super) compat: Option<Compat>,
             pub(super) labels: BTreeMap<LabelKey, LabelValue>,
@@ -140,6 +143,7 @@ macro_rules! with_settings {
                     affinity: self.affinity.take(),
                     mtu: self.mtu.take(),
                     limits: std::mem::take(&mut self.limits),
+                    storm: std::mem::take(&mut self.storm),
                     offloads: std::mem::take(&mut self.offloads),
                     compat: self.compat.take(),
                     labels: std::mem::take(&mut self.labels),

@@ -15,7 +15,7 @@ use crate::config::{KindPlan, PortPlan};
 use crate::ident::Name;
 use crate::port::{LinkState, Notifications, Port};
 use crate::shard::{PortTotals, QueueMove};
-use crate::switch::{Fdb, FdbCounters, Flush};
+use crate::switch::{Fdb, FdbCounters, Flush, StormClass};
 use crate::verdict::DropReason;
 
 impl Controller {
@@ -228,6 +228,7 @@ impl State {
             affinity: plan.map(|plan| plan.affinity).unwrap_or_default(),
             cpus: BTreeSet::from_iter(self.runtime.shards.cpus_of(running.number)).into_iter().collect(),
             compat: plan.filter(|plan| matches!(plan.kind, KindPlan::VhostUser(_))).map(|plan| plan.compat),
+            storm: plan.map(|plan| plan.storm).unwrap_or_default(),
             offloads: plan.map(|plan| plan.offloads).unwrap_or_default(),
             mtu: plan.and_then(|plan| plan.mtu),
             mac: plan.and_then(|plan| plan.mac).map(|mac| mac.to_string()),
@@ -289,6 +290,7 @@ impl State {
             tx_dropped: totals.tx_dropped.iter().sum(),
             drops: by_reason(&totals.rx_dropped),
             tx_drops: by_reason(&totals.tx_dropped),
+            storm_drops: storm_drops(running.storm.refused()),
         }
     }
 
@@ -303,6 +305,12 @@ impl State {
         });
         Ok(Flush { network: network.transpose()?, port: port.transpose()?, mac: filter.mac })
     }
+}
+
+/// What storm control dropped, by class.
+fn storm_drops(refused: [u64; 3]) -> BTreeMap<String, u64> {
+    let named = StormClass::ALL.iter().zip(refused).filter(|(_, count)| *count > 0);
+    named.map(|(class, count)| (class.name().to_string(), count)).collect()
 }
 
 fn fdb_totals(fdb: &Fdb) -> FdbTotals {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{KindPlan, Offloads, PortPlan, SocketMode, VhostUserPlan};
+use crate::config::{self, KindPlan, Offloads, PortPlan, SocketMode, VhostUserPlan};
 use crate::frame::Needs;
 use crate::host::account::{self, AccountError};
 use crate::ident::Name;
@@ -15,6 +15,7 @@ use crate::port::null::Null;
 use crate::port::replay::{Replay, ReplayConfig, ReplayError};
 use crate::port::tap::{Tap, TapConfig, TapError};
 use crate::port::vnic::{Acceptor, Mode, Vnic, VnicConfig, VnicError};
+use crate::switch::{StormClass, StormRates};
 
 /// Why a port cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,19 @@ pub(super) fn offloads(plan: &PortPlan) -> Needs {
     let Offloads { csum, tso, ecn, uso, gro } = plan.offloads;
     let tcp = Needs::TSO4.and(Needs::TSO6).and(Needs::ECN.when(ecn)).and(Needs::MERGED.when(gro)).when(tso);
     Needs::CSUM.and(tcp).and(Needs::USO4.and(Needs::USO6).when(uso)).when(csum)
+}
+
+/// How much of what a port sends may be flooded, as the data path has it.
+pub(super) fn storm(plan: &PortPlan) -> StormRates {
+    let config::StormRates { broadcast, multicast, unknown_unicast } = plan.storm;
+    StormClass::ALL.map(|class| {
+        let rate = match class {
+            StormClass::Broadcast => broadcast,
+            StormClass::Multicast => multicast,
+            StormClass::UnknownUnicast => unknown_unicast,
+        };
+        rate.per_second()
+    })
 }
 
 fn vnic(name: &Name, plan: &PortPlan, vhost_user: &VhostUserPlan) -> Result<VnicConfig, AccountError> {

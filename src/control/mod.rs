@@ -19,6 +19,7 @@ mod numbers;
 pub mod report;
 mod running;
 pub mod store;
+mod storms;
 mod upkeep;
 
 pub use controller::{ControlError, Controller, FdbFilter};

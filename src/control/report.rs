@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::desired::Origin;
 use super::diff::Change;
-use crate::config::Offloads;
+use crate::config::{Offloads, StormRate, StormRates};
 use crate::ident::{Affinity, Compat, LatencySensitivity};
 
 /// The daemon as a whole.
@@ -119,6 +119,10 @@ pub struct PortReport {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub compat: Option<Compat>,
+    /// How many frames in a second it may have flooded, by class; `off` for as many as it sends.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub storm: StormRates<StormRate>,
     /// Which offloads its far end is left with.
     #[serde(default)]
     #[schema(value_type = Object)]
@@ -186,6 +190,9 @@ pub struct CounterReport {
     pub drops: BTreeMap<String, u64>,
     /// `tx_dropped` by reason.
     pub tx_drops: BTreeMap<String, u64>,
+    /// Those of `drops` that came of `storm`, by class.
+    #[serde(default)]
+    pub storm_drops: BTreeMap<String, u64>,
 }
 
 /// One network.

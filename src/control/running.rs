@@ -15,9 +15,11 @@ use std::sync::Arc;
 
 use super::desired::Desired;
 use super::diff::Action;
+use super::events::Events;
 use super::kinds::{self, Kinds};
 use super::locality::Locality;
 use super::numbers::Numbers;
+use super::storms::Storms;
 use crate::clock::Instant;
 use crate::config::PortPlan;
 use crate::host::cpu;
@@ -27,7 +29,7 @@ use crate::ident::{LatencySensitivity, MacAddr, Name, NetworkIndex, PortIndex};
 use crate::limits::{NETWORKS, PORTS};
 use crate::port::Port;
 use crate::shard::{self, Service, ShardError, Shards, Wish};
-use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow};
+use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow, Storm};
 
 /// One port that should be, and what became of it.
 #[derive(Clone)]
@@ -42,6 +44,9 @@ pub(super) struct Running {
     pub(super) obstacle: Option<String>,
     /// It was served at `high` when it was ended to be made anew, and is not served yet.
     was_high: bool,
+    /// How much of what it sends may be flooded.
+    pub(super) storm: Arc<Storm>,
+    pub(super) storms: Storms,
     /// Where its guest's memory is.
     pub(super) locality: Locality,
 }
@@ -49,8 +54,16 @@ pub(super) struct Running {
 impl Running {
     /// A port that could not be had for this reason, so far.
     fn without(number: PortIndex, reason: &str) -> Self {
-        let locality = Locality::default();
-        Self { number, port: Err(reason.into()), served: None, obstacle: None, was_high: false, locality }
+        Self {
+            number,
+            port: Err(reason.into()),
+            served: None,
+            obstacle: None,
+            was_high: false,
+            storm: Arc::default(),
+            storms: Storms::default(),
+            locality: Locality::default(),
+        }
     }
 
     /// The shards serve it at `high`, or did until this very change.
@@ -149,6 +162,13 @@ impl Runtime {
         }
     }
 
+    /// Says which ports began to send more than they may have flooded, and which no longer do.
+    pub(super) fn watch_storms(&mut self, events: &Events) {
+        for (name, Running { storms, storm, .. }) in &mut self.ports {
+            storms.look(name, storm, events);
+        }
+    }
+
     /// The plan of a port, if it has one.
     pub(super) fn plan(&self, name: &Name) -> Option<&PortPlan> {
         self.desired.ports.get(name)?.plan.as_ref().ok()
@@ -164,7 +184,8 @@ impl Runtime {
             };
             let Some(running) = self.ports.get_mut(name) else { continue };
             let was_high = running.is_high();
-            let fresh = Running { was_high, ..Running::without(running.number, "it is being made anew") };
+            let (number, storm, storms) = (running.number, Arc::clone(&running.storm), running.storms);
+            let fresh = Running { was_high, storm, storms, ..Running::without(number, "it is being made anew") };
             let closed = std::mem::replace(running, fresh).port;
             ending.extend(closed.ok().map(|port| (running.number, port)));
             if matches!(action, Action::RemovePort(_)) {
@@ -220,13 +241,13 @@ impl Runtime {
 
     /// Where each open port is.
     fn places(&self) -> BTreeMap<PortIndex, Place> {
-        self.open_ports().map(|(number, plan, _)| (number, self.networks.get(&plan.network).copied())).collect()
+        self.open_ports()
+            .map(|(running, plan, _)| (running.number, self.networks.get(&plan.network).copied()))
+            .collect()
     }
 
-    fn open_ports(&self) -> impl Iterator<Item = (PortIndex, &PortPlan, &Arc<dyn Port>)> {
-        self.ports
-            .iter()
-            .filter_map(|(name, running)| Some((running.number, self.plan(name)?, running.port.as_ref().ok()?)))
+    fn open_ports(&self) -> impl Iterator<Item = (&Running, &PortPlan, &Arc<dyn Port>)> {
+        self.ports.iter().filter_map(|(name, running)| Some((running, self.plan(name)?, running.port.as_ref().ok()?)))
     }
 
     /// Gives new ports a shard, and those whose service changed perhaps another one. One that cannot have what it asks for is
@@ -324,7 +345,8 @@ impl Runtime {
         for (name, running) in &mut self.ports {
             let Some((_, reason)) = refused.iter().find(|(number, _)| *number == running.number) else { continue };
             log::error!("port {name}: stopped: {reason}");
-            let stopped = Running::without(running.number, reason);
+            let (storm, storms) = (Arc::clone(&running.storm), running.storms);
+            let stopped = Running { storm, storms, ..Running::without(running.number, reason) };
             ending.push(std::mem::replace(running, stopped).port);
         }
         if !ending.is_empty() {
@@ -362,7 +384,7 @@ impl Runtime {
     fn settle_pins(&mut self) {
         let wanted: BTreeMap<_, _> = self
             .open_ports()
-            .filter_map(|(number, plan, _)| Some(((*self.networks.get(&plan.network)?, plan.mac?), number)))
+            .filter_map(|(running, plan, _)| Some(((*self.networks.get(&plan.network)?, plan.mac?), running.number)))
             .collect();
         for (&(network, mac), port) in &self.pins {
             if wanted.get(&(network, mac)) != Some(port) {
@@ -384,9 +406,11 @@ impl Runtime {
         let mut ports = vec![None; self.ports.values().map(|r| r.number.index() + 1).max().unwrap_or(0)];
         let mut transmit = vec![None; ports.len()];
         let mut members: BTreeMap<NetworkIndex, Vec<PortIndex>> = BTreeMap::new();
-        for (number, plan, port) in self.open_ports() {
+        for (running, plan, port) in self.open_ports() {
             let Some(&network) = self.networks.get(&plan.network) else { continue };
-            ports[number.index()] = Some(PortRow { network, mtu: plan.mtu, macs: plan.macs });
+            let (number, storm) = (running.number, Arc::clone(&running.storm));
+            storm.set(kinds::storm(plan));
+            ports[number.index()] = Some(PortRow { network, mtu: plan.mtu, macs: plan.macs, storm });
             transmit[number.index()] = Some(port.transmit_side());
             members.entry(network).or_default().push(number);
         }

@@ -1,5 +1,5 @@
 //! What has to be done every second without anybody asking: FDB entries age, a crowded FDB grows, queues move to where they are
-//! served better, and the shards' clocks are noted, so that a share of time can be told of the last seconds and not of the
+//! served better, storms are told of, and the shards' clocks are noted, so that a share of time can be told of the last seconds and not of the
 //! daemon's whole life.
 
 use std::collections::VecDeque;
@@ -42,5 +42,6 @@ impl Controller {
         state.runtime.settle(&self.nodes, self.clock.now());
         state.runtime.balance(self.clock.now());
         state.note_links(&self.events);
+        state.runtime.watch_storms(&self.events);
     }
 }

@@ -63,7 +63,9 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> std::fmt::Result {
         let Self(controller) = self;
         daemon(&mut encoder, &controller.status())?;
-        ports(&mut encoder, &controller.ports())?;
+        let reports = controller.ports();
+        ports(&mut encoder, &reports)?;
+        storms(&mut encoder, &reports)?;
         drops(&mut encoder, controller)?;
         notifications(&mut encoder, controller)?;
         shards(&mut encoder, &controller.shards())
@@ -181,6 +183,14 @@ fn drops(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::
         (vec![label("port", drop.port), label("direction", direction), label("reason", drop.reason)], drop.count)
     });
     counters(encoder, "port_drops", "Frames dropped, by reason", labeled)
+}
+
+fn storms(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Result {
+    let labeled = ports.iter().flat_map(|port| {
+        let drops = port.counters.storm_drops.iter();
+        drops.map(|(class, count)| (vec![label("port", &port.name), label("class", class)], *count))
+    });
+    counters(encoder, "port_storm_drops", "Frames of the port that were too many to be flooded", labeled)
 }
 
 /// Kicks and interrupts of rings. Their sum over a guest's rings is what it spends on exits and interrupts. `ring` is the

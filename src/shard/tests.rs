@@ -179,7 +179,7 @@ impl Rig {
         let feeds: Vec<_> = (0..count).map(|_| Arc::new(Feed::default())).collect();
         let members = (0..count).map(PortIndex).collect();
         let network = NetworkRow { members, mac_age: Duration::from_secs(300), mac_limit: 1000 };
-        let row = PortRow { network: NetworkIndex(0), mtu: None, macs: 100 };
+        let row = PortRow { network: NetworkIndex(0), mtu: None, macs: 100, storm: Arc::default() };
         let switch = switch::Tables {
             ports: vec![Some(row); usize::from(count)].into(),
             networks: [Some(network)].into(),

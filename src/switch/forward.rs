@@ -2,17 +2,20 @@
 //!
 //! In this order: the source is a station's address; the payload is within the port's MTU; the destination is not kept
 //! to the link; the source is learned; the destination's port is looked up. A frame that fails an earlier check does not
-//! teach the switch anything.
+//! teach the switch anything. What comes out as to be flooded is then held against the port's bounds ([`Storm`]), which is
+//! the only thing that is looked at for flooded frames alone.
 //!
 //! Frames of one flow come in runs, and within a batch time stands still, so two frames with the same addresses get the
 //! same verdict: a frame whose twelve address bytes equal those of the frame before takes over that one's verdict
 //! without a lookup. Only the MTU check looks at more than addresses and is made for every frame.
 
+use std::cell::Cell;
+
 use crate::clock::Tick;
 use crate::frame::{Batch, Head, longest_within};
 use crate::ident::{NetworkIndex, PortIndex};
 use crate::switch::fdb::Key;
-use crate::switch::{Fdb, Limits, Tables};
+use crate::switch::{Fdb, Limits, Storm, Tables};
 use crate::verdict::{DropReason, Verdict};
 
 /// Decides on every pending frame of `batch`, which came from port `ingress`. Frames that are dropped already stay so.
@@ -37,6 +40,9 @@ pub fn process(tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, now: 
             memo.addresses = addresses;
         }
         frame.verdict = memo.verdict;
+    }
+    if ingress.floods.get() {
+        ingress.storm.police(batch, now);
     }
 }
 
@@ -88,6 +94,9 @@ struct Ingress<'t> {
     longest: u32,
     /// What flooding comes to: nothing, if the port is alone in its network.
     flood: Verdict,
+    /// Something is to be flooded.
+    floods: Cell<bool>,
+    storm: &'t Storm,
 }
 
 impl<'t> Ingress<'t> {
@@ -104,6 +113,8 @@ impl<'t> Ingress<'t> {
             now,
             longest: longest_within(row.mtu),
             flood: if company { Verdict::Flood } else { Verdict::Drop(DropReason::NoDestination) },
+            floods: Cell::new(false),
+            storm: &row.storm,
         })
     }
 
@@ -131,13 +142,20 @@ impl<'t> Ingress<'t> {
             *learned = Some(source);
         }
         if destination.is_group() {
-            return self.flood;
+            return self.flood();
         }
         match self.fdb.lookup_key(destination) {
             Some(port) if port == self.port => Verdict::Drop(DropReason::SamePort),
             Some(port) => self.deliver(port),
-            None => self.flood,
+            None => self.flood(),
         }
+    }
+
+    /// The verdict for a frame that every port is to get, if it may be.
+    #[inline]
+    fn flood(&self) -> Verdict {
+        self.floods.set(true);
+        self.flood
     }
 
     /// A port that was known to have the station may have been removed or moved to another network since: whatever the

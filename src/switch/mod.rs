@@ -6,6 +6,7 @@
 
 mod fdb;
 mod forward;
+mod storm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ pub use fdb::{
     FLAP_HOLD_DOWN, FLAP_MOVES, FLAP_WINDOW, Fdb, FdbCounters, FdbEntry, Flush, Learned, Limits, PinError, Swept,
 };
 pub use forward::process;
+pub use storm::{Storm, StormClass, StormRates};
 
 use crate::clock::Tick;
 use crate::ident::{NetworkIndex, PortIndex};
@@ -30,7 +32,7 @@ pub struct Tables {
 }
 
 /// What the switch knows of a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct PortRow {
     /// The network that the port is in.
     pub network: NetworkIndex,
@@ -38,6 +40,8 @@ pub struct PortRow {
     pub mtu: Option<u16>,
     /// How many stations may be learned at the port.
     pub macs: u32,
+    /// How much of what it sends may be flooded.
+    pub storm: Arc<Storm>,
 }
 
 /// What the switch knows of a network.

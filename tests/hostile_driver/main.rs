@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod descriptors;
+mod floods;
 #[path = "../frontend/mod.rs"]
 mod frontend;
 mod headers;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Offloads, SocketMode, TapPlan, VhostUserPlan};
+use crate::config::{Offloads, SocketMode, StormRate, StormRates, TapPlan, VhostUserPlan};
 use crate::control::desired::Origin;
 use crate::ident::{Affinity, Compat, LatencySensitivity};
 
@@ -26,6 +26,7 @@ fn port(kind: KindPlan) -> PortPlan {
         affinity: Affinity::Auto,
         mtu: None,
         macs: 10,
+        storm: StormRates::default(),
         offloads: Offloads { csum: true, tso: true, ecn: true, uso: true, gro: true },
         compat: Compat::default(),
         labels: BTreeMap::new(),
@@ -111,12 +112,13 @@ proptest! {
 fn settings_change_in_place_and_far_ends_do_not() {
     let vnic = port(KindPlan::Null);
     let old = state(&[("a", vnic.clone()), ("b", vnic.clone())]);
-    let live = PortPlan { mtu: Some(9000), macs: 20, latency: LatencySensitivity::Low, ..vnic.clone() };
+    let storm = StormRates { broadcast: StormRate::PerSecond(9), ..StormRates::default() };
+    let live = PortPlan { mtu: Some(9000), macs: 20, storm, latency: LatencySensitivity::Low, ..vnic.clone() };
     let actions = diff(&old, &state(&[("a", live), ("b", vnic.clone())]), &BTreeSet::new());
     let [Action::ChangePort(name, _, changes)] = actions.as_slice() else { panic!("{actions:?}") };
     assert_eq!(name.as_str(), "a");
     let keys: Vec<_> = changes.iter().map(|change| change.key.as_str()).collect();
-    assert_eq!(keys, ["latency-sensitivity", "macs", "mtu"]);
+    assert_eq!(keys, ["latency-sensitivity", "macs", "mtu", "storm.broadcast"]);
     let mtu = Change { key: "mtu".into(), from: None, to: Some("9000".into()) };
     assert_eq!(changes[2], mtu);
 

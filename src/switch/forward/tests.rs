@@ -54,7 +54,7 @@ impl Sent {
 
 /// Ports 0, 1 and 2 are in network 0, port 4 is alone in network 1, port 3 does not exist, port 5's network does not.
 fn tables() -> Tables {
-    let port = |network| Some(PortRow { network: NetworkIndex(network), mtu: None, macs: 100 });
+    let port = |network| Some(PortRow { network: NetworkIndex(network), mtu: None, macs: 100, storm: Arc::default() });
     let network = |members: &[u16]| {
         let members = members.iter().copied().map(PortIndex).collect();
         Some(NetworkRow { members, mac_age: Duration::from_secs(60), mac_limit: 1000 })
@@ -260,7 +260,10 @@ prop_compose! {
     ) -> (Tables, Model) {
         let ports: Box<[_]> = ports
             .into_iter()
-            .map(|row| row.map(|(network, mtu, macs)| PortRow { network: NetworkIndex(network), mtu, macs }))
+            .map(|row| {
+                let storm = Arc::default();
+                row.map(|(network, mtu, macs)| PortRow { network: NetworkIndex(network), mtu, macs, storm })
+            })
             .collect();
         let members = |network: usize| {
             let is_member = |port: &PortIndex| ports[port.index()].as_ref().is_some_and(|p| p.network.index() == network);
