@@ -82,6 +82,8 @@ drop_reasons! {
     RingFull => "ring-full", "The receiver is slower than the sender: give its VM more CPU, queues or a longer ring. Or it posts few buffers, as firmware that boots from the network does, and large frames go to it: `offloads: { tso: false }` of the TAP port that sends, or `ethtool -K DEV tso off` in the guest that sends.";
     /// The receiver's buffers are too small for the frame and it cannot merge them.
     BufferTooSmall => "buffer-too-small", "Switch on mrg_rxbuf for the receiver, or lower the MTU of the sender.";
+    /// The receiver's queue was in use for longer than a batch takes: the receiver's VM or the host held up who was in it.
+    ReceiverBusy => "receiver-busy", "`linecard port show` of the receiver and the log say if its VM did it; else give shards CPUs that nobody else uses.";
     /// The receiver has no connection or has not started its queues.
     LinkDown => "link-down", "Start the receiver's VM, or see `linecard port show` for why its port is down.";
     /// The receiver's queue was stopped because of what its guest wrote into it.

@@ -9,8 +9,8 @@
 //! buffers back to its far end. The closure shape is what lets a batch borrow guest memory for exactly as long as the
 //! lock that keeps it mapped is held.
 //!
-//! Locks: a shard holds one receive queue's lock and, inside it, one transmit lock at a time. The control side takes one
-//! of them at a time and never while it holds another, so no cycle can form.
+//! Locks: a shard holds one receive queue's lock and, inside it, one transmit lock at a time, for which it does not wait longer
+//! than a batch may take: who is in there may be held up by a peer. The control side takes none of them, so no cycle can form.
 
 pub mod faulty;
 pub mod loopback;

@@ -60,12 +60,6 @@ impl Moderation {
         self.level = level;
     }
 
-    /// The level.
-    #[inline]
-    pub fn level(&self) -> LatencySensitivity {
-        self.level
-    }
-
     /// When the interrupt that is held back is due, if there is one.
     #[inline]
     pub fn due(&self) -> Option<u64> {

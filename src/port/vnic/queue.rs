@@ -1,31 +1,52 @@
 //! One ring of a vNIC between its two users: the session that starts and stops it, and the shards that move frames.
 //!
-//! Everything is behind one mutex, held by a shard for one batch and by the session for one change. That is the whole
-//! hand-over protocol: when [`Queue::stop`] or [`Queue::set_memory`] returns, no shard is in the ring any more, and what
-//! the ring kept mapped can go. A shard that would receive does not wait for the lock: it comes back later.
+//! What there is of the ring is behind one mutex, held by a shard for one batch and by the session for one change. That is
+//! the whole hand-over protocol: when [`Queue::stop`] or [`Queue::set_memory`] returns, no shard is in the ring any more, and
+//! what the ring kept mapped can go.
+//!
+//! Whoever is in a ring touches a peer's memory, and that may take as long as the peer likes: the kernel holds a page fault
+//! for as long as somebody punches a hole there. So only the sessions of the ring's own port wait for the lock. A shard that
+//! would receive comes back later; one that would transmit waits for as long as a batch may take ([`Queue::enter`]) and then
+//! drops. The control side reads and sets what it wants without the lock ([`published`], [`wakeup`]).
 //!
 //! When a shard finds a [`RingFault`] it takes the ring out of service on the spot and signals `attention`, for the
-//! session to tell the front end and the operator.
+//! session to tell the front end and the operator. What peers gave us is closed on sessions' threads and without the lock.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+mod published;
+mod state;
+mod wakeup;
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use super::features;
-use super::kick::Kick;
-use super::moderation::{Decision, Moderation};
-use crate::frame::{Needs, longest_within};
-use crate::ident::{LatencySensitivity, MacAddr};
-use crate::limits::VNET_HEADER_BYTES;
-use crate::mem::{DirtyLog, GuestMemory};
-use crate::port::{Flush, Notifications, Wake, earlier};
-use crate::ring::{Record, Ring, RingConfig, RingError, RingFault};
-use crate::sys::cpu;
-use crate::sys::doorbell::{self, Rang};
-use crate::sys::eventfd::EventFd;
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use self::published::{Published, Settings};
+pub(super) use self::state::{Running, State};
+use self::wakeup::Wakeup;
+use super::features;
+use super::kick::Kick;
+use crate::frame::Needs;
+use crate::ident::{LatencySensitivity, MacAddr};
+use crate::limits::VNET_HEADER_BYTES;
+use crate::mem::{DirtyLog, GuestMemory};
+use crate::port::{Flush, Notifications, Wake};
+use crate::ring::{Record, Ring, RingConfig, RingError, RingFault};
+use crate::sys::cpu;
+use crate::sys::eventfd::EventFd;
+
+/// How long a shard waits for a ring that another thread is in, in microseconds, beside a nanosecond for each byte of that one's
+/// batch. A batch of small frames takes 5 us, and copying is several times as fast as that. A debug build is slower.
+pub(super) const WAIT_MICROS: u64 = if cfg!(debug_assertions) { 500 } else { 20 };
+
+/// When a shard looks again after an interrupt that it could not send, in microseconds.
+const LATER_MICROS: u64 = 1000;
+
+/// How long it waits for several in a row, in microseconds.
+const LONGEST_WAIT_MICROS: u64 = 50 * WAIT_MICROS;
 
 /// Bytes of the virtio-net header when neither VERSION_1 nor MRG_RXBUF was negotiated (virtio 1.3, 5.1.6.1).
 pub(super) const LEGACY_HEADER_BYTES: usize = 10;
@@ -74,75 +95,47 @@ pub struct QueueReport {
 /// One ring of a vNIC, in either direction.
 pub(super) struct Queue {
     state: Mutex<State>,
+    /// How often somebody has taken the lock: while it stays the same, the same one has it.
+    holder: AtomicU32,
+    /// Bytes of the batch that the present one is busy with, at most.
+    burden: AtomicU64,
+    /// The holder that a shard has waited for in vain: nobody waits for it again.
+    given_up: AtomicU32,
     ready: AtomicBool,
     /// An interrupt is held back.
     held: AtomicBool,
+    /// The ring is polled, and its driver has still to be told: somebody else was in it.
+    disarms: AtomicBool,
     /// The front end had an interrupt block.
     blocked: Arc<AtomicBool>,
-    /// Kicks by eventfds that the ring had before its present one, which counts for itself.
-    retired: AtomicU64,
+    shared: Arc<Shared>,
     attention: Arc<EventFd>,
 }
 
-/// What the mutex of a [`Queue`] protects.
+/// The parts of a queue that need no lock.
 #[derive(Default)]
-pub(super) struct State {
-    /// The ring, while it runs.
-    pub running: Option<Running>,
-    /// The guest uses the queue (SET_VRING_ENABLE).
-    pub enabled: bool,
-    /// Why the ring was taken out of service, and the index it had then.
-    pub fault: Option<(RingFault, u16)>,
-    /// MAC addresses to announce, as frames that the port seems to send.
-    pub announcements: Vec<MacAddr>,
-    /// The shard that receives from this queue.
-    pub wake: Option<Arc<dyn Wake>>,
-    /// What wakes it for a ring that runs or was taken out of service.
-    kick: Option<Arc<Kick>>,
-    /// The kernel would not wait for the ring's kicks, so the queue must not rest.
-    pub deaf: bool,
-    /// Which offloads the guest is left with of those that it can do.
-    offloads: Needs,
-    /// The longest payload that the guest is given, in bytes; `None` for any.
-    mtu: Option<u16>,
-    /// The guest was asked to kick and the shard does not poll.
-    rests: bool,
-    /// It was woken from rest and has not had a batch since.
-    kicked: bool,
-    moderation: Moderation,
-    /// But for kicks, which are counted elsewhere.
-    counters: Notifications,
-}
-
-/// A ring in service.
-pub(super) struct Running {
-    pub ring: Ring,
-    pub memory: Arc<GuestMemory>,
-    /// Bytes of the virtio-net header: 12 or 10.
-    pub header: usize,
-    /// A frame may span several chains.
-    pub mergeable: bool,
-    /// What of offloads the guest's driver can do when it receives, as negotiated and as the port's settings leave it.
-    pub accepts: Needs,
-    /// What of offloads the guest's driver may leave to us when it sends.
-    pub may: Needs,
-    negotiated: Needs,
-    /// Where to note what is written, while the guest is being migrated.
-    pub log: Option<Arc<DirtyLog>>,
-    /// The areas of the ring that the device writes: guest-physical addresses and lengths.
-    written: [(u64, u64); 2],
-    call: Option<OwnedFd>,
-    blocked: Arc<AtomicBool>,
-    attention: Arc<EventFd>,
+struct Shared {
+    published: Published,
+    settings: Settings,
+    wakeup: Wakeup,
 }
 
 impl Queue {
     /// A queue whose ring is not running. `attention` is signalled when a shard finds a fault.
     pub fn new(attention: Arc<EventFd>) -> Self {
-        let state = State { offloads: Needs::ALL, ..State::default() };
-        let (ready, held) = (false.into(), false.into());
-        let retired = AtomicU64::new(0);
-        Self { state: Mutex::new(state), ready, held, blocked: Arc::default(), retired, attention }
+        let shared = Arc::<Shared>::default();
+        Self {
+            state: Mutex::new(State::new(Arc::clone(&shared))),
+            holder: AtomicU32::new(0),
+            burden: AtomicU64::new(0),
+            given_up: AtomicU32::new(u32::MAX),
+            ready: false.into(),
+            held: false.into(),
+            disarms: false.into(),
+            blocked: Arc::default(),
+            shared,
+            attention,
+        }
     }
 
     /// Starts the ring and has it looked at once: the driver may have kicked before we were there.
@@ -171,7 +164,6 @@ impl Queue {
         let long = mergeable || negotiated(VIRTIO_F_VERSION_1) || negotiated(VIRTIO_F_RING_PACKED);
         let header = if long { VNET_HEADER_BYTES } else { LEGACY_HEADER_BYTES };
         let (negotiated, may) = (features::accepts(setup.features), features::may(setup.features));
-        let accepts = negotiated.within(state.offloads);
         let RingSetup { memory, call, log, .. } = setup;
         let written = config.written();
         let (blocked, attention) = (Arc::clone(&self.blocked), Arc::clone(&self.attention));
@@ -180,12 +172,12 @@ impl Queue {
             memory,
             header,
             mergeable,
-            accepts,
             may,
             negotiated,
             log,
             written,
             call,
+            muted: false,
             blocked,
             attention,
         };
@@ -194,11 +186,12 @@ impl Queue {
         // Whoever ran the ring before us may have ended between giving frames and telling the guest.
         running.signal();
         state.running = Some(running);
-        let old = state.kick.replace(Arc::new(kick));
-        state.watch();
+        let leftover = state.leftover.take();
+        let old = self.shared.wakeup.start(kick);
         self.settle(&state);
         drop(state);
-        self.retire(old);
+        drop(leftover);
+        self.shared.wakeup.retire(old);
         Ok(())
     }
 
@@ -207,17 +200,19 @@ impl Queue {
     pub fn stop(&self) -> Option<u16> {
         let mut state = self.lock();
         let faulted = state.fault.take().map(|(_, index)| index);
-        let stopped = state.take_running().map(|running| running.ring.base());
-        let old = state.kick.take();
+        let stopped = state.take_running();
+        let leftover = state.leftover.take();
+        let old = self.shared.wakeup.take_kick();
         self.settle(&state);
         drop(state);
-        self.retire(old);
-        stopped.or(faulted)
+        drop(leftover);
+        self.shared.wakeup.retire(old);
+        stopped.map(|running| running.ring.base()).or(faulted)
     }
 
     /// Whether the ring is in service.
     pub fn is_running(&self) -> bool {
-        self.lock().running.is_some()
+        self.shared.published.is_running()
     }
 
     /// Notes whether the guest uses the queue. Legal at any time, with or without a ring.
@@ -230,15 +225,19 @@ impl Queue {
     /// Replaces the interrupt of the queue, and signals the new one: what the old one should have said may be lost.
     pub fn set_call(&self, call: Option<OwnedFd>) {
         let mut state = self.lock();
-        if let Some(running) = &mut state.running {
-            running.call = call;
+        let old = state.running.as_mut().map(|running| {
+            let old = std::mem::replace(&mut running.call, call);
+            running.muted = false;
             running.signal();
-        }
+            old
+        });
+        drop(state);
+        drop(old);
     }
 
     /// How much the guest minds interrupts that are held back.
     pub fn set_latency(&self, latency: LatencySensitivity) {
-        self.lock().moderation.set_level(latency);
+        self.shared.settings.set_latency(latency);
     }
 
     /// Notes whether an interrupt is held back, for [`Queue::flush`]. To be called under the lock.
@@ -252,7 +251,8 @@ impl Queue {
         if !self.held.load(Ordering::Relaxed) {
             return None;
         }
-        let mut state = self.lock();
+        // Whoever is in the ring may be there for long: the interrupt goes a little later, or with that one's frames.
+        let Some(mut state) = self.enter(0) else { return Some(cpu::cycles().wrapping_add(micros(LATER_MICROS))) };
         let due = state.flush(which);
         // Still under the lock: another shard may be about to hold one back, and must not have it forgotten.
         self.note_held(due.is_some());
@@ -266,19 +266,7 @@ impl Queue {
 
     /// Replaces the kick of a running ring.
     pub fn set_kick(&self, kick: OwnedFd) {
-        let kick = Arc::new(Kick::new(kick));
-        let mut state = self.lock();
-        state.unwatch();
-        let old = if state.running.is_some() { state.kick.replace(kick) } else { None };
-        state.watch();
-        drop(state);
-        self.retire(old);
-    }
-
-    /// Counts what came by a kick that is not ours any more. Never under the lock: asking the kernel takes a while, and a
-    /// shard may want the ring.
-    fn retire(&self, old: Option<Arc<Kick>>) {
-        self.retired.fetch_add(old.map_or(0, |kick| kick.count()), Ordering::Relaxed);
+        self.shared.wakeup.replace(Kick::new(kick));
     }
 
     /// Moves a running ring to a new map of the guest's memory. A ring whose areas are gone is taken out of service.
@@ -296,29 +284,29 @@ impl Queue {
 
     /// Begins or ends the logging of what is written. When this returns, no shard uses the log that was there before.
     pub fn set_log(&self, log: Option<Arc<DirtyLog>>) {
-        if let Some(running) = &mut self.lock().running {
-            running.log = log;
+        let mut state = self.lock();
+        let old = state.running.as_mut().map(|running| {
+            let old = std::mem::replace(&mut running.log, log);
             running.log_ring();
-        }
+            old
+        });
+        drop(state);
+        drop(old);
     }
 
     /// Changes which offloads the guest is left with of those that it can do, from the next batch on.
     pub fn set_offloads(&self, offloads: Needs) {
-        let mut state = self.lock();
-        state.offloads = offloads;
-        if let Some(running) = &mut state.running {
-            running.accepts = running.negotiated.within(offloads);
-        }
+        self.shared.settings.set_offloads(offloads);
     }
 
     /// Changes the longest payload that the guest is given, in bytes; `None` for any.
     pub fn set_mtu(&self, mtu: Option<u16>) {
-        self.lock().mtu = mtu;
+        self.shared.settings.set_mtu(mtu);
     }
 
     /// Why the ring was taken out of service, if it was.
     pub fn fault(&self) -> Option<RingFault> {
-        self.lock().fault.map(|(fault, _)| fault)
+        self.shared.published.fault()
     }
 
     /// Has the port announce `mac` to its network, as if the guest had.
@@ -328,27 +316,30 @@ impl Queue {
         if state.announcements.len() < 8 && !state.announcements.contains(&mac) {
             state.announcements.push(mac);
         }
-        state.wake();
+        drop(state);
+        self.shared.wakeup.wake();
     }
 
     /// Tells the queue which shard receives from it, or that none does any more.
     pub fn attach(&self, wake: Option<Arc<dyn Wake>>) {
-        let mut state = self.lock();
-        state.unwatch();
-        state.wake = wake;
-        state.watch();
+        self.shared.wakeup.attach(wake);
     }
 
     /// What the queue did so far.
     pub fn report(&self) -> QueueReport {
-        let state = self.lock();
-        let size = state.running.as_ref().map_or(0, |running| running.ring.size());
-        let kick = state.kick.clone();
-        let (started, enabled, mut notifications) = (state.running.is_some(), state.enabled, state.counters);
-        // Asking the kernel takes a while, and a shard may want the ring.
-        drop(state);
-        notifications.kicks = self.retired.load(Ordering::Relaxed).saturating_add(kick.map_or(0, |kick| kick.count()));
-        QueueReport { started, enabled, size, notifications }
+        let Shared { published, wakeup, .. } = &*self.shared;
+        QueueReport {
+            started: published.is_running(),
+            enabled: published.is_enabled(),
+            size: published.size(),
+            notifications: published.notifications(wakeup.kicks()),
+        }
+    }
+
+    /// What the control side has set of it.
+    #[inline]
+    pub fn settings(&self) -> &Settings {
+        &self.shared.settings
     }
 
     /// Whether frames can be put into this queue now: it runs and the guest uses it.
@@ -357,19 +348,87 @@ impl Queue {
         self.ready.load(Ordering::Relaxed)
     }
 
-    /// The queue's state, waiting for it. Waits are short: a batch of a shard, or one change of the session.
+    /// The queue's state, waiting for it: for the session of the ring's own port, and nobody else.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock cannot leave the state half changed in a way that matters: the ring is checked anew on
         // every access.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hold(self.state.lock().unwrap_or_else(PoisonError::into_inner), 0)
     }
 
     /// The queue's state, if nobody has it just now.
+    #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
         match self.state.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Ok(state) => Some(self.hold(state, 0)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(self.hold(poisoned.into_inner(), 0)),
             Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The queue's state for a batch of so many `bytes`, after a wait if another shard is busy with one. `None` if somebody
+    /// has it for longer than a batch takes: held up by the peer whose memory it is, or by the host that gave the CPU away.
+    #[inline]
+    pub fn enter(&self, bytes: u64) -> Option<MutexGuard<'_, State>> {
+        let state = self.try_lock().or_else(|| self.wait())?;
+        self.burden.store(bytes, Ordering::Relaxed);
+        Some(state)
+    }
+
+    #[cold]
+    fn wait(&self) -> Option<MutexGuard<'_, State>> {
+        let mut holder = self.holder.load(Ordering::Relaxed);
+        if holder == self.given_up.load(Ordering::Relaxed) {
+            return self.try_lock();
+        }
+        let began = cpu::cycles();
+        let mut since = began;
+        loop {
+            std::hint::spin_loop();
+            if let Some(state) = self.try_lock() {
+                return Some(state);
+            }
+            let (now, present) = (cpu::cycles(), self.holder.load(Ordering::Relaxed));
+            if present != holder {
+                (holder, since) = (present, now);
+            }
+            let patience = micros(WAIT_MICROS) + micros(self.burden.load(Ordering::Relaxed)) / 1000;
+            if now.wrapping_sub(since) > patience || now.wrapping_sub(began) > micros(LONGEST_WAIT_MICROS) {
+                self.given_up.store(holder, Ordering::Relaxed);
+                return None;
+            }
+        }
+    }
+
+    /// Notes that the lock has a new holder, with a batch of at most so many bytes.
+    #[inline]
+    fn hold<'a>(&self, state: MutexGuard<'a, State>, bytes: u64) -> MutexGuard<'a, State> {
+        // Written under the lock only, on the line that the lock itself is on.
+        self.holder.store(self.holder.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.burden.store(bytes, Ordering::Relaxed);
+        state
+    }
+
+    /// Has the driver told that the ring is polled, as soon as nobody else is in it.
+    pub fn disarm(&self) {
+        match self.enter(0) {
+            Some(mut state) => self.disarm_now(&mut state),
+            None => self.disarms.store(true, Ordering::Relaxed),
+        }
+    }
+
+    /// Tells it if that is still to be done.
+    #[inline]
+    pub fn disarm_late(&self, state: &mut State) {
+        if self.disarms.load(Ordering::Relaxed) {
+            self.disarm_now(state);
+        }
+    }
+
+    fn disarm_now(&self, state: &mut State) {
+        self.disarms.store(false, Ordering::Relaxed);
+        state.note_rest(false);
+        if let Some(running) = &mut state.running {
+            running.disarm();
         }
     }
 
@@ -383,153 +442,13 @@ impl Queue {
 
     /// Brings what others read without the lock, and the shard, up to date after a change.
     fn settle(&self, state: &State) {
-        self.ready.store(state.running.is_some() && state.enabled, Ordering::Relaxed);
-        state.wake();
+        let size = state.running.as_ref().map(|running| running.ring.size());
+        self.ready.store(size.is_some() && state.enabled, Ordering::Relaxed);
+        self.shared.published.show(size, state.enabled, state.fault.map(|(fault, _)| fault));
+        self.shared.wakeup.wake();
     }
 }
 
-impl State {
-    /// Bytes of the longest untagged frame within the MTU.
-    #[inline]
-    pub fn longest(&self) -> u32 {
-        longest_within(self.mtu)
-    }
-
-    /// Whether frames may be merged for the guest: not for one that minds delay, which has its frames as they came.
-    #[inline]
-    pub fn merges(&self) -> bool {
-        self.moderation.level() != LatencySensitivity::High
-    }
-
-    /// Notes whether the queue rests from now on: the guest has to kick.
-    pub fn note_rest(&mut self, rests: bool) {
-        self.kicked |= self.rests && !rests;
-        self.rests = rests;
-    }
-
-    /// Gives buffers back that the guest filled, and interrupts it if it wants that.
-    #[inline]
-    pub fn publish(&mut self) {
-        let Some(wanted) = self.publish_ring() else { return };
-        self.counters.kicks_suppressed += u64::from(!std::mem::take(&mut self.kicked));
-        match wanted {
-            true => self.call(),
-            false => self.counters.calls_suppressed += 1,
-        }
-    }
-
-    /// Gives the guest buffers with `frames` in them, and interrupts it if it wants that, now or later: returns when an
-    /// interrupt is due that is held back.
-    #[inline]
-    pub fn publish_frames(&mut self, frames: u32) -> Option<u64> {
-        let Some(wanted) = self.publish_ring() else { return self.moderation.due() };
-        let owed = self.moderation.due().is_some();
-        self.counters.calls_coalesced += u64::from(owed);
-        match self.moderation.given(frames, wanted, cpu::cycles) {
-            Decision::None => self.counters.calls_suppressed += 1,
-            Decision::Call => self.call(),
-            Decision::Hold(_) => {}
-        }
-        self.moderation.due()
-    }
-
-    /// Publishes what was completed; returns whether the guest wants an interrupt for it, or `None` if it was nothing.
-    #[inline]
-    fn publish_ring(&mut self) -> Option<bool> {
-        let running = self.running.as_mut()?;
-        let wanted = running.ring.publish()?;
-        running.log_ring();
-        Some(wanted)
-    }
-
-    /// Interrupts the guest.
-    fn call(&mut self) {
-        if let Some(running) = &mut self.running {
-            self.counters.calls += 1;
-            running.signal();
-        }
-    }
-
-    /// Sends the interrupt that is held back, if `which` names it; returns when it is due otherwise.
-    pub fn flush(&mut self, which: Flush) -> Option<u64> {
-        let due = self.moderation.due()?;
-        let waits = match which {
-            Flush::Due(now) => earlier(now, due),
-            Flush::Idle(now) => self.moderation.is_patient() && earlier(now, due),
-            Flush::All => false,
-        };
-        if waits {
-            return Some(due);
-        }
-        self.moderation.called(cpu::cycles());
-        self.call();
-        None
-    }
-
-    fn fail(&mut self, fault: RingFault) {
-        let index = self.take_running().map_or(0, |running| running.ring.base());
-        self.fault = Some((fault, index));
-    }
-
-    fn take_running(&mut self) -> Option<Running> {
-        self.flush(Flush::All);
-        self.unwatch();
-        self.running.take()
-    }
-
-    fn wake(&self) {
-        if let Some(wake) = &self.wake {
-            wake.wake();
-        }
-    }
-
-    /// Has the shard woken by the driver's kicks. Where the kernel has no room for one more wait (ENOSPC, ENOMEM) the queue
-    /// is polled instead.
-    fn watch(&mut self) {
-        if let (Some(wake), Some(_), Some(kick)) = (&self.wake, &self.running, &self.kick) {
-            self.deaf = wake.watch(kick.as_fd()).is_err();
-        }
-        self.wake();
-    }
-
-    fn unwatch(&self) {
-        if let (Some(wake), Some(_), Some(kick)) = (&self.wake, &self.running, &self.kick) {
-            wake.unwatch(kick.as_fd());
-        }
-    }
-}
-
-impl Running {
-    /// Notes that the device's areas of the ring were written. All of them: three pages for a ring of 1024, most of them
-    /// marked already, while a migration lasts.
-    #[inline]
-    pub fn log_ring(&self) {
-        if let Some(log) = &self.log {
-            self.written.iter().for_each(|&(guest, len)| log.mark(guest, len));
-        }
-    }
-
-    /// Asks the driver to notify from now on; returns whether the ring may rest.
-    pub fn arm(&mut self) -> Result<bool, RingFault> {
-        let armed = self.ring.arm();
-        self.log_ring();
-        armed
-    }
-
-    /// Tells the driver that notifications are not needed.
-    pub fn disarm(&mut self) {
-        self.ring.disarm();
-        self.log_ring();
-    }
-
-    /// Interrupts the guest. A call that blocked is not rung again, and the session is told, which ends the connection.
-    #[inline]
-    fn signal(&mut self) {
-        let rang = self.call.as_ref().map_or(Rang::Done, |call| doorbell::ring(call.as_fd()));
-        if rang == Rang::Blocked {
-            self.call = None;
-            self.blocked.store(true, Ordering::Relaxed);
-            self.attention.signal();
-        }
-    }
+fn micros(count: u64) -> u64 {
+    cpu::cycles_per_second() / 1_000_000 * count
 }

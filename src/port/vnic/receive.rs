@@ -123,6 +123,7 @@ impl Turn<'_> {
 impl Receive for ReceiveQueue {
     fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
         let Some(mut state) = self.ring.try_lock() else { return Received::Nothing };
+        self.ring.disarm_late(&mut state);
         let announced = if state.announcements.is_empty() { 0 } else { self.announce(&mut state, heads, process) };
         match self.batch(&mut state, heads, process) {
             Ok(frames) if frames + announced > 0 => Received::Frames(frames + announced),
@@ -135,11 +136,12 @@ impl Receive for ReceiveQueue {
     }
 
     fn arm(&self) -> bool {
-        let mut state = self.ring.lock();
+        // While somebody else is in the ring it is polled.
+        let Some(mut state) = self.ring.enter(0) else { return false };
         let armed = state.running.as_mut().map(|running| running.arm());
         let rests = match armed {
             None => state.announcements.is_empty(),
-            Some(Ok(rest)) => rest && !state.deaf && state.announcements.is_empty(),
+            Some(Ok(rest)) => rest && state.is_heard() && state.announcements.is_empty(),
             Some(Err(fault)) => {
                 self.ring.fail(&mut state, fault);
                 true
@@ -150,11 +152,7 @@ impl Receive for ReceiveQueue {
     }
 
     fn disarm(&self) {
-        let mut state = self.ring.lock();
-        state.note_rest(false);
-        if let Some(running) = &mut state.running {
-            running.disarm();
-        }
+        self.ring.disarm();
     }
 
     fn attach(&self, wake: Option<Arc<dyn Wake>>) {

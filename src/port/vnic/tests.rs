@@ -21,6 +21,7 @@ use super::*;
 use crate::sys::eventfd::EventFd;
 
 mod budget;
+mod busy;
 mod interrupts;
 mod kicks;
 mod memory;

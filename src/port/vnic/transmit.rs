@@ -111,19 +111,22 @@ impl Transmit for TransmitSide {
 /// batch so far.
 #[inline]
 fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome, steps: &mut usize) {
-    let mut state = queue.lock();
-    let (enabled, longest, merges) = (state.enabled, state.longest(), state.merges());
+    let Some(mut state) = queue.enter(batch.bytes()) else {
+        return outcome.refuse_all(picks, DropReason::ReceiverBusy);
+    };
+    let (enabled, settings) = (state.enabled, queue.settings());
     let Some(running) = state.running.as_mut().filter(|_| enabled) else {
         let faulted = state.fault.is_some();
         return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
     };
     let (before, cut) = (outcome.delivered, outcome.cut);
+    let accepts = running.accepts(settings);
     let form = Form {
         header: running.header,
         mergeable: running.mergeable,
-        accepts: running.accepts,
-        longest,
-        merges: merges && !Needs::MERGED.within(running.accepts).is_none(),
+        accepts,
+        longest: settings.longest(),
+        merges: settings.merges() && !Needs::MERGED.within(accepts).is_none(),
     };
     let delivered = deliver(running, form, batch, picks, outcome, steps);
     // What came before a fault has been written and is the guest's.

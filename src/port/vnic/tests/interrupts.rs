@@ -14,16 +14,16 @@ const BUFFERS: u64 = 0x8_0000;
 const BUFFER: u64 = 2048;
 
 /// A running guest RX ring with 128 buffers, and the one frame that is sent to it all the time.
-struct Rig {
+pub(super) struct Rig {
     guest: Guest,
-    port: Arc<Vnic>,
+    pub(super) port: Arc<Vnic>,
     qemu: Raw,
     _host: Host,
 }
 
 impl Rig {
     /// With no more than VERSION_1 and vhost-user's own: no event index, so the guest wants every interrupt.
-    fn new(latency: LatencySensitivity) -> Self {
+    pub(super) fn new(latency: LatencySensitivity) -> Self {
         Self::with(latency, 0)
     }
 
@@ -40,7 +40,9 @@ impl Rig {
             let descriptor =
                 [(BUFFERS + index * BUFFER).to_le_bytes().to_vec(), 2048u32.to_le_bytes().to_vec()].concat();
             guest.memory.write_all_at(&[descriptor, vec![2, 0, 0, 0]].concat(), descriptors + 16 * index).unwrap();
-            guest.memory.write_all_at(&(index as u16).to_le_bytes(), available + 4 + 2 * index).unwrap();
+            for place in [index, index + 128] {
+                guest.memory.write_all_at(&(index as u16).to_le_bytes(), available + 4 + 2 * place).unwrap();
+            }
         }
         guest.memory.write_all_at(&128u16.to_le_bytes(), available + 2).unwrap();
         qemu.start(0, 0, &guest);
@@ -49,14 +51,23 @@ impl Rig {
         Self { guest, port, qemu, _host: host }
     }
 
+    /// Has the guest post all buffers again, those that were used.
+    pub(super) fn post_again(&self) {
+        let [_, available, used] = areas(0);
+        let mut index = [0; 2];
+        self.guest.memory.read_exact_at(&mut index, used + 2).unwrap();
+        let posted = u16::from_le_bytes(index).wrapping_add(128);
+        self.guest.memory.write_all_at(&posted.to_le_bytes(), available + 2).unwrap();
+    }
+
     /// Gives the guest one frame; returns whether the interrupt for it is held back.
-    fn give(&self) -> bool {
+    pub(super) fn give(&self) -> bool {
         let outcome = transmit(&*self.port.transmit_side(), &[vec![7; 60]]);
         assert_eq!(outcome.delivered, 1);
         outcome.held.is_some()
     }
 
-    fn flush(&self, which: Flush) -> bool {
+    pub(super) fn flush(&self, which: Flush) -> bool {
         self.port.transmit_side().flush(which).is_some()
     }
 

@@ -1,0 +1,210 @@
+//! What the lock of a queue protects: [`State`], and the ring in service, [`Running`].
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::moderation::{Decision, Moderation};
+use super::Shared;
+use super::published::Settings;
+use crate::frame::Needs;
+use crate::ident::MacAddr;
+use crate::mem::{DirtyLog, GuestMemory};
+use crate::port::{Flush, earlier};
+use crate::ring::{Ring, RingFault};
+use crate::sys::cpu;
+use crate::sys::doorbell::{self, Rang};
+use crate::sys::eventfd::EventFd;
+
+/// What the mutex of a [`super::Queue`] protects.
+pub(in crate::port::vnic) struct State {
+    /// The ring, while it runs.
+    pub running: Option<Running>,
+    /// The guest uses the queue (SET_VRING_ENABLE).
+    pub enabled: bool,
+    /// Why the ring was taken out of service, and the index it had then.
+    pub fault: Option<(RingFault, u16)>,
+    /// MAC addresses to announce, as frames that the port seems to send.
+    pub announcements: Vec<MacAddr>,
+    /// The interrupt of a ring that a shard took out of service: for the session to close.
+    pub(super) leftover: Option<OwnedFd>,
+    /// The guest was asked to kick and the shard does not poll.
+    rests: bool,
+    /// It was woken from rest and has not had a batch since.
+    kicked: bool,
+    moderation: Moderation,
+    shared: Arc<Shared>,
+}
+
+/// A ring in service.
+pub(in crate::port::vnic) struct Running {
+    pub ring: Ring,
+    pub memory: Arc<GuestMemory>,
+    /// Bytes of the virtio-net header: 12 or 10.
+    pub header: usize,
+    /// A frame may span several chains.
+    pub mergeable: bool,
+    /// What of offloads the guest's driver may leave to us when it sends.
+    pub may: Needs,
+    /// What of offloads the guest's driver can do when it receives, as negotiated.
+    pub(super) negotiated: Needs,
+    /// Where to note what is written, while the guest is being migrated.
+    pub log: Option<Arc<DirtyLog>>,
+    /// The areas of the ring that the device writes: guest-physical addresses and lengths.
+    pub(super) written: [(u64, u64); 2],
+    pub(super) call: Option<OwnedFd>,
+    /// The call blocked once and is not rung again. It stays open until the session closes it: closing what a peer gave us
+    /// may take as long as the peer likes.
+    pub(super) muted: bool,
+    pub(super) blocked: Arc<AtomicBool>,
+    pub(super) attention: Arc<EventFd>,
+}
+
+impl State {
+    /// No ring.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            running: None,
+            enabled: false,
+            fault: None,
+            announcements: Vec::new(),
+            leftover: None,
+            rests: false,
+            kicked: false,
+            moderation: Moderation::default(),
+            shared,
+        }
+    }
+
+    /// Whether the queue may rest, as far as that depends on what its shard can be woken by.
+    pub fn is_heard(&self) -> bool {
+        !self.shared.wakeup.is_deaf()
+    }
+
+    /// Notes whether the queue rests from now on: the guest has to kick.
+    pub fn note_rest(&mut self, rests: bool) {
+        self.kicked |= self.rests && !rests;
+        self.rests = rests;
+    }
+
+    /// Gives buffers back that the guest filled, and interrupts it if it wants that.
+    #[inline]
+    pub fn publish(&mut self) {
+        let Some(wanted) = self.publish_ring() else { return };
+        let kicked = std::mem::take(&mut self.kicked);
+        let counters = &self.shared.published.counters;
+        counters.kicks_suppressed.add(u64::from(!kicked));
+        match wanted {
+            true => self.call(),
+            false => counters.calls_suppressed.add(1),
+        }
+    }
+
+    /// Gives the guest buffers with `frames` in them, and interrupts it if it wants that, now or later: returns when an
+    /// interrupt is due that is held back.
+    #[inline]
+    pub fn publish_frames(&mut self, frames: u32) -> Option<u64> {
+        let Some(wanted) = self.publish_ring() else { return self.moderation.due() };
+        self.moderation.set_level(self.shared.settings.latency());
+        let counters = &self.shared.published.counters;
+        if self.moderation.due().is_some() {
+            counters.calls_coalesced.add(1);
+        }
+        match self.moderation.given(frames, wanted, cpu::cycles) {
+            Decision::None => counters.calls_suppressed.add(1),
+            Decision::Call => self.call(),
+            Decision::Hold(_) => {}
+        }
+        self.moderation.due()
+    }
+
+    /// Publishes what was completed; returns whether the guest wants an interrupt for it, or `None` if it was nothing.
+    #[inline]
+    fn publish_ring(&mut self) -> Option<bool> {
+        let running = self.running.as_mut()?;
+        let wanted = running.ring.publish()?;
+        running.log_ring();
+        Some(wanted)
+    }
+
+    /// Interrupts the guest.
+    fn call(&mut self) {
+        if let Some(running) = &mut self.running {
+            self.shared.published.counters.calls.add(1);
+            running.signal();
+        }
+    }
+
+    /// Sends the interrupt that is held back, if `which` names it; returns when it is due otherwise.
+    pub fn flush(&mut self, which: Flush) -> Option<u64> {
+        let due = self.moderation.due()?;
+        self.moderation.set_level(self.shared.settings.latency());
+        let waits = match which {
+            Flush::Due(now) => earlier(now, due),
+            Flush::Idle(now) => self.moderation.is_patient() && earlier(now, due),
+            Flush::All => false,
+        };
+        if waits {
+            return Some(due);
+        }
+        self.moderation.called(cpu::cycles());
+        self.call();
+        None
+    }
+
+    /// Takes the ring out of service. What a shard must not do with what is left of it is left to the session.
+    pub(super) fn fail(&mut self, fault: RingFault) {
+        let running = self.take_running();
+        let index = running.as_ref().map_or(0, |running| running.ring.base());
+        self.leftover = running.and_then(|running| running.call);
+        self.fault = Some((fault, index));
+    }
+
+    /// Ends the service of the ring.
+    pub(super) fn take_running(&mut self) -> Option<Running> {
+        self.flush(Flush::All);
+        self.shared.wakeup.end();
+        self.running.take()
+    }
+}
+
+impl Running {
+    /// What of offloads the guest is left with when it receives, of those that its driver can do.
+    #[inline]
+    pub fn accepts(&self, settings: &Settings) -> Needs {
+        self.negotiated.within(settings.offloads())
+    }
+
+    /// Notes that the device's areas of the ring were written. All of them: three pages for a ring of 1024, most of them
+    /// marked already, while a migration lasts.
+    #[inline]
+    pub fn log_ring(&self) {
+        if let Some(log) = &self.log {
+            self.written.iter().for_each(|&(guest, len)| log.mark(guest, len));
+        }
+    }
+
+    /// Asks the driver to notify from now on; returns whether the ring may rest.
+    pub fn arm(&mut self) -> Result<bool, RingFault> {
+        let armed = self.ring.arm();
+        self.log_ring();
+        armed
+    }
+
+    /// Tells the driver that notifications are not needed.
+    pub fn disarm(&mut self) {
+        self.ring.disarm();
+        self.log_ring();
+    }
+
+    /// Interrupts the guest. A call that blocked is not rung again, and the session is told, which ends the connection.
+    #[inline]
+    pub(super) fn signal(&mut self) {
+        let Some(call) = self.call.as_ref().filter(|_| !self.muted) else { return };
+        if doorbell::ring(call.as_fd()) == Rang::Blocked {
+            self.muted = true;
+            self.blocked.store(true, Ordering::Relaxed);
+            self.attention.signal();
+        }
+    }
+}

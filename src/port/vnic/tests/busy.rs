@@ -1,0 +1,98 @@
+//! Rings that somebody is in, for a moment or for good.
+
+use std::sync::Barrier;
+use std::sync::mpsc::channel;
+
+use super::interrupts::Rig;
+use super::*;
+use crate::frame::Needs;
+use crate::port::testing::{Shard, transmit};
+use crate::port::vnic::queue::WAIT_MICROS;
+use crate::port::{Flush, Outcome};
+use crate::sys::cpu;
+use crate::verdict::DropReason;
+
+/// Has `act` done by another thread; returns what came of it, or fails if nothing does.
+fn within_reach<T: Send + 'static>(what: &str, act: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, answer) = channel();
+    std::thread::spawn(move || done.send(act()));
+    answer.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("{what} waits for who is in the ring"))
+}
+
+fn refusals(outcome: &Outcome, frames: usize) -> Vec<DropReason> {
+    let lost = (0..frames).filter(|frame| outcome.delivered & 1 << frame == 0);
+    lost.map(|frame| outcome.reasons[frame]).collect()
+}
+
+#[test]
+fn nobody_but_its_own_front_end_waits_for_a_ring_that_somebody_is_held_up_in() {
+    let rig = Rig::new(LatencySensitivity::Normal);
+    assert!(!rig.give());
+    let nic = rig.port.attachment.nic();
+    let held: Vec<_> = nic.queues.iter().map(|queue| queue.lock()).collect();
+    // What shards do.
+    let side = rig.port.transmit_side();
+    let lost = within_reach("transmit", move || refusals(&transmit(&*side, &[vec![7; 60], vec![7; 1400]]), 2));
+    assert_eq!(lost, [DropReason::ReceiverBusy; 2]);
+    nic.queues[0].note_held(true);
+    let side = rig.port.transmit_side();
+    let later = within_reach("flush", move || side.flush(Flush::Due(cpu::cycles())));
+    assert!(later.is_some(), "the interrupt that is held back is not forgotten");
+    for queue in rig.port.receive_queues() {
+        let (shard, other) = (Shard::new(), Shard::new());
+        let rests = within_reach("a queue's shard", move || {
+            queue.attach(Some(shard));
+            queue.disarm();
+            queue.attach(Some(other));
+            queue.arm()
+        });
+        assert!(!rests, "it is polled until somebody can ask the guest to kick");
+    }
+    // What the control side does.
+    let port = Arc::clone(&rig.port);
+    let calls = within_reach("the control side", move || {
+        port.set_latency(LatencySensitivity::High);
+        port.set_mtu(Some(1000));
+        port.set_offloads(Needs::NONE);
+        port.link();
+        assert_eq!(port.detail()["queues"][0]["started"], true);
+        port.notifications()[0].calls
+    });
+    assert_eq!(calls, 1);
+    drop(held);
+    // What was set meanwhile is in force.
+    assert!(!rig.flush(Flush::Due(cpu::cycles())));
+    let outcome = transmit(&*rig.port.transmit_side(), &[vec![7; 1014], vec![7; 1015]]);
+    assert_eq!(refusals(&outcome, 2), [DropReason::MtuExceeded]);
+}
+
+#[test]
+fn shards_that_meet_in_a_ring_wait_for_each_other_and_lose_nothing() {
+    let rig = Rig::new(LatencySensitivity::Medium);
+    let meeting = Barrier::new(2);
+    let mut rounds_without_loss = 0;
+    for _ in 0..200 {
+        // Both batches fit what is posted.
+        rig.post_again();
+        let shard = || {
+            let side = rig.port.transmit_side();
+            let frames = vec![vec![7; 1400]; 64];
+            meeting.wait();
+            let began = cpu::cycles();
+            let outcome = transmit(&*side, &frames);
+            (refusals(&outcome, 64), cpu::cycles().wrapping_sub(began))
+        };
+        let (a, b) = std::thread::scope(|scope| {
+            let other = scope.spawn(shard);
+            (shard(), other.join().unwrap())
+        });
+        let wait = cpu::cycles_per_second() / 1_000_000 * WAIT_MICROS;
+        for ((lost, _), (_, others)) in [(&a, &b), (&b, &a)] {
+            assert!(lost.iter().all(|&reason| reason == DropReason::ReceiverBusy), "{lost:?}");
+            // Unless the machine took the CPU away from the other one in the middle of it.
+            assert!(lost.is_empty() || *others > wait, "lost after less than {WAIT_MICROS} us");
+        }
+        rounds_without_loss += usize::from(a.0.is_empty() && b.0.is_empty());
+    }
+    assert!(rounds_without_loss > 0);
+}
