@@ -279,7 +279,7 @@ fn logs_that_do_not_fit_end_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn a_log_whose_file_shrinks_harms_nobody_else() {
+fn a_log_whose_file_shrinks_stops_its_port_until_the_migration_is_cancelled() {
     let daemon = Daemon::with_ports(&["a", "b", "c"]);
     let up = |port: &str| Nic::up(&daemon.socket(port), &NicConfig::default());
     let (mut a, mut b, mut c) = (up("a"), up("b"), up("c"));
@@ -288,11 +288,25 @@ fn a_log_whose_file_shrinks_harms_nobody_else() {
     meet(&mut a, &mut b);
     b.poll();
     c.poll();
-    let log = Log::of(&b);
-    log.start(&b);
-    log.file.set_len(0).unwrap();
-    exchange(&mut a, &mut b, 50);
-    exchange(&mut a, &mut c, 50);
+    for _ in 0..2 {
+        let log = Log::of(&b);
+        log.start(&b);
+        log.file.set_len(0).unwrap();
+        let sent = frame(b.mac, a.mac, 400, 1);
+        a.send(&sent);
+        // What is written now would be missing at the destination.
+        let port = daemon.port_when("b", "its log is gone", |port| port.state() == "stopped");
+        let reason = port.reason().unwrap_or_default();
+        assert!(reason.contains("shrank") && reason.contains("cancel the migration"), "{reason}");
+        exchange(&mut a, &mut c, 50);
+        log_all(&b, false).unwrap();
+        b.stop().unwrap();
+        b.vmm.features &= !feature::LOG_ALL;
+        b.cont().unwrap();
+        a.drain();
+        meet(&mut a, &mut b);
+        exchange(&mut a, &mut b, 50);
+    }
 }
 
 #[test]

@@ -18,15 +18,10 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 
-use rustix::fs::FsWord;
-use vm_memory::FileOffset;
-use vm_memory::mmap::{MmapRegion, MmapRegionError};
-
-use super::mapping::Backing;
 use super::{GuestMemory, Span};
 use crate::limits::MEMORY_BYTES;
 use crate::sys::eventfd::EventFd;
-use crate::sys::sigbus::Watch;
+use crate::sys::mapped_file::{Backing, Loss, MappedFile, MappedFileError};
 
 /// Bytes of guest memory that one bit stands for (VHOST_LOG_PAGE of vhost-user, "Migration").
 const PAGE_BYTES: u64 = 4096;
@@ -44,14 +39,6 @@ pub enum DirtyLogError {
         /// Where it begins in its file.
         offset: u64,
     },
-    /// A file that is shorter than the log.
-    #[error("the log ends at byte {end} of a file that has {size} bytes")]
-    FileTooShort {
-        /// Where the log ends in the file.
-        end: u64,
-        /// The file's size in bytes.
-        size: u64,
-    },
     /// The log has no bits for the end of the memory that is shared.
     #[error("a log of {len} bytes covers guest memory up to {covers:#x} only, and {end:#x} is shared")]
     TooSmall {
@@ -62,47 +49,35 @@ pub enum DirtyLogError {
         /// Where the shared memory ends.
         end: u64,
     },
-    /// The kernel did not tell about the file.
-    #[error("the log's file cannot be examined")]
-    File(#[source] std::io::Error),
-    /// A file on a file system whose pages can stall us.
-    #[error("the log's file is on neither tmpfs nor hugetlbfs (f_type {0:#x}): use a memfd")]
-    FileSystem(FsWord),
-    /// The kernel did not map it.
+    /// Its file is none that can be mapped, or does not hold it.
     #[error("the log cannot be mapped")]
-    Map(#[source] MmapRegionError),
-    /// The mapping cannot be watched for SIGBUS.
-    #[error("the log cannot be watched for a shrinking file")]
-    Watch(#[source] std::io::Error),
+    File(#[from] MappedFileError),
 }
 
 /// The bitmap of pages that were written.
 #[derive(Debug)]
 pub struct DirtyLog {
-    /// Declared before the mapping, so that it is dropped first: the watch has to end while the pages are still ours.
-    _watch: Watch,
-    mapping: MmapRegion,
+    mapping: MappedFile,
 }
 
 impl DirtyLog {
-    /// Maps the log that a front end shares: `len` bytes from `offset` of `file`. `attention` is signalled if the file
-    /// shrinks later.
+    /// Maps the log that a front end shares: `len` bytes from `offset` of `file`. `attention` is signalled if a page of the
+    /// file is found missing later.
     ///
     /// # Errors
     /// What is wrong with the file, or what the kernel says.
     pub fn new(file: File, offset: u64, len: u64, attention: Arc<EventFd>) -> Result<Self, DirtyLogError> {
-        let end = offset.checked_add(len).filter(|_| (1..=MEMORY_BYTES / LOG_BYTE_COVERS).contains(&len));
-        let end = end.ok_or(DirtyLogError::Bounds { len, offset })?;
-        let backing = Backing::of(&file).map_err(DirtyLogError::File)?;
-        let page = backing.page.map_err(DirtyLogError::FileSystem)?;
-        if backing.size < end {
-            return Err(DirtyLogError::FileTooShort { end, size: backing.size });
+        let within = offset.checked_add(len).is_some() && (1..=MEMORY_BYTES / LOG_BYTE_COVERS).contains(&len);
+        if !within {
+            return Err(DirtyLogError::Bounds { len, offset });
         }
-        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len as usize).map_err(DirtyLogError::Map)?;
-        let start = mapping.as_ptr() as usize;
-        let watch =
-            Watch::new(start..start + mapping.size(), page as usize, attention).map_err(DirtyLogError::Watch)?;
-        Ok(Self { _watch: watch, mapping })
+        let backing = Backing::of(&file)?;
+        Ok(Self { mapping: MappedFile::of_peer(file, &backing, offset, len, attention)? })
+    }
+
+    /// Why marks were lost, if they were: the front end would not send pages that it should.
+    pub fn loss(&self) -> Option<Loss> {
+        self.mapping.loss()
     }
 
     /// Whether every byte of `memory` has its bit.
@@ -110,7 +85,7 @@ impl DirtyLog {
     /// # Errors
     /// Where the log and the memory end.
     pub fn covers(&self, memory: &GuestMemory) -> Result<(), DirtyLogError> {
-        let len = self.mapping.size() as u64;
+        let len = self.mapping.len() as u64;
         let covers = len * LOG_BYTE_COVERS;
         let end = memory.regions().last().map_or(0, |region| region.guest + region.len);
         if end <= covers { Ok(()) } else { Err(DirtyLogError::TooSmall { len, covers, end }) }
@@ -127,12 +102,13 @@ impl DirtyLog {
         let last = guest.saturating_add(len - 1) / PAGE_BYTES;
         for page in guest / PAGE_BYTES..=last {
             let (at, bit) = ((page / 8) as usize, 1u8 << (page % 8));
-            if at >= self.mapping.size() {
+            if at >= self.mapping.len() {
                 return;
             }
-            // SAFETY: `at` is within the mapping, which lives as long as `self`. Every access to it from this process is
-            // atomic; the front end's are its own affair. A file that shrinks is SIGBUS's matter (`_watch`).
-            let byte = unsafe { AtomicU8::from_ptr(self.mapping.as_ptr().add(at)) };
+            // SAFETY: `at` is within the mapping, which lives as long as `self`, and a byte is aligned everywhere. Every
+            // access to it from this process is atomic; the front end's are its own affair. Where the file has no page, the
+            // mapping's watch puts one of ours.
+            let byte = unsafe { AtomicU8::from_ptr(self.mapping.address().add(at)) };
             if byte.load(Ordering::Relaxed) & bit == 0 {
                 byte.fetch_or(bit, Ordering::Relaxed);
             }
@@ -161,6 +137,7 @@ mod tests {
     use std::io::Read;
 
     use rustix::fs::{MemfdFlags, memfd_create};
+    use vm_memory::mmap::MmapRegion;
 
     use super::*;
     use crate::mem::Region;
@@ -223,9 +200,13 @@ mod tests {
         for (offset, len) in [(0, 0), (u64::MAX, 1), (0, 1 << 40), (u64::MAX - 4, 8)] {
             assert!(matches!(log(&file, offset, len), Err(DirtyLogError::Bounds { .. })), "{offset} {len}");
         }
-        assert!(matches!(log(&file, 4096, 1), Err(DirtyLogError::FileTooShort { end: 4097, size: 4096 })));
-        assert!(matches!(log(&file, 1, 16), Err(DirtyLogError::Map(_))), "an offset that is not a page's");
+        let refused = |file, offset, len| match log(file, offset, len) {
+            Err(DirtyLogError::File(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(refused(&file, 4096, 1), MappedFileError::TooShort { end: 4097, size: 4096 }));
+        assert!(matches!(refused(&file, 1, 16), MappedFileError::Unaligned { offset: 1, page: 4096 }));
         let other = File::open("/proc/self/maps").unwrap();
-        assert!(matches!(log(&other, 0, 1), Err(DirtyLogError::FileSystem(_))));
+        assert!(matches!(refused(&other, 0, 1), MappedFileError::NotMemory));
     }
 }

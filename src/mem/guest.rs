@@ -16,7 +16,7 @@ use std::sync::Arc;
 use vm_memory::mmap::MmapRegion;
 
 use super::Span;
-use crate::sys::sigbus::Watch;
+use crate::sys::mapped_file::{Loss, MappedFile};
 
 /// One contiguous piece of guest memory, mapped here.
 #[derive(Debug)]
@@ -27,35 +27,58 @@ pub struct Region {
     pub user: u64,
     /// Length in bytes.
     pub len: u64,
-    /// Declared before the mapping, so that it is dropped first: the watch has to end while the pages are still ours.
-    watch: Option<Watch>,
-    mapping: MmapRegion,
+    mapping: Mapping,
+}
+
+/// What a region's bytes are kept in.
+#[derive(Debug)]
+enum Mapping {
+    /// A file that a front end shares.
+    File(MappedFile),
+    /// Memory of our own, which plays a guest's.
+    Own(MmapRegion),
 }
 
 impl Region {
-    /// A region at guest address `guest` and front-end address `user` that is all of `mapping`.
-    pub fn new(guest: u64, user: u64, mapping: MmapRegion) -> Self {
-        Self { guest, user, len: mapping.size() as u64, watch: None, mapping }
+    /// A region at guest address `guest` and front-end address `user` that is all of `memory` of our own.
+    pub fn new(guest: u64, user: u64, memory: MmapRegion) -> Self {
+        Self { guest, user, len: memory.size() as u64, mapping: Mapping::Own(memory) }
     }
 
-    /// The same region, whose file may shrink: `watch` covers the mapping.
-    pub fn watched(self, watch: Watch) -> Self {
-        Self { watch: Some(watch), ..self }
+    /// The same of a file that a front end shares.
+    pub fn of_file(guest: u64, user: u64, file: MappedFile) -> Self {
+        Self { guest, user, len: file.len() as u64, mapping: Mapping::File(file) }
     }
 
-    /// Whether the file behind it lost pages that were accessed since; they read as zeros now.
+    /// Whether the file behind it was found to lack pages; they read as zeros now.
     pub fn failed(&self) -> bool {
-        self.watch.as_ref().is_some_and(Watch::failed)
+        self.mapped_file().is_some_and(|file| file.failure().is_some())
     }
 
-    /// The file behind it.
-    pub(super) fn file(&self) -> Option<&std::fs::File> {
-        self.mapping.file_offset().map(|offset| offset.file())
+    /// Why it does.
+    pub fn loss(&self) -> Option<Loss> {
+        self.mapped_file()?.loss()
     }
 
-    /// Where the region is mapped here, as a number: for tables that map a fault's address back to its port.
+    /// The file behind it, as it is mapped.
+    pub(super) fn mapped_file(&self) -> Option<&MappedFile> {
+        match &self.mapping {
+            Mapping::File(file) => Some(file),
+            Mapping::Own(_) => None,
+        }
+    }
+
+    /// Where it is mapped: `len` bytes, readable and writable.
+    fn address(&self) -> *mut u8 {
+        match &self.mapping {
+            Mapping::File(file) => file.address(),
+            Mapping::Own(memory) => memory.as_ptr(),
+        }
+    }
+
+    /// Where the region is mapped here, as a number.
     pub fn host_address(&self) -> usize {
-        self.mapping.as_ptr() as usize
+        self.address() as usize
     }
 }
 
@@ -84,7 +107,7 @@ impl GuestMemory {
     /// A map of `regions`. The caller has made sure that no two overlap in guest-physical addresses.
     pub fn new(mut regions: Vec<Arc<Region>>) -> Self {
         regions.sort_by_key(|region| region.guest);
-        let entry = |r: &Arc<Region>| Entry { guest: r.guest, len: r.len, host: r.mapping.as_ptr() };
+        let entry = |r: &Arc<Region>| Entry { guest: r.guest, len: r.len, host: r.address() };
         Self { table: regions.iter().map(entry).collect(), regions: regions.into() }
     }
 

@@ -1,33 +1,19 @@
 //! The regions that one front end shares, checked before they are mapped: [`SharedMemory`].
 //!
-//! A region longer than its file costs the whole process its life at the first access behind the end (SIGBUS), and
-//! vm-memory does not look; so everything is checked here first, and what can still happen later, a file that shrinks, is
-//! left to [`crate::sys::sigbus`]. Only tmpfs (which memfd is) and hugetlbfs are taken: any other file system could stall a
-//! shard in a page fault.
+//! A region longer than its file costs the whole process its life at the first access behind the end (SIGBUS), so
+//! everything is checked here first, with what [`Backing`] says of the file. What can still happen later, a file that
+//! shrinks or a host that has no page left for it, is the matter of [`MappedFile`].
 //!
 //! A change never touches what is there. It makes a new `SharedMemory` that has the unchanged regions in common with the
 //! old one; the caller hands its [`GuestMemory`] to every ring and only then drops the old one, which unmaps what is gone.
 
-#![allow(unsafe_code)] // madvise on a mapping of our own, and sysconf.
-
 use std::fs::File;
-use std::os::linux::fs::MetadataExt;
 use std::sync::Arc;
-
-use rustix::fs::FsWord;
-use rustix::mm::{Advice, madvise};
-use vm_memory::FileOffset;
-use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use super::{GuestMemory, Region};
 use crate::limits::{MEMORY_BYTES, MEMORY_REGIONS};
 use crate::sys::eventfd::EventFd;
-use crate::sys::sigbus::Watch;
-
-/// statfs(2): `f_type` of tmpfs, which also backs memfd_create(2) without MFD_HUGETLB.
-const TMPFS_MAGIC: FsWord = 0x0102_1994;
-/// statfs(2): `f_type` of hugetlbfs, whose `f_bsize` is the huge page size.
-const HUGETLBFS_MAGIC: FsWord = 0x9584_58f6;
+use crate::sys::mapped_file::{Backing, FileIdentity, Loss, MappedFile, MappedFileError, page_bytes};
 
 /// Why a region cannot be shared with us.
 #[derive(Debug, thiserror::Error)]
@@ -38,17 +24,6 @@ pub enum MappingError {
     /// Addresses, length or offset that are no multiple of the page size.
     #[error("region {0} does not begin and end at multiples of its {1} byte pages")]
     Unaligned(RegionRequest, u64),
-    /// A file on a file system whose pages can stall us.
-    #[error("region {0} is in a file on neither tmpfs nor hugetlbfs (f_type {1:#x}): use memfd, /dev/shm or hugepages")]
-    FileSystem(RegionRequest, FsWord),
-    /// A file that is shorter than the region.
-    #[error("region {region} ends at byte {end} of a file that has {size} bytes", end = .region.offset + .region.len)]
-    FileTooShort {
-        /// The region.
-        region: RegionRequest,
-        /// The file's size in bytes.
-        size: u64,
-    },
     /// Two regions share addresses.
     #[error("region {0} overlaps region {1}")]
     Overlap(RegionRequest, RegionRequest),
@@ -65,15 +40,9 @@ pub enum MappingError {
         /// The limit.
         most: u64,
     },
-    /// The kernel did not tell about the file.
-    #[error("region {0}: its file cannot be examined")]
-    File(RegionRequest, #[source] std::io::Error),
-    /// The kernel did not map it.
-    #[error("region {0} cannot be mapped")]
-    Map(RegionRequest, #[source] MmapRegionError),
-    /// The mapping cannot be watched for SIGBUS.
-    #[error("region {0} cannot be watched for a shrinking file")]
-    Watch(RegionRequest, #[source] std::io::Error),
+    /// Its file is none that can be mapped, or does not hold it.
+    #[error("region {0}")]
+    File(RegionRequest, #[source] MappedFileError),
 }
 
 /// A region as a front end describes it, in bytes.
@@ -107,9 +76,6 @@ impl RegionRequest {
         meet(self.guest, other.guest) || meet(self.user, other.user)
     }
 }
-
-/// What a file is, however often its descriptor was passed on: device and inode.
-type FileIdentity = (u64, u64);
 
 /// A region that is mapped, and what it was made from.
 #[derive(Debug, Clone)]
@@ -157,9 +123,14 @@ impl SharedMemory {
         self.regions.iter().map(|shared| shared.request.len).sum()
     }
 
-    /// Whether a file shrank while it was mapped.
+    /// Whether a file was found to lack pages while it was mapped.
     pub fn failed(&self) -> bool {
         self.regions.iter().any(|shared| shared.region.failed())
+    }
+
+    /// Why it does, of the first that does.
+    pub fn loss(&self) -> Option<Loss> {
+        self.regions.iter().find_map(|shared| shared.region.loss())
     }
 
     /// The memory once `table` takes the place of all regions (SET_MEM_TABLE). Regions that stay keep their mapping;
@@ -170,12 +141,12 @@ impl SharedMemory {
     pub fn replaced(&self, table: Vec<(RegionRequest, File)>) -> Result<Option<Self>, MappingError> {
         let mut next = Self::new(Arc::clone(&self.attention), self.most);
         for (request, file) in table {
-            let (file_identity, page) = check(&request, &file)?;
-            let kept = self.regions.iter().find(|s| s.request == request && s.file == file_identity);
+            let backing = check(&request, &file)?;
+            let kept = self.regions.iter().find(|s| s.request == request && s.file == backing.identity);
             match kept.filter(|s| !s.region.failed()) {
-                Some(kept) if next.admits(&request, file_identity)? => next.regions.push(kept.clone()),
-                None if next.admits(&request, file_identity)? => {
-                    next.regions.push(next.map(request, file, file_identity, page)?);
+                Some(kept) if next.admits(&request, backing.identity)? => next.regions.push(kept.clone()),
+                None if next.admits(&request, backing.identity)? => {
+                    next.regions.push(next.map(request, file, &backing)?)
                 }
                 _ => {}
             }
@@ -191,12 +162,12 @@ impl SharedMemory {
     /// # Errors
     /// Why the region is refused.
     pub fn with(&self, request: RegionRequest, file: File) -> Result<Option<Self>, MappingError> {
-        let (identity, page) = check(&request, &file)?;
-        if !self.admits(&request, identity)? {
+        let backing = check(&request, &file)?;
+        if !self.admits(&request, backing.identity)? {
             return Ok(None);
         }
         let mut regions = self.regions.clone();
-        regions.push(self.map(request, file, identity, page)?);
+        regions.push(self.map(request, file, &backing)?);
         Ok(Some(self.of(regions)))
     }
 
@@ -206,6 +177,22 @@ impl SharedMemory {
         let kept = |s: &&Shared| !s.request.is_at(request);
         let regions: Vec<_> = self.regions.iter().filter(kept).cloned().collect();
         (regions.len() < self.regions.len()).then(|| self.of(regions))
+    }
+
+    /// The memory with new mappings for the regions whose files were found to lack pages.
+    ///
+    /// # Errors
+    /// A file does not hold its region any more.
+    pub fn mapped_anew(&self) -> Result<Self, MappingError> {
+        let mut regions = self.regions.clone();
+        for shared in regions.iter_mut().filter(|shared| shared.region.failed()) {
+            let Some(mapped) = shared.region.mapped_file() else { continue };
+            let refused = |source| MappingError::File(shared.request, MappedFileError::Examine(source));
+            let file = mapped.file().try_clone().map_err(refused)?;
+            let backing = check(&shared.request, &file)?;
+            *shared = self.map(shared.request, file, &backing)?;
+        }
+        Ok(self.of(regions))
     }
 
     /// Whether a checked region may be added to these: `false` if it is an exact duplicate.
@@ -226,84 +213,43 @@ impl SharedMemory {
         Ok(true)
     }
 
-    fn map(
-        &self,
-        request: RegionRequest,
-        file: File,
-        identity: FileIdentity,
-        page: u64,
-    ) -> Result<Shared, MappingError> {
-        let mapping = MmapRegion::from_file(FileOffset::new(file, request.offset), request.len as usize)
-            .map_err(|source| MappingError::Map(request, source))?;
-        let (address, len) = (mapping.as_ptr(), mapping.size());
-        // Guest memory has no place in our core dumps. It is a matter of taste to the kernel, so a refusal is no error.
-        // SAFETY: exactly the mapping that was just made; the advice does not change its contents.
-        let _ = unsafe { madvise(address.cast(), len, Advice::LinuxDontDump) };
-        let range = address as usize..address as usize + len;
-        let watch = Watch::new(range, page as usize, Arc::clone(&self.attention))
-            .map_err(|source| MappingError::Watch(request, source))?;
-        let region = Arc::new(Region::new(request.guest, request.user, mapping).watched(watch));
-        Ok(Shared { request, file: identity, region })
+    fn map(&self, request: RegionRequest, file: File, backing: &Backing) -> Result<Shared, MappingError> {
+        let attention = Arc::clone(&self.attention);
+        let mapped = MappedFile::of_peer(file, backing, request.offset, request.len, attention)
+            .map_err(|source| MappingError::File(request, source))?;
+        let region = Arc::new(Region::of_file(request.guest, request.user, mapped));
+        Ok(Shared { request, file: backing.identity, region })
     }
 }
 
-/// Looks at a region and its file before anything is mapped; returns what file it is and the size of its pages.
-fn check(request: &RegionRequest, file: &File) -> Result<(FileIdentity, u64), MappingError> {
+/// Looks at a region and its file before anything is mapped; returns what file it is.
+fn check(request: &RegionRequest, file: &File) -> Result<Backing, MappingError> {
     let ends = [request.guest, request.user, request.offset].map(|start| start.checked_add(request.len));
     // File offsets are signed (mmap(2): off_t).
     let fits = ends.iter().all(|end| end.is_some_and(|end| i64::try_from(end).is_ok()));
     if request.len == 0 || !fits {
         return Err(MappingError::Bounds(*request));
     }
-    let backing = Backing::of(file).map_err(|e| MappingError::File(*request, e))?;
-    let page = backing.page.map_err(|other| MappingError::FileSystem(*request, other))?;
-    let small = page_bytes();
+    let refused = |source| MappingError::File(*request, source);
+    let backing = Backing::of(file).map_err(refused)?;
+    let (small, page) = (page_bytes(), backing.page);
     let multiple = |value: u64, of: u64| value.is_multiple_of(of);
     // Guest addresses need not be aligned to huge pages, only what the kernel maps does.
     let aligned = multiple(request.guest, small) && multiple(request.user, small);
     if !aligned || !multiple(request.len, page) || !multiple(request.offset, page) {
         return Err(MappingError::Unaligned(*request, page));
     }
-    if request.offset + request.len > backing.size {
-        return Err(MappingError::FileTooShort { region: *request, size: backing.size });
+    let end = request.offset + request.len;
+    if end > backing.size {
+        return Err(refused(MappedFileError::TooShort { end, size: backing.size }));
     }
-    Ok((backing.identity, page))
-}
-
-/// What a file is to somebody who wants to map it.
-pub(super) struct Backing {
-    /// Bytes of its pages; of any file system that could stall a shard in a page fault, the `f_type` instead.
-    pub page: Result<u64, FsWord>,
-    /// Its size in bytes.
-    pub size: u64,
-    identity: FileIdentity,
-}
-
-impl Backing {
-    /// Asks the kernel about `file`.
-    pub fn of(file: &File) -> std::io::Result<Self> {
-        let system = rustix::fs::fstatfs(file)?;
-        let small = page_bytes();
-        let page = match system.f_type {
-            TMPFS_MAGIC => Ok(small),
-            HUGETLBFS_MAGIC => Ok(u64::try_from(system.f_bsize).unwrap_or(small).max(small)),
-            other => Err(other),
-        };
-        let stat = file.metadata()?;
-        Ok(Self { page, size: stat.st_size(), identity: (stat.st_dev(), stat.st_ino()) })
-    }
+    Ok(backing)
 }
 
 /// Bytes of memory that this host has, swap included: what all VMs on it can have together.
 pub fn host_bytes() -> u64 {
     let host = rustix::system::sysinfo();
     (host.totalram as u64).saturating_add(host.totalswap as u64).saturating_mul(host.mem_unit.into())
-}
-
-/// Size of this machine's ordinary pages.
-fn page_bytes() -> u64 {
-    // SAFETY: sysconf reads a constant of the process.
-    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 #[cfg(test)]
@@ -336,9 +282,10 @@ mod tests {
         let memory = empty();
         let refused = |request, len| memory.with(request, memfd(len)).unwrap_err();
         assert!(
-            matches!(refused(at(0, 0, 8 * PAGE, 0), 4 * PAGE), MappingError::FileTooShort { size, .. } if size == 4 * PAGE)
+            matches!(refused(at(0, 0, 8 * PAGE, 0), 4 * PAGE), MappingError::File(_, MappedFileError::TooShort { size, .. }) if size == 4 * PAGE)
         );
-        assert!(matches!(refused(at(0, 0, 4 * PAGE, PAGE), 4 * PAGE), MappingError::FileTooShort { .. }));
+        let too_short = refused(at(0, 0, 4 * PAGE, PAGE), 4 * PAGE);
+        assert!(matches!(too_short, MappingError::File(_, MappedFileError::TooShort { .. })));
         assert!(matches!(refused(at(0, 0, PAGE, u64::MAX - PAGE + 1), PAGE), MappingError::Bounds(_)));
         assert!(matches!(refused(at(u64::MAX - 1, 0, PAGE, 0), PAGE), MappingError::Bounds(_)));
         assert!(matches!(refused(at(0, u64::MAX - 1, PAGE, 0), PAGE), MappingError::Bounds(_)));
@@ -346,7 +293,8 @@ mod tests {
         for odd in [at(1, 0, PAGE, 0), at(0, 1, PAGE, 0), at(0, 0, PAGE - 1, 0), at(0, 0, PAGE, 1)] {
             assert!(matches!(refused(odd, 4 * PAGE), MappingError::Unaligned(_, PAGE)), "{odd}");
         }
-        let message = refused(at(0, 0, 8 * PAGE, 0), 4 * PAGE).to_string();
+        let refusal = refused(at(0, 0, 8 * PAGE, 0), 4 * PAGE);
+        let message = std::error::Error::source(&refusal).unwrap().to_string();
         assert!(message.ends_with("ends at byte 32768 of a file that has 16384 bytes"), "{message}");
     }
 
@@ -354,13 +302,16 @@ mod tests {
     fn only_memory_file_systems_are_taken() {
         let memory = empty();
         let proc = File::open("/proc/self/maps").unwrap();
-        assert!(matches!(memory.with(at(0, 0, PAGE, 0), proc), Err(MappingError::FileSystem(..))));
+        assert!(matches!(memory.with(at(0, 0, PAGE, 0), proc), Err(MappingError::File(_, MappedFileError::NotMemory))));
         let (pipe, _other) = std::io::pipe().unwrap();
         let pipe = File::from(OwnedFd::from(pipe));
-        assert!(matches!(memory.with(at(0, 0, PAGE, 0), pipe), Err(MappingError::FileSystem(..))));
+        assert!(matches!(memory.with(at(0, 0, PAGE, 0), pipe), Err(MappingError::File(_, MappedFileError::NotMemory))));
         let read_only = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memfd(PAGE))));
         if let Ok(file) = read_only {
-            assert!(matches!(memory.with(at(0, 0, PAGE, 0), file), Err(MappingError::Map(..))));
+            assert!(matches!(
+                memory.with(at(0, 0, PAGE, 0), file),
+                Err(MappingError::File(_, MappedFileError::Map(_)))
+            ));
         }
     }
 
@@ -468,11 +419,14 @@ mod tests {
         map.span(3 * PAGE, 4, &mut hint).unwrap().read(&mut bytes);
         assert_eq!((bytes, attention.drain()), ([0; 4], 1), "pages before the first fault fault for themselves");
         assert!(!map.regions()[1].failed());
+        assert!(matches!(memory.mapped_anew(), Err(MappingError::File(_, MappedFileError::TooShort { .. }))));
         // The same region again: the failed mapping is not kept, and the file is measured anew.
         let refused = memory.replaced(vec![(at(0, 0, 8 * PAGE, 0), file.try_clone().unwrap())]);
-        assert!(matches!(refused, Err(MappingError::FileTooShort { .. })));
+        assert!(matches!(refused, Err(MappingError::File(_, MappedFileError::TooShort { .. }))));
         file.set_len(8 * PAGE).unwrap();
         let healed = memory.replaced(vec![(at(0, 0, 8 * PAGE, 0), file)]).unwrap().unwrap();
         assert!(!healed.failed());
+        let again = memory.mapped_anew().unwrap();
+        assert!(!again.failed() && Arc::ptr_eq(&again.memory().regions()[1], &memory.memory().regions()[1]));
     }
 }

@@ -59,7 +59,7 @@ impl super::Region {
     fn is_allocated(&self) -> bool {
         // Blocks have 512 bytes whatever the file system (stat(2)).
         let whole = |file: std::fs::Metadata| file.st_blocks().saturating_mul(512) >= file.st_size();
-        self.file().and_then(|file| file.metadata().ok()).is_some_and(whole)
+        self.mapped_file().and_then(|mapped| mapped.file().metadata().ok()).is_some_and(whole)
     }
 }
 

@@ -29,13 +29,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use rustix::fs::{FallocateFlags, fallocate};
-use vm_memory::FileOffset;
-use vm_memory::mmap::MmapRegion;
 
 use super::RingConfig;
 use crate::limits::RING_SIZE;
 use crate::sys::eventfd::EventFd;
-use crate::sys::sigbus::Watch;
+use crate::sys::mapped_file::MappedFile;
 
 /// Words before the list: what ring it is (5), `state`, and what was published last (slot and descriptor).
 const HEADER_WORDS: usize = 8;
@@ -80,9 +78,7 @@ pub struct Records {
     path: PathBuf,
     file: Arc<File>,
     rings: usize,
-    /// Declared before the mapping, so that it is dropped first: the watch has to end while the pages are still ours.
-    _watch: Watch,
-    mapping: MmapRegion,
+    mapping: MappedFile,
 }
 
 impl Records {
@@ -100,11 +96,8 @@ impl Records {
         let file = Arc::new(options.open(path)?);
         let len = rings * RECORD_BYTES;
         file.set_len(len as u64)?;
-        let mapped = FileOffset::from_arc(Arc::clone(&file), 0);
-        let mapping = MmapRegion::from_file(mapped, len).map_err(io::Error::other)?;
-        let start = mapping.as_ptr().addr();
-        let _watch = Watch::new(start..start + len, 4096, attention)?;
-        Ok(Arc::new(Self { path: path.into(), file, rings, _watch, mapping }))
+        let mapping = MappedFile::of_ours(Arc::clone(&file), len, attention).map_err(io::Error::other)?;
+        Ok(Arc::new(Self { path: path.into(), file, rings, mapping }))
     }
 
     /// The record of ring number `index`, with room for a ring of `size`.
@@ -118,7 +111,7 @@ impl Records {
         let offset = index * RECORD_BYTES;
         let len = 8 * (HEADER_WORDS + ENTRY_WORDS * usize::from(size));
         fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset as u64, len as u64)?;
-        let words = self.mapping.as_ptr().wrapping_add(offset).cast();
+        let words = self.mapping.address().wrapping_add(offset).cast();
         Ok(Record { words, capacity: size, _memory: Memory::File(Arc::clone(self)) })
     }
 
@@ -131,7 +124,7 @@ impl Records {
 
     fn state(&self, index: usize) -> &AtomicU64 {
         debug_assert!(index < self.rings);
-        let word = self.mapping.as_ptr().wrapping_add(index * RECORD_BYTES + 8 * STATE);
+        let word = self.mapping.address().wrapping_add(index * RECORD_BYTES + 8 * STATE);
         // SAFETY: `index` is below `rings`, so the word is within the mapping, which lives as long as `self` and begins at
         // a page; every access to it from this process is atomic.
         unsafe { AtomicU64::from_ptr(word.cast()) }

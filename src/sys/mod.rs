@@ -3,8 +3,10 @@
 pub mod cpu;
 pub mod doorbell;
 pub mod eventfd;
+pub mod mapped_file;
 pub mod numa;
 pub mod sigbus;
 pub mod socket;
 pub mod socket_file;
 pub mod tap;
+mod zeros;

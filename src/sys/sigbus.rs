@@ -1,14 +1,24 @@
 //! Survives SIGBUS in memory that another process owns: [`Watch`].
 //!
-//! A front end can shrink the file behind its memory at any time; whoever touches the lost pages then gets SIGBUS, which
-//! by default ends the whole switch. So every mapping of such a file is watched: the handler finds the faulting address in
-//! a table, lays zero pages over the rest of that mapping, marks it as failed and signals its port, whose control thread
-//! then stops it. The interrupted copy goes on with zeros. A fault anywhere else is a bug and still ends the process.
+//! Whoever touches a page of a mapping that its file does not have gets SIGBUS, which by default ends the whole switch. A
+//! front end can have that happen at any time: it can shrink the file behind its memory, or share one that the host has no
+//! page left for, on a full tmpfs or in a pool of huge pages that is empty. So every mapping of such a file is watched: the
+//! handler finds the faulting address in a table, lays zero pages over the rest of that mapping ([`super::zeros`]), marks it
+//! as failed and signals its port, whose control thread then stops it. The interrupted copy goes on with zeros. A fault
+//! anywhere else is a bug and still ends the process.
+//!
+//! Faults that the kernel meets in a system call, such as a write(2) from guest memory, are no signal but that call's EFAULT;
+//! [`touch`] makes one of them the other.
+//!
+//! Huge pages are replaced as a whole, since the kernel maps nothing over a part of one: a watch knows the size of its
+//! mapping's pages and begins and ends at multiples of it. The handler never returns to the same fault for ever: what it
+//! has put in place it touches itself, and if that is no page either, one that was kept for this takes its place; a mapping
+//! that faults beyond all measure ends the process.
 //!
 //! The table is read inside a signal handler, so it is made of atomics, grows by chunks that are never freed (a chunk
 //! serves 256 mappings) and each slot carries a sequence number: odd while it is being written, and different afterwards.
 //! A handler that sees one change skips the slot. It cannot be the one it looks for: a mapping that somebody is just
-//! accessing is neither being mapped nor unmapped.
+//! accessing is neither being mapped nor unmapped. No two watches have an address in common, because mappings do not.
 
 #![allow(unsafe_code)] // A signal handler, and mmap over a mapping that is in use.
 
@@ -16,34 +26,54 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::eventfd::EventFd;
+use super::zeros::{self, Touched};
 
 /// Slots of one chunk of the table.
 const CHUNK_SLOTS: usize = 256;
+
+/// Faults of one mapping that are survived. One is enough where the kernel has memory; without any, it is one for each page
+/// that a shard touches before the port is stopped.
+const FAULTS: u32 = 1 << 20;
 
 static TABLE: Chunk = Chunk::new();
 
 /// Held by whoever gives out or takes back slots; never by the handler.
 static WRITER: Mutex<()> = Mutex::new(());
 
-/// A mapping under watch, until this is dropped. Drop it before the mapping is unmapped.
+/// What a mapping failed of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Failure {
+    /// Its file had no page there: it has shrunk, or the host had none to give.
+    NoPage = 1,
+    /// The host's memory is broken there.
+    Hardware = 2,
+}
+
+/// A mapping under watch, until this is dropped. Drop it before the mapping is unmapped, when nobody accesses that any more.
 #[derive(Debug)]
-pub struct Watch {
+pub(super) struct Watch {
     slot: &'static Slot,
     /// Keeps the descriptor open that the handler writes to.
     _attention: Arc<EventFd>,
 }
 
 impl Watch {
-    /// Watches the mapping at host addresses `range`, whose pages have `page` bytes (the huge page size on hugetlbfs).
-    /// A fault in it signals `attention`. The first call installs the handler for the whole process.
+    /// Watches the mapping at host addresses `range`, whose pages have `page` bytes (the huge page size on hugetlbfs); both
+    /// ends are multiples of that. A fault in it signals `attention`. The first call installs the handler for the whole
+    /// process.
+    ///
+    /// # Safety
+    /// `range` is exactly one mapping of the caller's, readable and writable, which is only ever accessed by copies and
+    /// atomics that may find any bytes there, and stays mapped for as long as the watch.
     ///
     /// # Errors
-    /// The kernel refused the handler, which it never does for SIGBUS.
-    pub fn new(range: Range<usize>, page: usize, attention: Arc<EventFd>) -> io::Result<Self> {
+    /// The kernel had no memory for the pages that are kept for a fault.
+    pub(super) unsafe fn new(range: Range<usize>, page: usize, attention: Arc<EventFd>) -> io::Result<Self> {
         install()?;
         let _writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = TABLE.free_slot();
@@ -51,17 +81,34 @@ impl Watch {
         Ok(Self { slot, _attention: attention })
     }
 
-    /// Whether a fault happened in the mapping: parts of it are private zero pages now.
-    pub fn failed(&self) -> bool {
-        self.slot.failed.load(Ordering::Acquire)
+    /// What happened in the mapping, if a fault did: parts of it are zero pages of ours now.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        match self.slot.failure.load(Ordering::Acquire) {
+            0 => None,
+            hardware if hardware == Failure::Hardware as u8 => Some(Failure::Hardware),
+            _ => Some(Failure::NoPage),
+        }
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        if self.failure().is_some() {
+            zeros::release(self.slot.start.load(Ordering::Relaxed)..self.slot.end.load(Ordering::Relaxed));
+        }
         let _writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
         self.slot.write(0..0, 1, -1);
     }
+}
+
+/// Brings in the page of `address` as an access to it would, SIGBUS included if it comes to that: for the address that a
+/// system call met EFAULT at.
+///
+/// # Safety
+/// `address` is in a mapping of the caller's that can be read.
+pub unsafe fn touch(address: *const u8) {
+    // SAFETY: the caller's; the byte may be any.
+    unsafe { address.read_volatile() };
 }
 
 /// One watched mapping; free if `end` is zero.
@@ -72,7 +119,10 @@ struct Slot {
     end: AtomicUsize,
     page: AtomicUsize,
     attention: AtomicI32,
-    failed: AtomicBool,
+    /// A [`Failure`], or 0.
+    failure: AtomicU8,
+    /// How many faults there were.
+    faults: AtomicU32,
 }
 
 /// What the handler reads of a slot.
@@ -90,7 +140,8 @@ impl Slot {
             end: AtomicUsize::new(0),
             page: AtomicUsize::new(1),
             attention: AtomicI32::new(-1),
-            failed: AtomicBool::new(false),
+            failure: AtomicU8::new(0),
+            faults: AtomicU32::new(0),
         }
     }
 
@@ -102,7 +153,8 @@ impl Slot {
         self.end.store(range.end, Ordering::Relaxed);
         self.page.store(page, Ordering::Relaxed);
         self.attention.store(attention, Ordering::Relaxed);
-        self.failed.store(false, Ordering::Relaxed);
+        self.failure.store(0, Ordering::Relaxed);
+        self.faults.store(0, Ordering::Relaxed);
         self.sequence.fetch_add(1, Ordering::Release);
     }
 
@@ -153,41 +205,52 @@ impl Chunk {
         }
     }
 
-    /// Puts zero pages where `address` faulted. `false`: nobody watches it. Async-signal-safe.
-    fn patch(&'static self, address: usize) -> bool {
-        let mut chunk = Some(self);
+    /// Puts zero pages where `address` faulted. `false`: nobody watches it, or nothing can be put there. Async-signal-safe.
+    fn patch(&'static self, address: usize, failure: Failure) -> bool {
+        let (mut chunk, mut chunks) = (Some(self), 0);
         while let Some(here) = chunk {
-            for slot in &here.slots {
+            for (index, slot) in here.slots.iter().enumerate() {
                 if let Some(mapped) = slot.read()
                     && mapped.range.contains(&address)
                 {
-                    return mapped.patch(address, slot);
+                    let number = chunks * CHUNK_SLOTS + index;
+                    return slot.faults.fetch_add(1, Ordering::Relaxed) < FAULTS
+                        && mapped.patch(address, number)
+                        && mapped.tell(slot, failure);
                 }
             }
-            chunk = here.next();
+            (chunk, chunks) = (here.next(), chunks + 1);
         }
         false
     }
 }
 
 impl Mapped {
-    fn patch(&self, address: usize, slot: &Slot) -> bool {
-        let from = address & !(self.page - 1);
-        let flags = libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-        // SAFETY: `from..end` lies within a live mapping of guest memory (this thread is accessing it, so it is neither
-        // being unmapped nor was it replaced), its ends are multiples of the page size, and guest memory is only ever
-        // accessed by raw copies that may see any bytes. The Watch keeps the descriptor open. mmap and write are plain
-        // system calls; nothing here allocates or locks.
+    /// Puts zero pages from the page of `address` to the end of the mapping, or else over all of it, which takes no place
+    /// more in the kernel's table of mappings, and sees to it that there is a page at `address` now.
+    fn patch(&self, address: usize, number: usize) -> bool {
+        let from = (address & !(self.page - 1)).max(self.range.start);
+        // SAFETY: `from..end` lies within a live mapping of a peer's file (this thread is accessing it, so it is neither
+        // being unmapped nor was it replaced), both ends are multiples of its page size (the contract of `Watch::new`), and
+        // by the same contract whoever accesses it may find any bytes there.
         unsafe {
-            let len = self.range.end - from;
-            let zeros = libc::mmap(from as *mut _, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
-            if zeros == libc::MAP_FAILED {
-                return false;
+            let covered = zeros::cover(from..self.range.end) || zeros::cover(self.range.clone());
+            match zeros::touch(address) {
+                Touched::Present => true,
+                Touched::Unknown => covered,
+                // An ordinary page can stand in for a part of what was covered, but not for a part of a huge page.
+                Touched::Absent => (covered || self.page == zeros::page_bytes()) && zeros::spare(address, number),
             }
-            slot.failed.store(true, Ordering::Release);
-            let one = 1u64.to_ne_bytes();
-            libc::write(self.attention, one.as_ptr().cast(), one.len());
         }
+    }
+
+    /// Marks the mapping as failed and tells its port.
+    fn tell(&self, slot: &Slot, failure: Failure) -> bool {
+        slot.failure.store(failure as u8, Ordering::Release);
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: eight bytes that live through the call; the watch, which lasts as long as the access that faulted, keeps
+        // the descriptor open. It is an eventfd of ours, which never blocks.
+        unsafe { libc::write(self.attention, one.as_ptr().cast(), one.len()) };
         true
     }
 }
@@ -195,6 +258,7 @@ impl Mapped {
 fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     let installed = INSTALLED.get_or_init(|| {
+        zeros::prepare().map_err(|error| error.raw_os_error().unwrap_or(libc::ENOMEM))?;
         let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
         // SAFETY: a zeroed sigaction is a valid one; the handler has the signature that SA_SIGINFO asks for and calls
         // async-signal-safe functions only.
@@ -214,12 +278,19 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
     // (sigaction(2)). errno belongs to this thread and is put back. sigaction and raise are async-signal-safe.
     unsafe {
         let errno = *libc::__errno_location();
-        let fault = (*info).si_code > 0;
-        if !fault || !TABLE.patch((*info).si_addr() as usize) {
+        let (code, address) = ((*info).si_code, (*info).si_addr() as usize);
+        let survived = match code {
+            libc::BUS_ADRERR => TABLE.patch(address, Failure::NoPage),
+            libc::BUS_MCEERR_AR => TABLE.patch(address, Failure::Hardware),
+            // Broken memory that nobody has accessed yet: the access will tell, if there is one.
+            libc::BUS_MCEERR_AO => true,
+            _ => false,
+        };
+        if !survived {
             let mut default: libc::sigaction = std::mem::zeroed();
             default.sa_sigaction = libc::SIG_DFL;
             libc::sigaction(libc::SIGBUS, &default, ptr::null_mut());
-            if !fault {
+            if code <= 0 {
                 // Sent by kill(2): it does not come again by itself. Delivered when this handler returns.
                 libc::raise(libc::SIGBUS);
             }
@@ -270,7 +341,8 @@ mod tests {
 
     /// What the process of its own does.
     fn end_by(what: &str) {
-        let _watch = Watch::new(4096..8192, 4096, Arc::new(EventFd::new().unwrap())).unwrap();
+        // SAFETY: nothing is mapped there and nobody accesses it.
+        let _watch = unsafe { Watch::new(4096..8192, 4096, Arc::new(EventFd::new().unwrap())) }.unwrap();
         if what == "raise" {
             // SAFETY: raise has no preconditions.
             unsafe { libc::raise(libc::SIGBUS) };

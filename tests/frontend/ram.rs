@@ -43,6 +43,16 @@ pub fn memfd(len: u64) -> Arc<File> {
     Arc::new(File::from(fd))
 }
 
+/// A fresh memfd of `len` bytes in huge pages of 2 MiB, or of 1 GiB. The host may have none to give: the file can be made
+/// and shared all the same.
+pub fn huge_memfd(len: u64, giant: bool) -> Arc<File> {
+    let size = if giant { MemfdFlags::HUGE_1GB } else { MemfdFlags::HUGE_2MB };
+    let fd =
+        memfd_create("huge-ram", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | size).expect("a kernel with hugetlbfs");
+    ftruncate(&fd, len).expect("ftruncate of a memfd");
+    Arc::new(File::from(fd))
+}
+
 struct Books {
     regions: Vec<Region>,
     /// Bytes handed out, by region.

@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::frontend::frame::{BROADCAST, frame};
-use super::frontend::nic::{Nic, NicConfig, meet};
-use super::frontend::ram::{GuestRam, Region, memfd};
+use super::frontend::nic::{Nic, NicConfig, carry, exchange, meet};
+use super::frontend::ram::{GuestRam, Region, huge_memfd, memfd};
 use super::frontend::ring::Desc;
 use super::frontend::session::{feature, is_closed, is_nack, mem_table, request, vring_addr, vring_state};
 use super::frontend::vmm::Kind;
@@ -236,5 +236,163 @@ fn point_08_the_rings_own_memory_goes() {
         drop(nic);
         scene.peer.poll();
     }
+    scene.finish();
+}
+
+/// Part of a huge page, in a file that the host may have no page for.
+const LOG_BYTES: u64 = 256 * 1024;
+
+#[test]
+fn logs_in_a_part_of_a_huge_page_kill_nobody() {
+    let mut scene = Scene::new();
+    for giant in [false, true] {
+        let mut bad = scene.nic();
+        let log = huge_memfd(1 << 30, giant);
+        answered(bad.session().set_log_base(&log, 0, LOG_BYTES), "a log in a huge page");
+        // Every ring is marked at once: these are the first stores into the log.
+        let logged = bad.session().set_features(bad.features() | feature::LOG_ALL, true);
+        answered(logged, "LOG_ALL with it");
+        for at in 0..20 {
+            scene.peer.send(&frame(bad.mac, scene.peer.mac, 1000, at));
+        }
+        scene.peer.drain();
+        bad.poll();
+        drop(bad);
+        scene.peer.poll();
+        scene.expect_usable("a log in a part of a huge page");
+    }
+    scene.finish();
+}
+
+#[test]
+fn logs_in_huge_pages_leave_no_mapping_behind() {
+    let mut scene = Scene::new();
+    let before = scene.daemon.footprint().mappings;
+    for giant in [false, true] {
+        let bad = scene.nic();
+        let log = huge_memfd(1 << 30, giant);
+        for _ in 0..200 {
+            bad.session().set_log_base(&log, 0, LOG_BYTES).expect("a log that its file holds");
+        }
+        drop(bad);
+        scene.expect_usable("logs in huge pages");
+    }
+    scene.daemon.port_when("bad", "it has left", |port| port.state() == "down");
+    let after = scene.daemon.footprint().mappings;
+    assert!(after < before + 100, "{before} mappings, and {after} after 400 logs");
+    scene.finish();
+}
+
+/// A tmpfs of its own, in a mount namespace that lasts as long as this.
+struct SmallTmpfs {
+    holder: std::process::Child,
+    path: std::path::PathBuf,
+}
+
+impl SmallTmpfs {
+    fn new(size: &str) -> Self {
+        let script = format!("mount -t tmpfs -o size={size} linecard-test /mnt && echo mounted && exec cat");
+        let mut unshare = std::process::Command::new("unshare");
+        // Who is not root is so in a user namespace of its own.
+        if !rustix::process::geteuid().is_root() {
+            unshare.args(["--user", "--map-root-user"]);
+        }
+        let pipes = (std::process::Stdio::piped(), std::process::Stdio::piped());
+        unshare.args(["--mount", "sh", "-c", &script]).stdin(pipes.0).stdout(pipes.1);
+        let mut holder = unshare.spawn().expect("unshare, of util-linux");
+        let mut said = [0; 8];
+        let told = std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said);
+        told.expect("a tmpfs, which takes root or user namespaces");
+        let path = format!("/proc/{}/root/mnt", holder.id()).into();
+        Self { holder, path }
+    }
+
+    fn file(&self, name: &str) -> File {
+        File::options().create(true).truncate(false).read(true).write(true).open(self.path.join(name)).unwrap()
+    }
+
+    /// Leaves no room; what takes it is in the file that this returns.
+    fn fill(&self) -> File {
+        use std::io::Write;
+        let mut filler = self.file("filler");
+        while filler.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+        filler
+    }
+}
+
+impl Drop for SmallTmpfs {
+    fn drop(&mut self) {
+        // The end of its input ends it, and the namespace with it.
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+#[test]
+fn a_host_without_room_for_the_memory_file_is_named_and_a_pause_of_the_vm_heals_it() {
+    let mut scene = Scene::new();
+    let tmpfs = SmallTmpfs::new("32m");
+    for packed in [0, feature::RING_PACKED] {
+        let file = tmpfs.file("ram");
+        file.set_len(0).unwrap();
+        file.set_len(64 * MIB).unwrap();
+        let ram = GuestRam::new(vec![Region { file: Arc::new(file), ..Region::new(0, 0x7000_0000_0000, 64 * MIB) }]);
+        let features = NicConfig::default().features | packed;
+        let config = NicConfig { ram: Some(ram), features, rx_buffer: 8192, ..NicConfig::default() };
+        let mut bad = Nic::up(&scene.daemon.socket("bad"), &config);
+        meet(&mut bad, &mut scene.peer);
+        let filler = tmpfs.fill();
+        // Into buffers that have no page yet, and that this process must not look at either.
+        for at in 0..40 {
+            scene.peer.send(&frame(bad.mac, scene.peer.mac, 1000, at));
+        }
+        let port = scene.daemon.port_when("bad", "its memory has no room", |port| port.state() == "stopped");
+        let reason = port.reason().unwrap_or_default();
+        assert!(reason.contains("no memory left") && !reason.contains("shrank"), "{reason}");
+        scene.witness.keeps_going();
+        filler.set_len(0).unwrap();
+        bad.stop().unwrap();
+        bad.cont().unwrap();
+        let port = scene.daemon.port("bad");
+        assert_eq!((port.state(), port.reason()), ("up", None));
+        scene.peer.drain();
+        scene.peer.poll();
+        carry(&mut bad, &mut scene.peer, 300);
+        // What was received without room is lost: its buffers come back with nothing in them, which the harness's driver
+        // does not forgive. It begins anew.
+        bad.rebind(features).unwrap();
+        meet(&mut bad, &mut scene.peer);
+        exchange(&mut bad, &mut scene.peer, 300);
+        drop(bad);
+        scene.expect_usable("memory without room");
+    }
+    scene.finish();
+}
+
+#[test]
+fn huge_pages_that_the_host_does_not_have_are_named() {
+    let mut scene = Scene::new();
+    let bad = scene.nic();
+    // More than any host that runs tests has in its pool.
+    let len = 1 << 44;
+    let file = huge_memfd(len, true);
+    let region = Region { gpa: 0x40_0000_0000, uva: 0x6666_0000_0000, len: 1 << 30, offset: len - (1 << 30), file };
+    let (gpa, shared) = (region.gpa, bad.session().add_mem_reg(&region, true));
+    shared.expect("a region in huge pages");
+    let ring = bad.vmm.vrings[1].ring.clone();
+    ring.set_desc(0, Desc::readable(gpa + 4096, 100));
+    ring.offer(0);
+    bad.vmm.vrings[1].kick.ring();
+    // A host that has one to give has given it, and all is well.
+    let port = scene.daemon.port_when("bad", "it is settled", |port| port.state() != "down");
+    assert!(
+        port.state() == "up" || port.reason().is_some_and(|why| why.contains("no memory left")),
+        "{:?}",
+        port.reason()
+    );
+    scene.witness.keeps_going();
+    drop(bad);
+    scene.peer.poll();
+    scene.expect_usable("huge pages that are not there");
     scene.finish();
 }

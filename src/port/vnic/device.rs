@@ -19,6 +19,7 @@ use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
 use crate::mem::{DirtyLog, GuestMemory, MappingError, NodePages, RegionRequest, SharedMemory, host_bytes};
 use crate::port::LinkState;
 use crate::port::rate_limit::{Admission, log_limited};
+use crate::sys::mapped_file::Loss;
 
 /// What one front end has negotiated and shared. Goes with its connection.
 pub(super) struct Device {
@@ -35,8 +36,8 @@ pub(super) struct Device {
     vrings: Vec<Vring>,
     /// What became of pinning the memory, if it was tried.
     pinned: Option<&'static str>,
-    /// The memory failed and everything was stopped.
-    stopped: bool,
+    /// Why everything was stopped, if it was.
+    stopped: Option<&'static str>,
     /// What was refused last, of that which keeps rings from starting.
     obstacle: Option<String>,
 }
@@ -56,7 +57,7 @@ impl Device {
             log: None,
             vrings,
             pinned: None,
-            stopped: false,
+            stopped: None,
             obstacle: None,
         }
     }
@@ -84,6 +85,7 @@ impl Device {
         }
         self.features = Some(acked);
         self.apply_log();
+        self.stopped = self.stopped.filter(|_| self.lost().is_some());
         if acked & F_PROTOCOL_FEATURES == 0 {
             // vhost-user, "Ring states": without the feature, rings are born enabled.
             self.vrings.iter().for_each(|vring| vring.enable(true));
@@ -99,6 +101,7 @@ impl Device {
         // The old one is unmapped here, after no ring uses it any more.
         let old = self.log.replace(Arc::new(log));
         self.apply_log();
+        self.stopped = self.stopped.filter(|_| self.lost().is_some());
         drop(old);
         Ok(())
     }
@@ -158,6 +161,8 @@ impl Device {
     /// SET_VRING_KICK.
     pub(super) fn set_kick(&mut self, index: u32, kick: Option<File>) -> Result<(), Refusal> {
         let born_enabled = !self.has_protocol_features();
+        // What has failed is stopped first, so that this is the start of a ring and not a change of one.
+        self.attend();
         let vring = self.vring(index)?;
         vring.set_kick(kick)?;
         if born_enabled && !vring.is_enabled() && !vring.is_running() {
@@ -194,6 +199,9 @@ impl Device {
     fn start(&mut self, index: usize) -> Result<(), Refusal> {
         let log = self.log_in_force().cloned();
         let Some(vring) = self.vrings.get_mut(index) else { return Ok(()) };
+        if self.memory.failed() && vring.waits() {
+            return self.map_anew();
+        }
         let ran = vring.is_running();
         vring.try_start(&self.nic, &self.memory, self.features.unwrap_or(0), log.as_ref())?;
         if vring.is_running() && !ran {
@@ -245,6 +253,15 @@ impl Device {
         }
     }
 
+    /// Maps anew what the host had no page for, now that a ring is to run again: there may be room by now. If there is not,
+    /// the next access tells. What was written to the pages of ours meanwhile is gone, and the rings are where their guest
+    /// sees them.
+    fn map_anew(&mut self) -> Result<(), Refusal> {
+        let next = self.memory.mapped_anew();
+        self.nic.mappings.spend(u32::try_from(self.memory.region_count()).unwrap_or(u32::MAX));
+        self.swap_memory(Some(next?))
+    }
+
     /// Gives every ring the new memory and then unmaps what only the old one had, on this thread and before the message
     /// is acknowledged: after the ack a front end frees what it took away.
     fn swap_memory(&mut self, next: Option<SharedMemory>) -> Result<(), Refusal> {
@@ -259,7 +276,7 @@ impl Device {
         }
         self.memory = next;
         self.pinned = None;
-        self.stopped &= self.memory.failed();
+        self.stopped = self.stopped.filter(|_| self.lost().is_some());
         self.attend();
         for index in 0..self.vrings.len() {
             // The memory is as the front end wants it, whether or not it is what a waiting ring needs.
@@ -297,18 +314,39 @@ impl Device {
     /// Deals with what the attention event stands for: memory that failed, and rings that did.
     pub(super) fn attend(&mut self) {
         let name = &self.nic.config.name;
-        if self.memory.failed() && !self.stopped {
-            self.stopped = true;
+        if let (None, Some(lost)) = (self.stopped, self.lost()) {
+            self.stopped = Some(lost);
             self.vrings.iter_mut().for_each(|vring| {
                 vring.stop();
             });
-            log_limited!(self.nic.log, log::Level::Error, "{name}: stopped: {MEMORY_FAILED}");
+            log_limited!(self.nic.log, log::Level::Error, "{name}: stopped: {lost}");
         }
         for (index, vring) in self.vrings.iter_mut().enumerate() {
             if let Some(fault) = vring.take_fault() {
                 log_limited!(self.nic.log, log::Level::Warn, "{name}: ring {index} stopped: {fault}");
             }
         }
+    }
+
+    /// What is wrong with the memory, or with the log if there is one in force, if pages of it are missing.
+    fn lost(&self) -> Option<&'static str> {
+        let of_memory = self.memory.loss().map(|loss| match loss {
+            Loss::Shrunk => {
+                "the VM's memory file shrank while it was shared; the VM has to share its memory anew, a restart of it does that"
+            }
+            Loss::NoRoom => {
+                "the host has no memory left for the VM's memory file (its tmpfs is full, or its pool of huge pages is empty); make room, then pause and resume the VM"
+            }
+            Loss::Hardware => "the host's memory is broken where the VM's memory is; restart the VM",
+        });
+        let of_log = || match self.log_in_force()?.loss()? {
+            Loss::Shrunk => Some("the log of the VM's migration shrank while it was in use; cancel the migration"),
+            Loss::NoRoom => Some("the host has no memory left for the log of the VM's migration; cancel the migration"),
+            Loss::Hardware => {
+                Some("the host's memory is broken where the log of the VM's migration is; cancel the migration")
+            }
+        };
+        of_memory.or_else(of_log)
     }
 
     /// The memory, and whether it is to be pinned, if it is not yet as the port's latency sensitivity asks for.
@@ -340,8 +378,8 @@ impl Device {
 
     /// Whether frames flow, and if not, why.
     pub(super) fn link(&self) -> LinkState {
-        if self.stopped {
-            return LinkState::Stopped(MEMORY_FAILED.into());
+        if let Some(lost) = self.stopped {
+            return LinkState::Stopped(lost.into());
         }
         for (index, vring) in self.vrings.iter().enumerate() {
             if let Some(fault) = vring.fault() {
@@ -403,6 +441,3 @@ impl Device {
 
 /// Guest TX of the first pair: what the switch receives from, and so where announcements come in.
 const FIRST_TRANSMIT_RING: usize = 1;
-
-const MEMORY_FAILED: &str =
-    "the VM's memory file shrank while it was shared; the VM has to share its memory anew, a restart of it does that";

@@ -42,7 +42,7 @@ pub(super) enum Refusal {
     Log(#[from] DirtyLogError),
     #[error("{0} regions came with {1} descriptors")]
     RegionFiles(usize, usize),
-    #[error("the memory file shrank while it was in use; it has to be shared anew")]
+    #[error("pages of the shared memory are missing; it has to be shared anew")]
     MemoryFailed,
     #[error("an MTU of {0} is not in {low} to {high}", low = MTU_RANGE.start(), high = MTU_RANGE.end())]
     Mtu(u64),

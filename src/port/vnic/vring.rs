@@ -147,6 +147,12 @@ impl Vring {
         self.queue.is_running()
     }
 
+    /// Whether all that the front end has to say is said, and the ring only has to start.
+    pub(super) fn waits(&self) -> bool {
+        let waits = self.control.get_ref().get_kick().is_some();
+        waits && self.areas.is_some() && self.size.is_some() && !self.queue.is_running()
+    }
+
     /// Starts the ring if all that it takes is there. `features` are the acknowledged virtio bits, `log` is where to note
     /// what is written, if the guest is being migrated.
     pub(super) fn try_start(
