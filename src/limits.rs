@@ -137,5 +137,14 @@ pub const EVENT_FOLLOWERS: usize = 16;
 /// How many of them may be of those who may look but not change anything, so that they leave room for the others.
 pub const EVENT_FOLLOWERS_READ_ONLY: usize = 8;
 
+/// Connections to the API of those who may change something: people, scripts and hooks, each for a moment.
+pub const API_CONNECTIONS: usize = 64;
+
+/// Those of users who may look only, all together.
+pub const API_CONNECTIONS_READ_ONLY: usize = 64;
+
+/// Connections to the address of `daemon.metrics`. A scraper has one.
+pub const METRICS_CONNECTIONS: usize = 64;
+
 const _: () = assert!(BATCH_FRAMES == u64::BITS as usize, "a u64 has one bit per frame of a batch");
 const _: () = assert!(PORTS <= u16::MAX as usize && NETWORKS <= u16::MAX as usize);

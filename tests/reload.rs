@@ -5,6 +5,8 @@
 mod daemon;
 
 use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use daemon::{Daemon, broadcast, capture, text};
 use rustix::process::Signal;
@@ -118,6 +120,34 @@ fn hangup_applies_the_file_and_a_bad_file_changes_nothing() {
     assert!(log.contains("linecard.yaml:5:"), "{log}");
     assert_eq!(daemon.cli("apply").status.code(), Some(1));
     assert!(daemon.prints("status").contains("the last configuration was refused"));
+}
+
+#[test]
+fn hangups_while_it_starts_are_obeyed_when_it_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("linecard.yaml");
+    let here = directory.path().display();
+    // A comment that takes a while to read, so that there is a start to interrupt.
+    let comment = "# x\n".repeat(1 << 19);
+    let written = format!("version: 1\ndaemon: {{ api: {here}/api.sock, state-dir: {here}/state }}\n");
+    fs::write(&file, format!("{written}{comment}")).unwrap();
+    let log = fs::File::create(directory.path().join("log")).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_linecardd")).arg("--config").arg(&file).stderr(log).spawn().unwrap();
+    // It has read the file, so `main` has begun.
+    let read = || {
+        let io = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap_or_default();
+        io.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse::<usize>().ok()).unwrap_or(0)
+    };
+    let begin = Instant::now();
+    while read() < comment.len() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the file is not read");
+    }
+    for _ in 0..20 {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::HUP).unwrap();
+    }
+    let mut daemon = Daemon::of(directory, child);
+    daemon.until("the second time", || daemon.json("status")["generation"] == 2);
+    assert!(daemon.end().success());
 }
 
 #[test]

@@ -4,7 +4,6 @@
 //! A change is checked as a whole before any of it is done; what is refused changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +26,7 @@ use crate::host::cpu_plan::Choice;
 use crate::ident::{MacAddr, Name, ParseError};
 use crate::shard::{ShardError, Shards};
 use crate::switch::Fdb;
+use crate::sys::regular_file::{self, FileError, Symlinks};
 
 /// Why a request to the controller was refused.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,7 @@ pub enum ControlError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: io::Error,
+        source: FileError,
     },
 }
 
@@ -99,7 +99,9 @@ impl ControlError {
             Self::NoSuchNetwork { .. } => Some("`linecard network list` shows the networks there are".into()),
             Self::Exists(name) => Some(format!("remove it first with `linecard port del {name}`, or use another name")),
             Self::FromFile { .. } => Some("take it out of the file, then `linecard apply`".into()),
-            Self::ReadFile { .. } => Some("give linecardd's user permission to read it".into()),
+            Self::ReadFile { source: FileError::System(_), .. } => {
+                Some("give linecardd's user permission to read it".into())
+            }
             _ => None,
         }
     }
@@ -305,7 +307,7 @@ impl Controller {
         let checked = match text {
             Some((name, text)) => config::check(name, text),
             None => {
-                let text = fs::read_to_string(&self.file);
+                let text = regular_file::read_text(&self.file, config::TEXT_BYTES, Symlinks::Followed);
                 let text = text.map_err(|source| ControlError::ReadFile { path: self.file.clone(), source })?;
                 config::check(&self.file.display().to_string(), &text)
             }

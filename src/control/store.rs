@@ -12,14 +12,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::TEXT_BYTES;
 use crate::ident::Name;
+use crate::sys::regular_file::{self, FileError, Symlinks};
 
 /// What went wrong with the state directory.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file is there but cannot be read.
     #[error("cannot read {}: ports made at run time would be lost, so nothing is started", .0.display())]
-    Read(PathBuf, #[source] io::Error),
+    Read(PathBuf, #[source] FileError),
     /// The file is not ours, or not whole.
     #[error("{} cannot be understood and was moved to {}: ports made at run time are not there until it is mended", file.display(), aside.display())]
     Corrupt {
@@ -83,9 +85,9 @@ impl Store {
     /// The file is there and cannot be read, or cannot be moved aside.
     pub fn open(directory: &Path) -> Result<(Self, Option<StoreError>), StoreError> {
         let file = directory.join(Self::FILE);
-        let text = match fs::read(&file) {
+        let text = match regular_file::read(&file, TEXT_BYTES, Symlinks::Refused) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.is_missing() => {
                 return Ok((Self { file, ports: BTreeMap::new() }, None));
             }
             Err(error) => return Err(StoreError::Read(file, error)),
@@ -137,7 +139,12 @@ impl Store {
         let new = self.file.with_extension("json.new");
         let mut text = serde_json::to_vec_pretty(&Content { version: Version, ports })?;
         text.push(b'\n');
-        let mut file = File::create(&new)?;
+        // One that a crash has left, or whatever else: what is opened below is a file that nobody else has.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create_new(&new)?;
         file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&new, &self.file)?;
@@ -198,6 +205,28 @@ mod tests {
             assert_eq!(fs::read_to_string(directory.path().join(aside)).unwrap(), text);
             assert!(!directory.path().join(Store::FILE).exists());
         }
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_neither_waited_for_nor_written_to() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = |name: &str| {
+            mknodat(CWD, directory.path().join(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        };
+        let (mut store, _) = Store::open(directory.path()).unwrap();
+        // A pipe, or a link, where the new version of the file is going to be.
+        pipe("ports.json.new");
+        store.put(&name("a"), json!({})).unwrap();
+        let precious = directory.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, directory.path().join("ports.json.new")).unwrap();
+        store.put(&name("b"), json!({})).unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        fs::remove_file(directory.path().join(Store::FILE)).unwrap();
+        pipe(Store::FILE);
+        let error = super::super::chain(&Store::open(directory.path()).unwrap_err());
+        assert!(error.ends_with("nothing is started: it is a pipe, not a regular file"), "{error}");
     }
 
     #[test]

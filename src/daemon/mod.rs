@@ -6,7 +6,11 @@
 //!
 //! Everything here runs on tokio's two threads and those that it lends for blocking; none of them runs on a shard's CPU
 //! as long as there is another, nor ever on an exclusive one.
+//!
+//! The thread that hears signals and feeds the service manager's watchdog waits for nothing else: changes and upkeep have threads
+//! of their own (`duties`), and an end that takes too long is cut short.
 
+mod duties;
 mod logging;
 mod service;
 
@@ -35,13 +39,16 @@ use crate::host::cpu::{CpuError, Cpus};
 use crate::host::cpu_plan::Choice;
 use crate::observe::metrics;
 use crate::shard::{IdlePolicy, Policy, ShardError, Shards};
+use crate::sys::regular_file::{self, FileError, Symlinks};
+use crate::sys::signal;
+use duties::{Changes, Upkeep};
 
 /// Why the daemon did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The configuration file could not be read.
     #[error("cannot read {}: give its path with --config", .0.display())]
-    Read(PathBuf, #[source] io::Error),
+    Read(PathBuf, #[source] FileError),
     /// The configuration does not hold together. Shown by [`Diagnostics::render`].
     #[error("the configuration is not good")]
     Config(#[source] Diagnostics),
@@ -71,16 +78,23 @@ pub enum DaemonError {
     Ended(#[source] io::Error),
 }
 
-/// How many threads answer the API; they wait for the controller most of the time.
+/// How many threads answer the API.
 const CONTROL_THREADS: usize = 2;
+
+/// How long ports and shards have to end, and then requests that still wait for something. Together with what the API has
+/// ([`http::serve`]) far less than a service manager's patience.
+const CLOSING: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Runs the daemon with the configuration in `file` until it is told to stop.
 ///
 /// # Errors
 /// It could not start, or the API broke down.
 pub fn run(file: &Path) -> Result<(), DaemonError> {
+    // Somebody may want the file to be applied before there is a handler for that: it is applied then as soon as there is.
+    signal::hold_hangup();
     let plan = read(file)?;
-    let file = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error))?;
+    let file = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error.into()))?;
     logging::start(plan.daemon.log);
     let (store, moved) = Store::open(&plan.daemon.state_dir)?;
     if let Some(corrupt) = moved {
@@ -94,20 +108,33 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
         .build()
         .map_err(DaemonError::Runtime)?;
     let signals = runtime.block_on(async { Signals::catch() })?;
+    signal::release_hangup();
     let listeners = runtime.block_on(Listeners::bind(&plan))?;
     let controller =
         Arc::new(Controller::new(plan, &file, store, shards, clock, host, chosen).map_err(DaemonError::Runtime)?);
-    controller.begin()?;
     let ended = serve(&runtime, &controller, listeners, signals);
     service::stopping();
-    controller.close();
-    runtime.shutdown_timeout(Duration::from_secs(2));
-    // A request that never ended may still hold the controller; then the process's end is the shards' as well.
-    if let Some(controller) = Arc::into_inner(controller) {
-        controller.stop();
-    }
+    close(controller);
+    runtime.shutdown_timeout(FAREWELL);
     log::info!("linecardd has ended");
     ended
+}
+
+/// Ends every port and then the shards, or leaves what does not end in time to the end of the process.
+fn close(controller: Arc<Controller>) {
+    let (done, closed) = std::sync::mpsc::channel();
+    let run = move || {
+        controller.close();
+        // A request that never ended may still hold the controller; then the process's end is the shards' as well.
+        if let Some(controller) = Arc::into_inner(controller) {
+            controller.stop();
+        }
+        let _ = done.send(());
+    };
+    let started = std::thread::Builder::new().name("closing".into()).spawn(run);
+    if started.is_err() || closed.recv_timeout(CLOSING).is_err() {
+        log::error!("ports or shards did not end within {} s: the process ends without them", CLOSING.as_secs());
+    }
 }
 
 /// Checks the configuration in `file` and does nothing else.
@@ -119,7 +146,8 @@ pub fn check(file: &Path) -> Result<(), DaemonError> {
 }
 
 fn read(file: &Path) -> Result<Plan, DaemonError> {
-    let text = fs::read_to_string(file).map_err(|error| DaemonError::Read(file.into(), error))?;
+    let text = regular_file::read_text(file, config::TEXT_BYTES, Symlinks::Followed);
+    let text = text.map_err(|error| DaemonError::Read(file.into(), error))?;
     config::check(&file.display().to_string(), &text).map_err(DaemonError::Config)
 }
 
@@ -178,6 +206,14 @@ struct Signals {
 }
 
 impl Signals {
+    /// Returns when one of them says that the daemon is to end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
     fn catch() -> Result<Self, DaemonError> {
         let on = |kind| signal(kind).map_err(DaemonError::Runtime);
         Ok(Self {
@@ -193,68 +229,59 @@ fn serve(
     runtime: &Runtime,
     controller: &Arc<Controller>,
     listeners: Listeners,
-    signals: Signals,
+    mut signals: Signals,
 ) -> Result<(), DaemonError> {
+    let (changes, beginning) = Changes::start(controller).map_err(DaemonError::Runtime)?;
+    let begun = runtime.block_on(async {
+        tokio::select! {
+            begun = beginning => Some(begun),
+            () = signals.end() => None,
+        }
+    });
+    match begun {
+        None => return Ok(()),
+        Some(begun) => begun.map_err(|_| DaemonError::Ended(io::Error::other("its thread is gone")))??,
+    }
+    let _upkeep = Upkeep::start(controller).map_err(DaemonError::Runtime)?;
     let (stop, stopped) = watch::channel(false);
     let _inside = runtime.enter();
+    if let Some(listener) = listeners.metrics {
+        tokio::spawn(http::serve_everybody(listener, metrics::routes(controller.clone()), stopped.clone()));
+    }
     let routes = Routes::of(controller.clone()).and(metrics::routes(controller.clone()));
     let mut api = tokio::spawn(http::serve(listeners.api, routes, stopped));
-    if let Some(listener) = listeners.metrics {
-        let routes = metrics::routes(controller.clone());
-        tokio::spawn(async move { axum::serve(listener, routes.service()).await });
-    }
     runtime.block_on(async {
-        let ended = until_told(controller, &mut api, signals).await;
+        let ended = until_told(&changes, &mut api, signals).await;
         controller.events().record(Event::DaemonStopping);
         controller.events().close();
         stop.send_replace(true);
-        match ended {
-            Ok(()) => api.await.unwrap_or(Ok(())).map_err(DaemonError::Ended),
-            Err(error) => Err(error),
+        if ended.is_ok() {
+            let _ = api.await;
         }
+        ended
     })
 }
 
-/// Returns when SIGTERM or SIGINT says so; SIGHUP applies the file again.
-async fn until_told(
-    controller: &Arc<Controller>,
-    api: &mut JoinHandle<io::Result<()>>,
-    mut signals: Signals,
-) -> Result<(), DaemonError> {
+/// Returns when SIGTERM or SIGINT says so; SIGHUP has the file applied again.
+async fn until_told(changes: &Changes, api: &mut JoinHandle<()>, mut signals: Signals) -> Result<(), DaemonError> {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let watched = service::ready();
+    let mut pulse = tokio::spawn(async {});
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
-            _ = signals.hangup.recv() => reload(controller).await,
-            _ = second.tick() => {
-                let keeping = controller.clone();
-                if let Ok(status) = tokio::task::spawn_blocking(move || { keeping.upkeep(); keeping.status() }).await {
-                    service::alive(&status, watched);
-                }
-            }
+            _ = signals.hangup.recv() => changes.request(),
+            // The watchdog hears of the threads that answer the API and of this one: no port and no change can keep them.
+            _ = second.tick() => if watched && pulse.is_finished() {
+                service::alive();
+                pulse = tokio::spawn(async {});
+            },
             ended = &mut *api => {
-                let ended = ended.unwrap_or_else(|error| Err(io::Error::other(error)));
-                return Err(DaemonError::Ended(ended.err().unwrap_or_else(|| io::Error::other("nobody asked it to"))));
+                let why = ended.err().map_or_else(|| io::Error::other("nobody asked it to"), io::Error::other);
+                return Err(DaemonError::Ended(why));
             }
         }
     }
-}
-
-/// Applies the file again. What is refused is logged and changes nothing.
-async fn reload(controller: &Arc<Controller>) {
-    service::reloading();
-    let applying = controller.clone();
-    match tokio::task::spawn_blocking(move || applying.apply(None)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(ControlError::Invalid(wrong))) => {
-            log::error!("the configuration was refused, nothing changed:");
-            wrong.to_string().lines().for_each(|line| log::error!("{line}"));
-        }
-        Ok(Err(error)) => log::error!("nothing changed: {}", logging::chain(&error)),
-        Err(error) => log::error!("reload failed: {error}"),
-    }
-    service::reloaded();
 }

@@ -29,14 +29,15 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// The controller answered; for `systemctl status`, and for the watchdog if the manager has one.
-pub(super) fn alive(status: &StatusReport, watched: bool) {
+/// The daemon's threads answer; for the watchdog.
+pub(super) fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
+/// What `systemctl status` shows.
+pub(super) fn tell_status(status: &StatusReport) {
     let (up, down, stopped) = (status.ports_up, status.ports_down, status.ports_stopped.len());
-    let text = format!("ports: {up} up, {down} down, {stopped} stopped");
-    tell(&[NotifyState::Status(&text)]);
-    if watched {
-        tell(&[NotifyState::Watchdog]);
-    }
+    tell(&[NotifyState::Status(&format!("ports: {up} up, {down} down, {stopped} stopped"))]);
 }
 
 fn tell(states: &[NotifyState<'_>]) {

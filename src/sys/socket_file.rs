@@ -1,7 +1,8 @@
 //! The file of a Unix socket: who may have it before us ([`make_way`]), and that ours goes with us ([`SocketFile`]).
 //!
 //! A daemon that was killed leaves its sockets behind, and the next one wants their paths. What is there is removed only if it
-//! is a socket, is ours, and the kernel says that no process has it open any more. Everything else is left alone and named.
+//! is a socket, is ours, and no process serves it any more: nobody has it open, or the process that listened has ended without letting
+//! go of it ([`super::process`]). Everything else is left alone and named.
 
 use std::fs;
 use std::io;
@@ -13,6 +14,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::process::has_ended;
+use super::socket::peer;
 
 /// Why a path is not free for a socket.
 #[derive(Debug)]
@@ -56,6 +60,10 @@ pub fn make_way(path: &Path) -> Result<(), Obstacle> {
         // Its mode keeps even its owner out, who cannot know then.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(Obstacle::System("find out who listens at", error))
+        }
+        // unix(7), SO_PEERCRED: who called listen(2).
+        Ok(stream) if peer(&stream).is_ok_and(|owner| has_ended(owner.pid)) => {
+            fs::remove_file(path).map_err(|error| Obstacle::System("remove the old", error))
         }
         // A backlog that is full, or a socket of another type, is a live one as well.
         Ok(_) | Err(_) => Err(Obstacle::Alive),

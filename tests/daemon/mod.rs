@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Daemon {
     pub directory: tempfile::TempDir,
     child: Child,
+    keys: String,
 }
 
 /// What an HTTP request got.
@@ -37,8 +38,35 @@ impl Answer {
 impl Daemon {
     /// Starts a daemon with `sections` (networks, profiles, ports) as its configuration and waits until it answers.
     pub fn start(sections: &str) -> Self {
+        Self::start_with("", sections)
+    }
+
+    /// The same with more keys in its section `daemon:`, each with a comma before it.
+    pub fn start_with(keys: &str, sections: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut daemon = Self { child: Self::spawn(&directory, sections), directory };
+        let mut daemon = Self { child: Self::spawn(&directory, keys, sections), directory, keys: keys.into() };
+        daemon.wait();
+        daemon
+    }
+
+    /// The same with no more than so many file descriptors.
+    pub fn start_limited(descriptors: usize, keys: &str, sections: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut limited = Command::new("sh");
+        limited
+            .arg("-c")
+            .arg(format!("ulimit -n {descriptors}; exec \"$@\""))
+            .arg("sh")
+            .arg(env!("CARGO_BIN_EXE_linecardd"));
+        let child = Self::spawn_by(limited, &directory, keys, sections);
+        let mut daemon = Self { child, directory, keys: keys.into() };
+        daemon.wait();
+        daemon
+    }
+
+    /// A daemon that was started on `directory`; waits until it answers.
+    pub fn of(directory: tempfile::TempDir, child: Child) -> Self {
+        let mut daemon = Self { child, directory, keys: String::new() };
         daemon.wait();
         daemon
     }
@@ -51,7 +79,7 @@ impl Daemon {
 
     /// Starts the daemon again after it has ended.
     pub fn begin(&mut self, sections: &str) {
-        self.child = Self::spawn(&self.directory, sections);
+        self.child = Self::spawn(&self.directory, &self.keys, sections);
         self.wait();
     }
 
@@ -67,6 +95,11 @@ impl Daemon {
         self.child.wait().unwrap()
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -77,7 +110,7 @@ impl Daemon {
 
     /// Writes the configuration file with `sections`.
     pub fn write(&self, sections: &str) {
-        fs::write(self.path("linecard.yaml"), configuration(&self.directory, sections)).unwrap();
+        fs::write(self.path("linecard.yaml"), configuration(&self.directory, &self.keys, sections)).unwrap();
     }
 
     /// Runs `linecard` with the words of `line`.
@@ -110,7 +143,11 @@ impl Daemon {
 
     /// A plain HTTP request to the API.
     pub fn http(&self, method: &str, path: &str, body: &str) -> Answer {
-        let mut stream = UnixStream::connect(self.path("api.sock")).unwrap();
+        Self::exchange(UnixStream::connect(self.path("api.sock")).unwrap(), method, path, body)
+    }
+
+    /// The same over a connection that is there.
+    pub fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> Answer {
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
@@ -132,11 +169,14 @@ impl Daemon {
         }
     }
 
-    fn spawn(directory: &tempfile::TempDir, sections: &str) -> Child {
+    fn spawn(directory: &tempfile::TempDir, keys: &str, sections: &str) -> Child {
+        Self::spawn_by(Command::new(env!("CARGO_BIN_EXE_linecardd")), directory, keys, sections)
+    }
+
+    fn spawn_by(mut command: Command, directory: &tempfile::TempDir, keys: &str, sections: &str) -> Child {
         let file = directory.path().join("linecard.yaml");
-        fs::write(&file, configuration(directory, sections)).unwrap();
+        fs::write(&file, configuration(directory, keys, sections)).unwrap();
         let log = fs::File::create(directory.path().join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_linecardd"));
         command.arg("--config").arg(file).stdin(Stdio::null()).stderr(log);
         command.spawn().unwrap()
     }
@@ -145,8 +185,7 @@ impl Daemon {
     fn wait(&mut self) {
         let begin = Instant::now();
         loop {
-            let connected = UnixStream::connect(self.path("api.sock")).is_ok();
-            if connected && self.http("GET", "/v1/status", "").json()["generation"] != 0 {
+            if self.has_begun().unwrap_or(false) {
                 return;
             }
             let ended = self.child.try_wait().unwrap();
@@ -155,6 +194,16 @@ impl Daemon {
             assert!(begin.elapsed() < PATIENCE, "linecardd does not answer: {log}");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Whether it has applied its configuration. A socket that nobody accepts from any more is not waited for.
+    fn has_begun(&self) -> std::io::Result<bool> {
+        let mut stream = UnixStream::connect(self.path("api.sock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.starts_with("HTTP/1.1 200") && !answer.contains("\"generation\":0,"))
     }
 }
 
@@ -172,9 +221,9 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-fn configuration(directory: &tempfile::TempDir, sections: &str) -> String {
+fn configuration(directory: &tempfile::TempDir, keys: &str, sections: &str) -> String {
     let here = directory.path().display();
-    format!("version: 1\ndaemon: {{ api: {here}/api.sock, state-dir: {here}/state }}\n{sections}")
+    format!("version: 1\ndaemon: {{ api: {here}/api.sock, state-dir: {here}/state{keys} }}\n{sections}")
 }
 
 /// A capture with these frames (pcap, microseconds, Ethernet).

@@ -1,5 +1,5 @@
-//! The API: HTTP/JSON on a Unix socket (`socket`), its routes (`routes`), the one answer that goes on (`follow`), and how a
-//! refusal looks (`refusal`).
+//! The API: HTTP/JSON on a Unix socket (`socket`), its connections (`server`), its routes (`routes`), the one answer that goes on
+//! (`follow`), and how a refusal looks (`refusal`).
 //!
 //! Handlers check who asks, call the [`Controller`] on a thread that may block, and turn its answer into JSON; they decide
 //! nothing. Other modules add routes of their own as [`Routes`], each with its part of the OpenAPI document, so the
@@ -8,21 +8,23 @@
 mod follow;
 mod refusal;
 mod routes;
+mod server;
 mod socket;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use refusal::Refused;
 pub use socket::{ApiSocket, Peer, SocketError};
 
 use super::Controller;
+use server::Listener;
 
 /// Routes and what OpenAPI says of them.
 pub struct Routes {
@@ -56,25 +58,13 @@ impl Routes {
     }
 }
 
-/// How long a request that is being answered may still take when the daemon ends.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// Serves `routes` on `socket` until `stop` becomes true; then the socket's file is gone.
-///
-/// # Errors
-/// The socket is of no use to the kernel any more.
-pub async fn serve(socket: ApiSocket, routes: Routes, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
-    let (listener, _file) = socket.into_parts();
-    let service = routes.service().into_make_service_with_connect_info::<Peer>();
-    let mut ending = stop.clone();
-    let ended = async move { drop(ending.wait_for(|stop| *stop).await) };
-    let server = axum::serve(listener, service).with_graceful_shutdown(ended);
-    let overdue = async move {
-        drop(stop.wait_for(|stop| *stop).await);
-        tokio::time::sleep(FAREWELL).await;
-    };
-    tokio::select! {
-        result = server => result,
-        () = overdue => Ok(()),
-    }
+pub async fn serve(socket: ApiSocket, routes: Routes, stop: watch::Receiver<bool>) {
+    let (listener, access, _file) = socket.into_parts();
+    server::serve(Listener::Unix(listener, access), routes.service(), stop).await;
+}
+
+/// Serves `routes`, which must be for everybody, on an address until `stop` becomes true.
+pub async fn serve_everybody(listener: TcpListener, routes: Routes, stop: watch::Receiver<bool>) {
+    server::serve(Listener::Tcp(listener), routes.service(), stop).await;
 }

@@ -43,8 +43,8 @@ impl Refused {
         let who = uid.map_or("an unknown user".into(), |uid| format!("user {uid}"));
         Self::new(
             StatusCode::FORBIDDEN,
-            format!("{who} may look but not change anything"),
-            "use root, the daemon's user, or the group of daemon.api-group as your primary one (`newgrp`)",
+            format!("{who} has read-only access"),
+            "use sudo, or have the user added to the group of daemon.api-group and log in again",
         )
     }
 }

@@ -2,19 +2,23 @@
 //!
 //! Who may connect is decided by the file: its mode, owner and group (unix(7): connecting takes write permission). Where
 //! the mode lets everybody in, so that anybody may look, only root, the daemon's own user and the socket's group may
-//! change something; a group counts if it is the peer's effective one, because the kernel vouches for no other.
+//! change something. The mode and the group are those that the socket was made with, and a peer's groups, supplementary ones
+//! too, are those that the kernel vouches for; nothing is looked up by the file's name, which somebody else may have by then.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
-use tokio::net::UnixListener;
+use rustix::fs::{Gid, Mode, chmod, chown, fchmod};
+use rustix::net::SocketAddrUnix;
+use tokio::net::{UnixListener, UnixStream};
 
 use crate::host::account::{self, AccountError};
-use crate::sys::socket_file::{Obstacle, SocketFile, make_way};
+use crate::sys::socket::{peer, peer_groups};
+use crate::sys::socket_file::{Obstacle, SocketFile, make_way, unbound};
+
+/// Connections that may wait until they are accepted.
+const BACKLOG: i32 = 256;
 
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
@@ -40,44 +44,52 @@ pub enum SocketError {
 #[derive(Debug)]
 pub struct ApiSocket {
     listener: UnixListener,
+    access: Access,
     file: SocketFile,
 }
 
 impl ApiSocket {
     /// Makes the socket at `path` with these permission bits and, if given, this group. Needs a tokio runtime.
     ///
-    /// The socket is made under another name and moved into place, so that it never stands there with wider permissions.
-    ///
     /// # Errors
     /// The path is taken, cannot be used, or the group does not exist.
     pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, SocketError> {
         let group = group.map(account::group).transpose()?;
-        let failed = |error| SocketError::Make(path.into(), error);
+        let failed = |error: io::Error| SocketError::Make(path.into(), error);
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
         }
         make_way(path).map_err(|obstacle| refusal(path, obstacle))?;
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        let beside = PathBuf::from(beside);
-        // Left over from a process of the same number that died between the two steps.
-        let _ = fs::remove_file(&beside);
-        let listener = UnixListener::bind(&beside).map_err(failed)?;
-        let placed = fs::set_permissions(&beside, Permissions::from_mode(mode))
-            .and_then(|()| group.map_or(Ok(()), |group| chown(&beside, None, Some(group))))
-            .and_then(|()| fs::rename(&beside, path));
-        if let Err(error) = placed {
-            let _ = fs::remove_file(&beside);
-            return Err(failed(error));
-        }
-        let file = SocketFile::made(path).map_err(failed)?;
-        Ok(Self { listener, file })
+        let made = make(path, mode, group).map_err(failed)?;
+        let (listener, file) = (UnixListener::from_std(made.0).map_err(failed)?, made.1);
+        Ok(Self { listener, access: made.2, file })
     }
 
-    /// The listener, and what removes the file when it is dropped.
-    pub(super) fn into_parts(self) -> (UnixListener, SocketFile) {
-        (self.listener, self.file)
+    /// The listener, whom it lets change something, and what removes the file when it is dropped.
+    pub(super) fn into_parts(self) -> (UnixListener, Access, SocketFile) {
+        (self.listener, self.access, self.file)
     }
+}
+
+fn make(
+    path: &Path,
+    mode: u32,
+    group: Option<u32>,
+) -> io::Result<(std::os::unix::net::UnixListener, SocketFile, Access)> {
+    let socket = unbound()?;
+    // The file gets the mode of the socket (net/unix/af_unix.c, unix_bind_bsd), so it never stands there with wider permissions
+    // than its last ones. Nobody gets in before listen(2).
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    let file = SocketFile::made(path)?;
+    if let Some(group) = group {
+        chown(path, None, Some(Gid::from_raw(group)))?;
+    }
+    chmod(path, Mode::from_raw_mode(mode & 0o777))?;
+    // Without a group of its own it has that of the daemon, or in a set-group-ID directory that of the directory.
+    let group = group.map_or_else(|| rustix::fs::lstat(path).map(|there| there.st_gid), Ok)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok((socket.into(), file, Access { mode, group }))
 }
 
 /// What is in the way at `path`, in the words of the API.
@@ -91,6 +103,13 @@ fn refusal(path: &Path, obstacle: Obstacle) -> SocketError {
     }
 }
 
+/// Whom the socket lets change something: the mode and the group that it was made with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access {
+    mode: u32,
+    group: u32,
+}
+
 /// Who is at the other end of a connection, as the kernel noted when it was made (SO_PEERCRED).
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -100,23 +119,21 @@ pub struct Peer {
     pub may_write: bool,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let credentials = stream.io().peer_cred().ok();
-        let socket = stream.io().local_addr().ok();
-        let file = socket.as_ref().and_then(|address| address.as_pathname()).and_then(|path| fs::metadata(path).ok());
-        let (uid, gid) = (credentials.map(|c| c.uid()), credentials.map(|c| c.gid()));
-        Self { uid, may_write: may_write(uid, gid, file.map(|f| (f.mode(), f.gid()))) }
+impl Access {
+    /// Who is at the other end of `stream`.
+    pub(super) fn peer(self, stream: &UnixStream) -> Peer {
+        let Ok(credentials) = peer(stream) else { return Peer { uid: None, may_write: false } };
+        let groups = peer_groups(stream).unwrap_or_default();
+        let of_group = credentials.gid == self.group || groups.contains(&self.group);
+        Peer { uid: Some(credentials.uid), may_write: self.may_write(credentials.uid, of_group) }
     }
-}
 
-/// Whether a peer that the file's mode let in may change something. `file` is the socket's mode and group.
-fn may_write(uid: Option<u32>, gid: Option<u32>, file: Option<(u32, u32)>) -> bool {
-    const OTHERS_WRITE: u32 = 0o002;
-    let Some(uid) = uid else { return false };
-    let own = uid == 0 || uid == rustix::process::geteuid().as_raw();
-    let let_in = file.is_some_and(|(mode, group)| mode & OTHERS_WRITE == 0 || Some(group) == gid);
-    own || let_in
+    /// Whether a user that the file's mode let in may change something.
+    fn may_write(self, uid: u32, of_group: bool) -> bool {
+        const OTHERS_WRITE: u32 = 0o002;
+        let own = uid == 0 || uid == rustix::process::geteuid().as_raw();
+        own || of_group || self.mode & OTHERS_WRITE == 0
+    }
 }
 
 #[cfg(test)]
@@ -124,14 +141,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_mode_and_group_decide_who_changes_something() {
+    fn the_sockets_mode_and_group_decide_who_changes_something() {
         let own = rustix::process::geteuid().as_raw();
-        let (stranger, group) = (own + 4711, 4712);
-        let (closed, open) = (Some((0o140_660, group)), Some((0o140_666, group)));
-        assert!(may_write(Some(0), Some(0), open) && may_write(Some(own), Some(1), open));
-        assert!(may_write(Some(stranger), Some(1), closed), "the file's mode let it in, so it is of the group");
-        assert!(may_write(Some(stranger), Some(group), open));
-        assert!(!may_write(Some(stranger), Some(1), open), "everybody may look only");
-        assert!(!may_write(None, None, closed) && !may_write(Some(stranger), Some(1), None));
+        let stranger = own + 4711;
+        let (closed, open) = (Access { mode: 0o660, group: 4712 }, Access { mode: 0o666, group: 4712 });
+        assert!(open.may_write(0, false) && open.may_write(own, false));
+        assert!(closed.may_write(stranger, false), "the file's mode let it in, so it is of the group");
+        assert!(open.may_write(stranger, true));
+        assert!(!open.may_write(stranger, false), "everybody may look only");
     }
 }

@@ -1,0 +1,225 @@
+//! Whoever connects, and whatever is at a path: the daemon answers others, starts or says why not, and ends.
+
+#![allow(clippy::unwrap_used)]
+
+mod daemon;
+
+use std::fs;
+use std::io::{IoSlice, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use daemon::{Daemon, text};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Gid, PidfdFlags, PidfdGetfdFlags, Uid, pidfd_getfd, pidfd_open};
+
+const LAN: &str = "networks: { lan: {} }\n";
+
+/// How long anything may take before a test gives up. Far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn pipe(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+}
+
+/// How a daemon with the configuration in `file` ends that must not start.
+fn refusal(file: &Path) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_linecardd"));
+    let mut child = command.arg("--config").arg(file).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("it neither starts nor says why");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    text(&output.stderr)
+}
+
+#[test]
+fn pipes_where_files_should_be_are_refused_and_not_waited_for() {
+    let mut daemon = Daemon::start(LAN);
+    let file = daemon.path("linecard.yaml");
+    assert!(daemon.end().success());
+    fs::create_dir(daemon.path("state")).unwrap();
+    pipe(&daemon.path("state/ports.json"));
+    let told = refusal(&file);
+    assert!(told.contains("state/ports.json: ports made at run time would be lost"), "{told}");
+    assert!(told.ends_with("it is a pipe, not a regular file\n"), "{told}");
+
+    fs::remove_file(&file).unwrap();
+    pipe(&file);
+    let told = refusal(&file);
+    assert!(told.contains("linecard.yaml") && told.ends_with("it is a pipe, not a regular file\n"), "{told}");
+}
+
+#[test]
+fn what_a_file_says_cannot_write_to_a_terminal_or_forge_a_line() {
+    let mut daemon = Daemon::start(LAN);
+    assert!(daemon.end().success());
+    fs::create_dir(daemon.path("state")).unwrap();
+    fs::write(daemon.path("state/ports.json"), r#"{"version":1,"ports":{"\u001b[2J\nERROR forged":{}}}"#).unwrap();
+    daemon.begin(LAN);
+    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    let line = log.lines().find(|line| line.contains("ports.json.bad")).unwrap();
+    assert!(line.contains(r#""\u{1b}[2J\nERROR forged" is not a name"#), "{log}");
+    assert!(!log.contains('\u{1b}'), "{log:?}");
+    // The same where what is wrong is not a name but a key.
+    assert!(daemon.end().success());
+    fs::write(daemon.path("state/ports.json"), r#"{"version":1,"\u001b[2J\nERROR forged":{}}"#).unwrap();
+    daemon.begin(LAN);
+    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    assert!(log.contains(r"\u{1b}[2J\nERROR forged") && !log.contains('\u{1b}'), "{log:?}");
+}
+
+/// The daemon's listening socket as a descriptor of this process.
+fn listener_of(daemon: &Daemon) -> OwnedFd {
+    let table = fs::read_to_string("/proc/net/unix").unwrap();
+    let here = daemon.path("api.sock").display().to_string();
+    // Flag 00010000: it listens (net/unix/af_unix.c, unix_seq_show).
+    let listens = |line: &&str| line.contains(&here) && line.split_whitespace().nth(3) == Some("00010000");
+    let inode = table.lines().find(listens).unwrap().split_whitespace().nth(6).unwrap();
+    let pid = daemon.pid();
+    let own = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap().flatten();
+    let wanted = format!("socket:[{inode}]");
+    let mut numbers = own.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_str() == Some(&wanted)));
+    let number = numbers.next().unwrap().file_name().to_str().unwrap().parse().unwrap();
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    pidfd_getfd(process, number, PidfdGetfdFlags::empty()).unwrap()
+}
+
+/// Puts a descriptor where no process has it and it is open all the same, as that of a process that cannot end: it is under way in
+/// a socket that nobody reads.
+fn strand(fd: OwnedFd) -> (UnixStream, UnixStream) {
+    let (from, to) = UnixStream::pair().unwrap();
+    let fds = [fd.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(&from, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+    (from, to)
+}
+
+#[test]
+fn the_socket_of_a_process_that_was_killed_and_cannot_end_is_stale() {
+    let mut daemon = Daemon::start(LAN);
+    let stranded = strand(listener_of(&daemon));
+    let inode = |daemon: &Daemon| {
+        fs::metadata(daemon.path("api.sock")).map(|there| std::os::unix::fs::MetadataExt::ino(&there))
+    };
+    let old = inode(&daemon).unwrap();
+    daemon.kill();
+    assert!(UnixStream::connect(daemon.path("api.sock")).is_ok(), "connections to it are still made");
+    daemon.begin(LAN);
+    assert_ne!(inode(&daemon).unwrap(), old);
+    assert_eq!(daemon.json("status")["ports-up"], 0);
+    drop(stranded);
+}
+
+#[test]
+fn the_sockets_group_may_change_things_as_the_supplementary_one_too() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test asks as other users, which only root can be: run it as root"
+    );
+    let daemon = Daemon::start_with(", api-group: \"4712\", api-mode: \"0666\"", LAN);
+    fs::set_permissions(daemon.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // What somebody puts where the socket once was decides nothing.
+    let beside = format!("api.sock.{}", daemon.pid().as_raw_nonzero());
+    fs::write(daemon.path(&beside), "").unwrap();
+    fs::set_permissions(daemon.path(&beside), fs::Permissions::from_mode(0o600)).unwrap();
+    let apply_as = |gid: u32, groups: &[u32]| {
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
+                rustix::thread::set_thread_groups(&groups).unwrap();
+                rustix::thread::set_thread_gid(Gid::from_raw(gid)).unwrap();
+                rustix::thread::set_thread_uid(Uid::from_raw(4711)).unwrap();
+                assert_eq!(daemon.http("GET", "/v1/status", "").status, 200);
+                daemon.http("POST", "/v1/apply", "")
+            });
+            asking.join().unwrap()
+        })
+    };
+    assert_eq!(apply_as(4712, &[]).status, 200, "its own group");
+    assert_eq!(apply_as(4700, &[1, 4712, 7]).status, 200, "one of its groups");
+    let refused = apply_as(4700, &[1, 7]);
+    assert_eq!(refused.status, 403);
+    let fix = refused.json()["fix"].as_str().unwrap().to_string();
+    assert!(fix.contains("daemon.api-group") && !fix.contains("primary"), "{fix}");
+}
+
+/// Where the daemon serves metrics over TCP, as its log says.
+fn metrics_address(daemon: &Daemon) -> SocketAddr {
+    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    let (_, rest) = log.split_once("metrics on http://").unwrap();
+    rest.split_once("/metrics").unwrap().0.parse().unwrap()
+}
+
+#[test]
+fn requests_that_never_end_keep_nobody_out() {
+    // So many descriptors that what is held here would take them all.
+    let daemon = Daemon::start_limited(400, ", metrics: \"127.0.0.1:0\"", LAN);
+    let address = metrics_address(&daemon);
+    let mut held: Vec<Box<dyn Write>> = Vec::new();
+    for _ in 0..450 {
+        // What is one too many is closed, at this end or at the other.
+        held.extend(UnixStream::connect(daemon.path("api.sock")).map(|stream| Box::new(stream) as _));
+        held.extend(TcpStream::connect(address).map(|stream| Box::new(stream) as _));
+        for stream in held.iter_mut().rev().take(2) {
+            let _ = stream.write_all(b"GET /v1/status HTT");
+        }
+    }
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("# EOF\n"), "{answer}");
+    let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(Daemon::exchange(&mut stream, "GET", "/v1/status", "").status, 200);
+}
+
+#[test]
+fn a_request_that_never_ends_is_given_up() {
+    let daemon = Daemon::start(LAN);
+    let mut half = UnixStream::connect(daemon.path("api.sock")).unwrap();
+    half.write_all(b"GET /v1/status HTTP/1.1\r\nHo").unwrap();
+    let mut idle = UnixStream::connect(daemon.path("api.sock")).unwrap();
+    idle.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    for mut stream in [half, idle] {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_reads_is_given_up() {
+    let daemon = Daemon::start(LAN);
+    let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
+    // Many answers wait for their reader, more than the two ends buffer.
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    while stream.write_all(&request).is_ok() {}
+    let peer_is_gone = |stream: &UnixStream| {
+        let mut fds = [rustix::event::PollFd::new(stream, rustix::event::PollFlags::RDHUP)];
+        let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&none)).unwrap() > 0
+    };
+    let begin = Instant::now();
+    while !peer_is_gone(&stream) {
+        assert!(begin.elapsed() < PATIENCE, "descriptor {} is still served", stream.as_raw_fd());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
