@@ -79,3 +79,59 @@ fn answers_come_in_on_the_pair_that_the_guest_asked_on() {
         assert!(astray < 10, "{astray} of 64 flows came in elsewhere: {pairs:?}");
     }
 }
+
+/// The hash that flows had when its constants were in the source, for UDP over IPv4.
+fn known_hash(source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> u32 {
+    let mix = |x: u64| {
+        let wide = u128::from(x ^ 0x243f_6a88_85a3_08d3) * 0x1319_8a2e_0370_7345;
+        wide as u64 ^ (wide >> 64) as u64
+    };
+    let end = |(address, port): ([u8; 4], u16)| mix(u64::from(u32::from_be_bytes(address)) << 16 | u64::from(port));
+    let hash = mix(end(source).wrapping_add(end(destination)) ^ 17);
+    (hash ^ hash >> 32) as u32
+}
+
+/// A UDP datagram between these.
+fn udp(to: [u8; 6], from: [u8; 6], source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> Vec<u8> {
+    let mut bytes = [to, from].concat();
+    bytes.extend([0x08, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
+    bytes.extend([source.0, destination.0].concat());
+    bytes.extend([source.1.to_be_bytes(), destination.1.to_be_bytes(), [0, 8], [0, 0]].concat());
+    bytes
+}
+
+/// 4096 flows that would fill each place of the victim's table with its first queue if nobody had chosen another key.
+fn chosen_flows(from: [u8; 4], to: [u8; 4]) -> Vec<(u16, u16)> {
+    let mut taken = vec![false; 4096];
+    let ports = (1..u16::MAX).flat_map(|destination| (1..u16::MAX).map(move |source| (source, destination)));
+    let fills = ports.filter(|&(source, destination)| {
+        let hash = known_hash((from, source), (to, destination));
+        hash.is_multiple_of(4) && !std::mem::replace(&mut taken[(hash >> 12) as usize % 4096], true)
+    });
+    fills.take(4096).collect()
+}
+
+#[test]
+fn nobody_chooses_the_queues_of_others() {
+    let daemon = Daemon::with_ports(&["victim", "bad", "client"]);
+    let mut victim =
+        Nic::up(&daemon.socket("victim"), &NicConfig { pairs: 4, enabled_pairs: 4, ..NicConfig::default() });
+    let [mut bad, mut client] = ["bad", "client"].map(|port| Nic::up(&daemon.socket(port), &NicConfig::default()));
+    meet(&mut victim, &mut bad);
+    meet(&mut victim, &mut client);
+    let (own, theirs) = ([10, 0, 0, 1], [10, 0, 0, 255]);
+    for (source, destination) in chosen_flows(theirs, own) {
+        bad.send(&udp(victim.mac, bad.mac, (theirs, source), (own, destination)));
+        victim.receive(1);
+    }
+    let mut on = [0; 4];
+    for flow in 0..1000u32 {
+        let [_, a, b, c] = flow.to_be_bytes();
+        let source = ([11, a, b, c], 1024 + flow as u16);
+        client.send(&udp(victim.mac, client.mac, source, (own, 443)));
+        let (pair, _) = victim.receive(1).remove(0);
+        on[pair] += 1;
+    }
+    // 250 each, give or take 14.
+    assert!(on.iter().all(|&flows| flows > 150), "new flows of another guest, by queue: {on:?}");
+}

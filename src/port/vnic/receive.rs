@@ -15,7 +15,6 @@ use crate::offload;
 use crate::port::{Receive, Received, Wake};
 use crate::ring::{Chain, Chains, DeviceRing, Readable, Ring, RingFault};
 use crate::verdict::DropReason;
-use crate::wire::flow::flow_hash;
 use crate::wire::rarp;
 use crate::wire::virtio_net::VnetHeader;
 
@@ -52,10 +51,11 @@ impl ReceiveQueue {
 
     /// Has the answers to these frames come back on this pair. Fragments and the like are steered by what they have.
     fn steer(&self, batch: &Batch<'_>) {
+        let now = self.steering.now();
         for (index, frame) in batch.frames().iter().enumerate() {
             let head = batch.head(index).frame();
-            let hash = flow_hash(head.get(..usize::from(frame.head_len)).unwrap_or(head));
-            self.steering.note(hash, usize::from(self.pair));
+            let hash = self.steering.hash(head.get(..usize::from(frame.head_len)).unwrap_or(head));
+            self.steering.note_sent(hash, usize::from(self.pair), now);
         }
     }
 

@@ -28,7 +28,6 @@ use crate::offload::Merger;
 use crate::port::{Flush, Outcome, Transmit, earlier};
 use crate::ring::{DeviceRing, Ring, RingFault};
 use crate::verdict::DropReason;
-use crate::wire::flow::flow_hash;
 
 /// The transmit side of a vNIC: the guest's receive rings, by queue pair.
 pub(super) struct TransmitSide {
@@ -51,9 +50,9 @@ impl TransmitSide {
     /// Spreads the frames over the `ready` rings by flow and gives each ring its own, in their order. The rings share one
     /// budget for walking long chains: they are one guest's, and somebody else's frames pay.
     fn spread(&self, ready: usize, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
-        let mut queues = [0u8; BATCH_FRAMES];
+        let (mut queues, now) = ([0u8; BATCH_FRAMES], self.steering.now());
         for &pick in picks {
-            queues[usize::from(pick) % BATCH_FRAMES] = self.queue_for(ready, batch, pick) as u8;
+            queues[usize::from(pick) % BATCH_FRAMES] = self.queue_for(ready, batch, pick, now) as u8;
         }
         let mut steps = 0;
         let mut left = picks.iter().fold(0u64, |left, &pick| left | 1 << (pick % 64));
@@ -71,17 +70,17 @@ impl TransmitSide {
 
     /// The ring of frame `pick`: that of its flow; a flow that is new gets the first that nobody is in, from the one on that
     /// its hash says.
-    fn queue_for(&self, ready: usize, batch: &Batch<'_>, pick: u8) -> usize {
+    fn queue_for(&self, ready: usize, batch: &Batch<'_>, pick: u8, now: u32) -> usize {
         let (index, frame) = (usize::from(pick), &batch.frames()[usize::from(pick)]);
         let head = batch.head(index).frame();
-        let hash = flow_hash(head.get(..usize::from(frame.head_len)).unwrap_or(head));
-        if let Some(queue) = self.steering.queue(hash, ready) {
+        let hash = self.steering.hash(head.get(..usize::from(frame.head_len)).unwrap_or(head));
+        if let Some(queue) = self.steering.queue(hash, ready, now) {
             return queue;
         }
         let first = hash as usize % ready;
         let free = (first..ready).chain(0..first).find(|&queue| self.rings[queue].try_lock().is_some());
         let queue = free.unwrap_or(first);
-        self.steering.note(hash, queue);
+        self.steering.note(hash, queue, now);
         queue
     }
 }
