@@ -119,6 +119,8 @@ pub struct Outcome {
     pub merged: u32,
     /// When the first notification is due that was held back; nothing if none was.
     pub held: Option<u64>,
+    /// Cycles that notifying the far end took, beyond what that takes: the far end's doing, not the sender's.
+    pub excess: u64,
 }
 
 impl Outcome {
@@ -132,6 +134,7 @@ impl Outcome {
             completed: 0,
             merged: 0,
             held: None,
+            excess: 0,
         }
     }
 

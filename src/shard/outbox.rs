@@ -10,6 +10,8 @@
 //! A pick list per port number is kept ready (264 KiB, of which only the lists of ports that are spoken to are ever in the
 //! cache); the destinations of this batch are in `touched`. Nothing is allocated per batch.
 
+use arrayvec::ArrayVec;
+
 use super::Tables;
 use crate::frame::Batch;
 use crate::ident::PortIndex;
@@ -46,7 +48,12 @@ pub(super) struct Outbox {
     due: u64,
     /// All that is held back stays so while the shard has nothing to do.
     patient: bool,
+    /// What notifying ports took, beyond what that takes, since somebody asked; the sender's where there is no room for more.
+    excess: ArrayVec<(PortIndex, u64), EXCESSES>,
 }
+
+/// Ports whose notifications may take long in one batch, each 100 us and more.
+const EXCESSES: usize = 16;
 
 impl Outbox {
     /// An empty outbox.
@@ -58,6 +65,7 @@ impl Outbox {
             holding: Vec::with_capacity(PORTS),
             due: 0,
             patient: false,
+            excess: ArrayVec::new_const(),
         }
     }
 
@@ -99,9 +107,18 @@ impl Outbox {
         delivered
     }
 
-    /// Remembers `port` if it held its notification back.
+    /// The cycles that notifying ports took, beyond what that takes, since this was asked last: they are those ports'.
+    #[inline]
+    pub fn take_excess(&mut self) -> impl Iterator<Item = (PortIndex, u64)> + '_ {
+        self.excess.drain(..)
+    }
+
+    /// Remembers `port` if it held its notification back, or if that took too long.
     #[inline]
     fn note_held(&mut self, port: PortIndex) {
+        if self.outcome.excess > 0 {
+            let _ = self.excess.try_push((port, std::mem::take(&mut self.outcome.excess)));
+        }
         if let Some(due) = self.outcome.held.take() {
             self.hold(port, due);
         }

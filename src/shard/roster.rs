@@ -176,6 +176,15 @@ impl Roster {
         }
     }
 
+    /// Charges `port` with cycles that others' visits took for it.
+    #[cold]
+    pub fn charge(&mut self, port: PortIndex, cycles: u64) {
+        let own = |share: &&mut Share| share.queues > 0 && share.port == port;
+        if let Some(share) = self.shares.iter_mut().find(own).filter(|_| self.round.contended) {
+            share.account.charge(cycles, self.quantum);
+        }
+    }
+
     /// Comes to the port at the round's place.
     #[inline]
     fn open(&mut self) {

@@ -31,6 +31,8 @@ struct Inner {
     patient: bool,
     held: Option<u64>,
     flushed: usize,
+    /// Takes so many cycles to be notified.
+    slow: u64,
 }
 
 impl Feed {
@@ -105,6 +107,13 @@ impl Transmit for Feed {
             }
             inner.transmitted.push(bytes);
             outcome.deliver(index);
+        }
+        let began = crate::sys::cpu::cycles();
+        while crate::sys::cpu::cycles() - began < inner.slow {
+            std::hint::spin_loop();
+        }
+        if inner.slow > 0 {
+            outcome.excess += crate::sys::cpu::cycles() - began;
         }
         if let Some(cycles) = inner.holds_for {
             let due = crate::sys::cpu::cycles() + cycles;
@@ -275,12 +284,19 @@ fn shards_say_what_cannot_be() {
     assert!(high.unwrap_err().to_string().contains("shards.exclusive"));
 }
 
-/// A queue that always has a full batch.
-struct Flood;
+/// A queue that always has a full batch, to somewhere and from somebody.
+struct Flood(MacAddr, MacAddr);
+
+impl Flood {
+    /// To an address that nobody has.
+    fn all() -> Arc<Self> {
+        Arc::new(Self(mac(9), mac(1)))
+    }
+}
 
 impl Receive for Flood {
     fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
-        let mut frames = vec![frame(mac(9), mac(1), 64, 0); BATCH_FRAMES];
+        let mut frames = vec![frame(self.0, self.1, 64, 0); BATCH_FRAMES];
         let mut batch = Batch::new(heads, 0);
         for frame in &mut frames {
             let len = frame.len();
@@ -303,15 +319,32 @@ impl Receive for Flood {
 fn a_port_that_floods_from_many_queues_gets_half_of_a_shard_that_two_want() {
     let rig = Rig::on(1, 2, IdlePolicy::Adaptive);
     rig.shards
-        .attach(PortIndex(1), (0..32).map(|_| Arc::new(Flood) as _).collect(), &LatencySensitivity::Normal.into())
+        .attach(PortIndex(1), (0..32).map(|_| Flood::all() as _).collect(), &LatencySensitivity::Normal.into())
         .unwrap();
     wait(|| rig.totals(1).rx_frames > 0);
     let before = rig.totals(1).rx_frames;
-    rig.shards.attach(PortIndex(0), vec![Arc::new(Flood)], &LatencySensitivity::Normal.into()).unwrap();
+    rig.shards.attach(PortIndex(0), vec![Flood::all()], &LatencySensitivity::Normal.into()).unwrap();
     wait(|| rig.totals(0).rx_frames > 50_000);
     let (few, many) = (rig.totals(0).rx_frames, rig.totals(1).rx_frames - before);
     // By queues it would be 1 to 32. The slack is for what the kernel took of the CPU, and for the time until the second.
     assert!(many < 4 * few, "one queue moved {few} frames while 32 moved {many}");
+}
+
+#[test]
+fn what_it_takes_to_notify_a_port_is_not_charged_to_who_sends_to_it() {
+    let rig = Rig::on(1, 3, IdlePolicy::Adaptive);
+    for port in 0..3 {
+        rig.feeds[usize::from(port)].feed([frame(MacAddr::BROADCAST, mac(port + 1), 64, 0)]);
+        wait(|| rig.totals(port).rx_frames == 1);
+    }
+    // A full batch takes a hundredth of that.
+    rig.feeds[2].lock().slow = crate::sys::cpu::cycles_per_second() / 50;
+    let normal = LatencySensitivity::Normal.into();
+    rig.shards.attach(PortIndex(0), vec![Arc::new(Flood(mac(3), mac(1)))], &normal).unwrap();
+    rig.shards.attach(PortIndex(1), vec![Arc::new(Flood(mac(1), mac(2)))], &normal).unwrap();
+    wait(|| rig.totals(0).rx_frames > 40 * BATCH_FRAMES as u64);
+    let (to_slow, to_quick) = (rig.totals(0).rx_frames, rig.totals(1).rx_frames);
+    assert!(to_quick < 5 * to_slow, "{to_slow} frames to the port that takes long, {to_quick} to another");
 }
 
 #[test]
@@ -347,7 +380,7 @@ fn what_is_held_back_goes_out_when_it_is_due_however_busy_the_shard_is() {
     rig.feeds[1].feed([frame(MacAddr::BROADCAST, mac(2), 64, 0)]);
     wait(|| rig.totals(1).rx_frames == 1);
     // It floods what nobody has: each batch goes to the port that holds back, so no turn is ever empty.
-    rig.shards.attach(PortIndex(2), vec![Arc::new(Flood)], &LatencySensitivity::Normal.into()).unwrap();
+    rig.shards.attach(PortIndex(2), vec![Flood::all()], &LatencySensitivity::Normal.into()).unwrap();
     wait(|| rig.feeds[1].lock().flushed >= 10);
     rig.shards.detach(PortIndex(2));
     wait(|| rig.feeds[1].lock().held.is_none());
@@ -429,7 +462,7 @@ fn queues_follow_the_memory_of_their_guest_if_their_level_asks_for_it() {
 fn a_port_that_waits_for_floods_is_moved_away_from_them_and_once_only() {
     let mut rig = Rig::on(1, 3, IdlePolicy::Adaptive);
     for port in [0, 1] {
-        rig.shards.attach(PortIndex(port), vec![Arc::new(Flood)], &LatencySensitivity::Normal.into()).unwrap();
+        rig.shards.attach(PortIndex(port), vec![Flood::all()], &LatencySensitivity::Normal.into()).unwrap();
     }
     rig.shards.grow(&allowed(2), &[]).unwrap();
     let mut now = crate::clock::Instant(0);

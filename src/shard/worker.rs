@@ -118,7 +118,12 @@ impl Worker {
                 shared.counters.batches.add(1);
             }
             let after = if measured { cpu::cycles() } else { before };
-            roster.settle(received, before, after.wrapping_sub(before));
+            let mut taken = after.wrapping_sub(before);
+            for (port, cycles) in outbox.take_excess() {
+                taken = taken.saturating_sub(cycles);
+                roster.charge(port, cycles);
+            }
+            roster.settle(received, before, taken);
             before = after;
         }
         shared.counters.frames.add(moved as u64);

@@ -14,7 +14,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
-use super::doorbell::{self, Rang};
+use super::doorbell;
 use crate::printable;
 
 /// A counter of the kernel that becomes readable when it is not zero. Ours never block.
@@ -73,11 +73,6 @@ impl EventFd {
     pub fn signal(&self) {
         // EAGAIN is the full counter; nothing else can come of 8 bytes to a live eventfd that does not block (eventfd(2)).
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    /// Adds one to a counter that a peer gave us and may have made to block.
-    pub fn ring(&self) -> Rang {
-        doorbell::ring(self.as_fd())
     }
 
     /// Sets it to zero and returns what it was.

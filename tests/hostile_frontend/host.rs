@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use super::frontend::doorbell::Doorbell;
 use super::frontend::eventually;
@@ -119,6 +120,61 @@ fn point_06_interrupts_that_come_to_block() {
     scene.witness.keeps_going();
     drop(nic);
     scene.expect_usable("interrupts that block now and then");
+    scene.finish();
+}
+
+/// Waits for `bell` so often that ringing it takes at least `least` of a thread's CPU time. Whoever rings an eventfd wakes all
+/// who wait for it, and one process can do so through as many epoll sets and duplicates as it likes.
+fn crowd(bell: &Doorbell, least: Duration) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
+    use rustix::event::epoll::{CreateFlags, EventData, EventFlags, add, create};
+    let thread_time = || Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime)).unwrap();
+    let duplicates: Vec<_> = (0..5000).map(|_| bell.as_fd().try_clone_to_owned().unwrap()).collect();
+    let mut sets = Vec::new();
+    loop {
+        let set = create(CreateFlags::CLOEXEC).unwrap();
+        for duplicate in &duplicates {
+            add(&set, duplicate, EventData::new_u64(0), EventFlags::IN).unwrap();
+        }
+        sets.push(set);
+        let before = thread_time();
+        bell.ring();
+        if thread_time() - before > least {
+            return (duplicates, sets);
+        }
+    }
+}
+
+#[test]
+fn point_06_interrupts_that_take_long() {
+    let mut scene = Scene::new();
+    let nic = scene.nic();
+    let crowd = crowd(&nic.vmm.vrings[0].call, Duration::from_millis(5));
+    let Scene { daemon, peer, .. } = &mut scene;
+    eventually("its connection is ended", || {
+        peer.send(&frame(nic.mac, peer.mac, 100, 1));
+        peer.drain();
+        let rx = &nic.pairs[0].rx.queue.ring;
+        rx.set_used_event(rx.used_idx());
+        let port = daemon.port("bad");
+        let told = port.reason().is_some_and(|reason| reason.contains("interrupts take milliseconds"));
+        (told && port.state() == "stopped").then_some(())
+    });
+    scene.witness.keeps_going();
+    drop((crowd, nic));
+    scene.expect_usable("interrupts that took long");
+
+    // The same by messages, each of which has the new interrupt rung once.
+    let nic = scene.nic();
+    let call = event();
+    let crowd = self::crowd(&call, Duration::from_millis(5));
+    eventually("its connection is ended", || {
+        let _ = nic.session().set_vring_call(0, &call, false);
+        let port = scene.daemon.port("bad");
+        port.reason().is_some_and(|reason| reason.contains("interrupts take milliseconds")).then_some(())
+    });
+    scene.witness.keeps_going();
+    drop((crowd, nic));
+    scene.expect_usable("messages about interrupts that took long");
     scene.finish();
 }
 

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::handler::Handler;
 use super::nic::Nic;
+use super::offence::Offence;
 use super::refusal::Refusal;
 use super::session;
 use crate::mem::NodePages;
@@ -26,7 +27,7 @@ use crate::sys::socket::{Peer, peer};
 /// Stack of a session's thread: its deepest call is the crate's decoding of one message of 4 KiB.
 const STACK_BYTES: usize = 256 * 1024;
 
-/// For how long nobody is served after a front end that had an interrupt block.
+/// For how long nobody is served after a front end that held a shard up.
 const KEPT_OUT: Duration = Duration::from_secs(5);
 
 /// The far end of a port: a connection or none.
@@ -155,8 +156,8 @@ impl Attachment {
             // The last resort: a panic costs the connection, and the port can take another.
             let end = catch_unwind(AssertUnwindSafe(serve)).unwrap_or(session::End::Panicked);
             current.handler.device().tear_down();
-            if let session::End::Blocked = end {
-                self.keep_out(&current);
+            if let session::End::Offence(offence) = end {
+                self.keep_out(&current, offence);
             }
             log_limited!(self.nic.log, log::Level::Info, "{}: front end gone: {end}", self.nic.config.name);
             connection = self.finish(&end);
@@ -164,11 +165,11 @@ impl Attachment {
         ended(started.elapsed());
     }
 
-    /// Serves nobody for a while: what a front end can take of a shard by interrupts that block is then some milliseconds in
-    /// each such time, however often it comes back.
-    fn keep_out(&self, connection: &Connection) {
+    /// Serves nobody for a while: what a front end can take of a shard by holding it up is then bounded in each such time,
+    /// however often it comes back.
+    fn keep_out(&self, connection: &Connection, offence: Offence) {
         let _ = connection.stream.shutdown(std::net::Shutdown::Both);
-        connection.handler.device().note(&Refusal::Barred(KEPT_OUT.as_secs()));
+        connection.handler.device().note(&Refusal::Barred(offence, KEPT_OUT.as_secs()));
         let end = Instant::now() + KEPT_OUT;
         while !self.stopping.load(Ordering::Acquire) {
             let Ok(left) = Timespec::try_from(end.saturating_duration_since(Instant::now())) else { return };

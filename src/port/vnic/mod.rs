@@ -20,6 +20,7 @@ mod kick;
 mod message;
 mod moderation;
 mod nic;
+mod offence;
 mod queue;
 mod receive;
 mod refusal;

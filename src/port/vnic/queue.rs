@@ -16,7 +16,7 @@ mod published;
 mod state;
 mod wakeup;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -29,6 +29,7 @@ pub(super) use self::state::{Running, State};
 use self::wakeup::Wakeup;
 use super::features;
 use super::kick::Kick;
+use super::offence::{Docket, Offence};
 use crate::frame::Needs;
 use crate::ident::{LatencySensitivity, MacAddr};
 use crate::limits::VNET_HEADER_BYTES;
@@ -36,6 +37,7 @@ use crate::mem::{DirtyLog, GuestMemory};
 use crate::port::{Flush, Notifications, Wake};
 use crate::ring::{Record, Ring, RingConfig, RingError, RingFault};
 use crate::sys::cpu;
+use crate::sys::doorbell::Rang;
 use crate::sys::eventfd::EventFd;
 
 /// How long a shard waits for a ring that another thread is in, in microseconds, beside a nanosecond for each byte of that one's
@@ -106,24 +108,23 @@ pub(super) struct Queue {
     held: AtomicBool,
     /// The ring is polled, and its driver has still to be told: somebody else was in it.
     disarms: AtomicBool,
-    /// The front end had an interrupt block.
-    blocked: Arc<AtomicBool>,
     shared: Arc<Shared>,
-    attention: Arc<EventFd>,
 }
 
 /// The parts of a queue that need no lock.
-#[derive(Default)]
 struct Shared {
     published: Published,
     settings: Settings,
     wakeup: Wakeup,
+    docket: Docket,
+    attention: Arc<EventFd>,
 }
 
 impl Queue {
     /// A queue whose ring is not running. `attention` is signalled when a shard finds a fault.
     pub fn new(attention: Arc<EventFd>) -> Self {
-        let shared = Arc::<Shared>::default();
+        let (published, settings, wakeup, docket) = Default::default();
+        let shared = Arc::new(Shared { published, settings, wakeup, docket, attention });
         Self {
             state: Mutex::new(State::new(Arc::clone(&shared))),
             holder: AtomicU32::new(0),
@@ -132,9 +133,7 @@ impl Queue {
             ready: false.into(),
             held: false.into(),
             disarms: false.into(),
-            blocked: Arc::default(),
             shared,
-            attention,
         }
     }
 
@@ -166,26 +165,12 @@ impl Queue {
         let (negotiated, may) = (features::accepts(setup.features), features::may(setup.features));
         let RingSetup { memory, call, log, .. } = setup;
         let written = config.written();
-        let (blocked, attention) = (Arc::clone(&self.blocked), Arc::clone(&self.attention));
-        let mut running = Running {
-            ring,
-            memory,
-            header,
-            mergeable,
-            may,
-            negotiated,
-            log,
-            written,
-            call,
-            muted: false,
-            blocked,
-            attention,
-        };
+        let running = Running { ring, memory, header, mergeable, may, negotiated, log, written, call, muted: false };
         running.log_ring();
         state.fault = None;
-        // Whoever ran the ring before us may have ended between giving frames and telling the guest.
-        running.signal();
         state.running = Some(running);
+        // Whoever ran the ring before us may have ended between giving frames and telling the guest.
+        state.signal();
         let leftover = state.leftover.take();
         let old = self.shared.wakeup.start(kick);
         self.settle(&state);
@@ -228,9 +213,10 @@ impl Queue {
         let old = state.running.as_mut().map(|running| {
             let old = std::mem::replace(&mut running.call, call);
             running.muted = false;
-            running.signal();
             old
         });
+        state.signal();
+        state.take_excess();
         drop(state);
         drop(old);
     }
@@ -254,14 +240,21 @@ impl Queue {
         // Whoever is in the ring may be there for long: the interrupt goes a little later, or with that one's frames.
         let Some(mut state) = self.enter(0) else { return Some(cpu::cycles().wrapping_add(micros(LATER_MICROS))) };
         let due = state.flush(which);
+        // Nobody's visit.
+        state.take_excess();
         // Still under the lock: another shard may be about to hold one back, and must not have it forgotten.
         self.note_held(due.is_some());
         due
     }
 
-    /// Whether the front end had an interrupt block since this was asked last.
-    pub fn take_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed) && self.blocked.swap(false, Ordering::Relaxed)
+    /// What the front end did since this was asked last that held a thread of ours up, if anything.
+    pub fn take_offence(&self) -> Option<Offence> {
+        self.shared.docket.take()
+    }
+
+    /// Rings another eventfd of the ring's front end; returns whether it may be rung again.
+    pub fn ring(&self, bell: &EventFd) -> bool {
+        self.lock().ring(bell.as_fd()) == Rang::Done
     }
 
     /// Replaces the kick of a running ring.
@@ -437,7 +430,7 @@ impl Queue {
     pub fn fail(&self, state: &mut State, fault: RingFault) {
         state.fail(fault);
         self.settle(state);
-        self.attention.signal();
+        self.shared.attention.signal();
     }
 
     /// Brings what others read without the lock, and the shard, up to date after a change.

@@ -7,6 +7,7 @@
 use std::io;
 
 use super::message::Request;
+use super::offence::Offence;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
 use crate::mem::{DirtyLogError, MappingError};
 use crate::ring::RingError;
@@ -28,8 +29,8 @@ pub(super) enum Refusal {
     NoKick(usize),
     #[error("ring {0}: its {1} eventfd is unusable")]
     Event(usize, &'static str, #[source] io::Error),
-    #[error("the front end had an interrupt block the switch: for {0} s nobody is served here")]
-    Barred(u64),
+    #[error("the front end {0}: for {1} s nobody is served here")]
+    Barred(Offence, u64),
     #[error("ring {ring}: its {area} is at {address:#x}, outside of the shared memory")]
     AreaUnmapped { ring: usize, area: &'static str, address: u64 },
     #[error("ring {0} is not aligned as virtio asks for")]

@@ -20,6 +20,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use super::handler::Handler;
 use super::message::{self, Arrival, Header, Request};
 use super::nic::{Mode, Nic};
+use super::offence::Offence;
 
 /// How long a front end that connected to us may keep silent before it makes room for others.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
@@ -39,8 +40,8 @@ pub(super) enum End {
     Removed,
     /// Nothing came after the connection was made.
     Silent,
-    /// An eventfd of the front end, which is to be non-blocking, blocked the shard that rang it.
-    Blocked,
+    /// It held a shard up.
+    Offence(Offence),
     /// A message stopped in the middle.
     HalfMessage,
     /// A message that cannot be understood, or that has no answer.
@@ -64,7 +65,7 @@ impl fmt::Display for End {
             Self::Closed => f.write_str("the front end closed the connection"),
             Self::Removed => f.write_str("the port was removed"),
             Self::Silent => write!(f, "the front end sent nothing for {} s", FIRST_MESSAGE.as_secs()),
-            Self::Blocked => f.write_str("the front end made a call eventfd block"),
+            Self::Offence(offence) => write!(f, "the front end {offence}"),
             Self::HalfMessage => write!(f, "the front end sent half a message and no more"),
             Self::Broken(request, reason) => write!(f, "the front end sent a broken {request}: {reason}"),
             Self::Socket(error) => write!(f, "the socket failed: {error}"),
@@ -104,8 +105,8 @@ impl<'a> Session<'a> {
                 return Ok(End::Removed);
             }
             // All of them are asked, so that no answer is left for the next connection.
-            if self.nic.queues.iter().filter(|queue| queue.take_blocked()).count() > 0 {
-                return Ok(End::Blocked);
+            if let Some(offence) = self.nic.queues.iter().fold(None, |last, queue| queue.take_offence().or(last)) {
+                return Ok(End::Offence(offence));
             }
             let part = match arrival {
                 Arrival::End => return Ok(End::Closed),

@@ -139,6 +139,7 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
     if let Some(due) = due {
         outcome.hold(due);
     }
+    outcome.excess += state.take_excess();
     if let Err(fault) = delivered {
         let lost = picks.iter().filter(|&&pick| outcome.delivered & 1 << (pick % 64) == 0);
         lost.for_each(|&pick| outcome.reasons[usize::from(pick) % BATCH_FRAMES] = DropReason::RingFaulted);

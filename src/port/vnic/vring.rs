@@ -24,7 +24,6 @@ use super::queue::{Queue, RingSetup};
 use super::refusal::Refusal;
 use crate::limits::RING_SIZE;
 use crate::mem::{DirtyLog, GuestMemory, SharedMemory};
-use crate::sys::doorbell::Rang;
 use crate::sys::eventfd::EventFd;
 
 /// virtio 1.3, 2.7.10: notifications by index.
@@ -263,7 +262,7 @@ impl Vring {
     pub(super) fn take_fault(&mut self) -> Option<String> {
         let fault = self.fault().filter(|_| !self.fault_told)?;
         self.fault_told = true;
-        if self.error.as_ref().is_some_and(|error| error.ring() == Rang::Blocked) {
+        if self.error.as_ref().is_some_and(|error| !self.queue.ring(error)) {
             self.error = None;
         }
         Some(fault)

@@ -1,10 +1,10 @@
 //! What the lock of a queue protects: [`State`], and the ring in service, [`Running`].
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::moderation::{Decision, Moderation};
+use super::super::offence::Offence;
 use super::Shared;
 use super::published::Settings;
 use crate::frame::Needs;
@@ -13,8 +13,10 @@ use crate::mem::{DirtyLog, GuestMemory};
 use crate::port::{Flush, earlier};
 use crate::ring::{Ring, RingFault};
 use crate::sys::cpu;
-use crate::sys::doorbell::{self, Rang};
-use crate::sys::eventfd::EventFd;
+use crate::sys::doorbell::{Pace, Rang};
+
+/// The part of a second from which on an interrupt took more than interrupts take: 100 us.
+const EXCESSIVE: u64 = 10_000;
 
 /// What the mutex of a [`super::Queue`] protects.
 pub(in crate::port::vnic) struct State {
@@ -33,6 +35,9 @@ pub(in crate::port::vnic) struct State {
     /// It was woken from rest and has not had a batch since.
     kicked: bool,
     moderation: Moderation,
+    pace: Pace,
+    /// Cycles that interrupting the guest took, beyond what that takes, since somebody asked.
+    excess: u64,
     shared: Arc<Shared>,
 }
 
@@ -53,11 +58,9 @@ pub(in crate::port::vnic) struct Running {
     /// The areas of the ring that the device writes: guest-physical addresses and lengths.
     pub(super) written: [(u64, u64); 2],
     pub(super) call: Option<OwnedFd>,
-    /// The call blocked once and is not rung again. It stays open until the session closes it: closing what a peer gave us
+    /// The call held its ringer up and is not rung again. It stays open until the session closes it: closing what a peer gave us
     /// may take as long as the peer likes.
     pub(super) muted: bool,
-    pub(super) blocked: Arc<AtomicBool>,
-    pub(super) attention: Arc<EventFd>,
 }
 
 impl State {
@@ -72,6 +75,8 @@ impl State {
             rests: false,
             kicked: false,
             moderation: Moderation::default(),
+            pace: Pace::default(),
+            excess: 0,
             shared,
         }
     }
@@ -129,10 +134,48 @@ impl State {
 
     /// Interrupts the guest.
     fn call(&mut self) {
-        if let Some(running) = &mut self.running {
+        if self.running.is_some() {
             self.shared.published.counters.calls.add(1);
-            running.signal();
+            self.signal();
         }
+    }
+
+    /// Interrupts the guest, uncounted. A call that holds its ringer up is not rung again, and the session is told, which ends
+    /// the connection.
+    #[inline]
+    pub(super) fn signal(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let Some(call) = running.call.as_ref().filter(|_| !running.muted) else { return };
+        let rang = self.pace.ring(call.as_fd());
+        if self.pace.took() > cpu::cycles_per_second() / EXCESSIVE {
+            self.excess += self.pace.took();
+        }
+        if rang != Rang::Done {
+            running.muted = true;
+            self.accuse(rang);
+        }
+    }
+
+    /// Rings an eventfd that is not the ring's call, for a session: one that blocks holds up nobody else.
+    pub(super) fn ring(&mut self, bell: BorrowedFd<'_>) -> Rang {
+        let rang = self.pace.ring(bell);
+        if rang == Rang::Slow {
+            self.accuse(rang);
+        }
+        rang
+    }
+
+    #[cold]
+    fn accuse(&self, rang: Rang) {
+        self.shared.docket.enter(if rang == Rang::Slow { Offence::Slow } else { Offence::Blocked });
+        self.shared.attention.signal();
+    }
+
+    /// Cycles that interrupting the guest took, beyond what that takes, since this was asked last: they are the guest's, whoever
+    /// has sent the frames.
+    #[inline]
+    pub fn take_excess(&mut self) -> u64 {
+        std::mem::take(&mut self.excess)
     }
 
     /// Sends the interrupt that is held back, if `which` names it; returns when it is due otherwise.
@@ -195,16 +238,5 @@ impl Running {
     pub fn disarm(&mut self) {
         self.ring.disarm();
         self.log_ring();
-    }
-
-    /// Interrupts the guest. A call that blocked is not rung again, and the session is told, which ends the connection.
-    #[inline]
-    pub(super) fn signal(&mut self) {
-        let Some(call) = self.call.as_ref().filter(|_| !self.muted) else { return };
-        if doorbell::ring(call.as_fd()) == Rang::Blocked {
-            self.muted = true;
-            self.blocked.store(true, Ordering::Relaxed);
-            self.attention.signal();
-        }
     }
 }
