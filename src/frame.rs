@@ -11,8 +11,12 @@
 //! first all copies, then all decisions, keep the CPU's store forwarding out of the way: an address that was just stored in
 //! 16-byte pieces cannot be loaded across them at once.
 
+mod portion;
+
 use arrayvec::ArrayVec;
 
+pub use self::portion::Flooding;
+use self::portion::Portion;
 use crate::ident::MacAddr;
 use crate::limits::{
     BATCH_FRAMES, BATCH_SEGMENTS, FRAME_MAX_BYTES, FRAME_MIN_BYTES, HEAD_BYTES, LONG_HEAD_BYTES, VNET_HEADER_BYTES,
@@ -260,6 +264,7 @@ pub struct Batch<'m> {
     segments: ArrayVec<Span<'m>, BATCH_SEGMENTS>,
     bytes: u64,
     gso: u32,
+    portion: Portion,
     /// Which of its port's queues the batch came from; receivers with several queues keep a flow on one by it.
     pub queue: u16,
 }
@@ -268,7 +273,8 @@ impl<'m> Batch<'m> {
     /// An empty batch from queue number `queue` of its port, with `heads` as scratch memory.
     #[inline]
     pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
-        Self { heads, frames: ArrayVec::new_const(), segments: ArrayVec::new_const(), bytes: 0, gso: 0, queue }
+        let (frames, segments) = (ArrayVec::new_const(), ArrayVec::new_const());
+        Self { heads, frames, segments, bytes: 0, gso: 0, portion: Portion::default(), queue }
     }
 
     /// How many frames are in it.

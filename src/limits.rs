@@ -55,6 +55,14 @@ pub const FRAME_MAX_BYTES: usize = 65_535 + 14 + 8;
 /// long as others. 64 frames of 4 KiB.
 pub const BATCH_BYTES: usize = 256 * 1024;
 
+/// What one visit of a queue may come to, in frames written to ports, where frames become many by flooding or segmentation. A
+/// KiB counts as one as well, and a port that is flooded to as [`VISIT_PORT_WORK`]. With some 150 ns for each it is 0.15 ms that
+/// others wait. One frame to one port is always done, and may be 1763: 1365 segments of 48 bytes behind headers of 250.
+pub const VISIT_WORK: u32 = 1024;
+
+/// What a port that is flooded to counts as beside the frames: its ring is taken and given back, and its guest interrupted.
+pub const VISIT_PORT_WORK: u32 = 8;
+
 /// Descriptors of long chains that one turn walks in one queue, or in all queues of one receiver, before it moves on: a chain may have as many as its ring
 /// (32768), all empty, and 64 of those would hold a shard for milliseconds. At most one chain begins beyond this.
 pub const BATCH_DESCRIPTORS: usize = 4096;

@@ -138,8 +138,11 @@ impl Receive for Loop {
         }
         let frames = batch.len();
         process(&mut batch);
-        self.returned.fetch_add(frames as u64, Ordering::Relaxed);
-        Received::Frames(frames)
+        let (dealt_with, flooding) = (batch.dealt_with(), batch.flooding());
+        drop(batch);
+        draining.keep(frames, dealt_with, flooding);
+        self.returned.fetch_add(dealt_with as u64, Ordering::Relaxed);
+        Received::Frames(dealt_with)
     }
 
     fn arm(&self) -> bool {

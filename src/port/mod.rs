@@ -39,13 +39,16 @@ use crate::verdict::DropReason;
 pub enum Received {
     /// It had nothing, or its lock is held by the control side, which wakes the queue when it lets go.
     Nothing,
-    /// It had this many frames (at least 1) and may have more.
+    /// It had frames, of which so many were dealt with, and may have more; 0 if the first takes further visits to be flooded.
     Frames(usize),
 }
 
 /// One receive queue of a port. Exactly one shard calls [`Receive::receive`], [`Receive::arm`] and [`Receive::disarm`].
 pub trait Receive: Send + Sync {
     /// Gathers up to a batch of frames, lends it to `process`, and then gives its buffers back to the far end.
+    ///
+    /// A queue that can keep frames for its next visit makes the batch divisible ([`Batch::make_divisible`]) and keeps those that
+    /// were not [dealt with](Batch::dealt_with).
     ///
     /// `process` is not called when there is nothing. `heads` is scratch memory of the shard.
     fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received;

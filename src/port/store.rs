@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::frame::{Batch, Heads, Needs};
+use crate::frame::{Batch, Flooding, Heads, Needs};
 use crate::limits::{BATCH_BYTES, BATCH_FRAMES, VNET_HEADER_BYTES};
 use crate::mem::Span;
 use crate::offload;
@@ -22,6 +22,8 @@ pub(super) struct FrameStore {
     places: Vec<Place>,
     next: usize,
     most: usize,
+    /// How far the next frame is.
+    flooding: Flooding,
 }
 
 /// Where a frame lies and what its sender left to others.
@@ -34,7 +36,13 @@ struct Place {
 impl FrameStore {
     /// An empty store for up to `frames` frames of together up to `bytes` bytes.
     pub(super) fn with_capacity(frames: usize, bytes: u32) -> Self {
-        Self { bytes: vec![0; bytes as usize].into(), places: Vec::with_capacity(frames), next: 0, most: frames }
+        Self {
+            bytes: vec![0; bytes as usize].into(),
+            places: Vec::with_capacity(frames),
+            next: 0,
+            most: frames,
+            flooding: Flooding::default(),
+        }
     }
 
     /// A full store: the frames that lie at `places` of `bytes`, which ascend, do not overlap and end within it.
@@ -42,7 +50,7 @@ impl FrameStore {
         let most = places.len();
         let header = VnetHeader::PLAIN.to_bytes();
         let places = places.into_iter().map(|bytes| Place { bytes, header }).collect();
-        Self { bytes: bytes.into(), places, next: 0, most }
+        Self { bytes: bytes.into(), places, next: 0, most, flooding: Flooding::default() }
     }
 
     /// Frames that were not lent yet.
@@ -122,7 +130,15 @@ impl FrameStore {
             }
         }
         self.next += batch.len();
+        batch.make_divisible(self.flooding);
         batch
+    }
+
+    /// Keeps those of the frames that were lent last that were not dealt with, to be lent again: of `lent` frames `dealt_with`
+    /// were, and the next one is so far.
+    pub(super) fn keep(&mut self, lent: usize, dealt_with: usize, flooding: Flooding) {
+        self.next -= lent - dealt_with;
+        self.flooding = flooding;
     }
 }
 

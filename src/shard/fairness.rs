@@ -3,7 +3,8 @@
 //! Each round gives every port the same number of cycles, its quantum; a port is served until it has used them or has
 //! nothing left. A batch cannot be broken off, so a port may overdraw by what one batch takes, and pays that back out of
 //! its next quanta (Shreedhar and Varghese's deficit round robin, with the debt carried instead of the credit, because
-//! what a batch costs is known only afterwards). What counts is measured cycles, not frames: a port with 128 queues, with
+//! what a batch costs is known only afterwards). How much it can cost is bounded where frames become many
+//! ([`crate::limits::VISIT_WORK`]). What counts is measured cycles, not frames: a port with 128 queues, with
 //! frames that are costly to copy, or that floods a large network gets as much of the shard as one with small frames.
 //!
 //! What it costs: one look at the cycle counter per visit of a queue, about 25 cycles beside the 250 of the smallest batch

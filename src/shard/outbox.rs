@@ -2,7 +2,8 @@
 //!
 //! It also does the book-keeping that makes "received = delivered + dropped" true for every port: a frame counts as
 //! delivered for its sender once at least one port took it, else as dropped for the reason that the last one gave. What a
-//! destination did not take counts there as well, so both ends can see why a frame is missing.
+//! destination did not take counts there as well, so both ends can see why a frame is missing. A frame that is flooded in
+//! several visits ([`crate::frame::Flooding`]) is counted for its sender in the last of them.
 //!
 //! A destination may hold its notification back and say until when ([`Outcome::hold`]). The outbox remembers such ports, and
 //! the shard has them flushed when that is due, which may end its sleep, or when it has nothing else to do.
@@ -71,8 +72,8 @@ impl Outbox {
 
     /// Delivers what the switch decided for `batch`, which came from `ingress`, and counts it.
     #[inline]
-    pub fn deliver(&mut self, tables: &Tables, ingress: PortIndex, batch: &Batch<'_>, counters: &[PortCounters]) {
-        let delivered = match sole_destination(batch) {
+    pub fn deliver(&mut self, tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, counters: &[PortCounters]) {
+        let mut delivered = match sole_destination(batch) {
             Some(port) => {
                 let all = EVERY_FRAME.get(..batch.len()).unwrap_or(&EVERY_FRAME);
                 let delivered = transmit(tables, port, batch, all, &mut self.outcome, counters);
@@ -81,6 +82,13 @@ impl Outbox {
             }
             None => self.deliver_sorted(tables, ingress, batch, counters),
         };
+        if batch.takes_several_visits() {
+            delivered |= u64::from(batch.note_flooded(delivered & 1 != 0));
+            if batch.is_flooded_in_part() {
+                // It is counted when all ports have had it.
+                return;
+            }
+        }
         if let Some(counters) = counters.get(ingress.index()) {
             self.settle(batch, delivered, counters);
         }
@@ -176,7 +184,10 @@ impl Outbox {
             match frame.verdict {
                 Verdict::Deliver(port) => self.pick(port, index as u8),
                 Verdict::Flood => {
-                    for &port in members(tables, ingress).iter().filter(|&&port| port != ingress) {
+                    self.outcome.refuse(index as u8, DropReason::NoDestination);
+                    let members = members(tables, ingress);
+                    let ports = members.get(batch.flood_range(index, members.len())).unwrap_or_default();
+                    for &port in ports.iter().filter(|&&port| port != ingress) {
                         self.pick(port, index as u8);
                     }
                 }

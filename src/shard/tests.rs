@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod floods;
+
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::frame::{Batch, Heads};
+use crate::frame::{Batch, Flooding, Heads};
 use crate::ident::{LatencySensitivity, MacAddr, NetworkIndex};
 use crate::limits::BATCH_FRAMES;
 use crate::mem::Span;
@@ -16,12 +19,21 @@ use crate::switch::{Fdb, NetworkRow, PortRow};
 
 /// A port whose far end is the test: what it is fed it receives, what it is given it keeps.
 #[derive(Default)]
-struct Feed(Mutex<Inner>);
+struct Feed {
+    inner: Mutex<Inner>,
+    /// Frames given to any port of the rig.
+    copies: Arc<AtomicUsize>,
+}
 
 #[derive(Default)]
 struct Inner {
     to_receive: VecDeque<Vec<u8>>,
+    flooding: Flooding,
+    /// How many frames were given to ports for each batch that came from it.
+    visits: Vec<usize>,
     transmitted: Vec<Vec<u8>>,
+    /// How many had been given to any port when it was given its last.
+    given_at: usize,
     wake: Option<Arc<dyn Wake>>,
     armed: bool,
     full: bool,
@@ -37,7 +49,7 @@ struct Inner {
 
 impl Feed {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+        self.inner.lock().unwrap()
     }
 
     /// Feeds frames, and notifies as a guest does: only if it was asked to.
@@ -62,6 +74,7 @@ impl Receive for Feed {
         let mut inner = self.lock();
         let count = inner.to_receive.len().min(BATCH_FRAMES);
         let mut frames: Vec<_> = inner.to_receive.drain(..count).collect();
+        let flooding = inner.flooding;
         // The port may be its own neighbour's destination: never hold the lock over `process`.
         drop(inner);
         if frames.is_empty() {
@@ -72,8 +85,16 @@ impl Receive for Feed {
             let len = frame.len();
             batch.push(len, &[Span::from_buffer(frame)]);
         }
+        batch.make_divisible(flooding);
+        let before = self.copies.load(Ordering::Relaxed);
         process(&mut batch);
-        Received::Frames(count)
+        let (dealt_with, flooding) = (batch.dealt_with(), batch.flooding());
+        drop(batch);
+        let mut inner = self.lock();
+        inner.flooding = flooding;
+        inner.visits.push(self.copies.load(Ordering::Relaxed) - before);
+        frames.drain(dealt_with..).rev().for_each(|frame| inner.to_receive.push_front(frame));
+        Received::Frames(dealt_with)
     }
 
     fn arm(&self) -> bool {
@@ -115,6 +136,7 @@ impl Transmit for Feed {
         if inner.slow > 0 {
             outcome.excess += crate::sys::cpu::cycles() - began;
         }
+        inner.given_at = self.copies.fetch_add(picks.len(), Ordering::Relaxed);
         if let Some(cycles) = inner.holds_for {
             let due = crate::sys::cpu::cycles() + cycles;
             outcome.hold(*inner.held.get_or_insert(due));
@@ -184,14 +206,25 @@ impl Rig {
 
     /// On so many shards.
     fn on(shards: usize, count: u16, policy: IdlePolicy) -> Self {
+        Self::in_networks(shards, &[count], policy)
+    }
+
+    /// So many in each network.
+    fn in_networks(shards: usize, counts: &[u16], policy: IdlePolicy) -> Self {
         let shards = Shards::start(&allowed(shards), &[], policy.into(), Clock::start()).unwrap();
-        let feeds: Vec<_> = (0..count).map(|_| Arc::new(Feed::default())).collect();
-        let members = (0..count).map(PortIndex).collect();
-        let network = NetworkRow { members, mac_age: Duration::from_secs(300), mac_limit: 1000 };
-        let row = PortRow { network: NetworkIndex(0), mtu: None, macs: 100, storm: Arc::default() };
+        let copies = Arc::new(AtomicUsize::new(0));
+        let feed = || Arc::new(Feed { copies: Arc::clone(&copies), ..Feed::default() });
+        let feeds: Vec<_> = (0..counts.iter().sum()).map(|_| feed()).collect();
+        let (mut ports, mut networks) = (Vec::new(), Vec::new());
+        for (network, &count) in (0..).map(NetworkIndex).zip(counts) {
+            let members = (0..count).map(|port| PortIndex(ports.len() as u16 + port)).collect();
+            networks.push(Some(NetworkRow { members, mac_age: Duration::from_secs(300), mac_limit: 1000 }));
+            let row = PortRow { network, mtu: None, macs: 100, storm: Arc::default() };
+            ports.extend(vec![Some(row); usize::from(count)]);
+        }
         let switch = switch::Tables {
-            ports: vec![Some(row); usize::from(count)].into(),
-            networks: [Some(network)].into(),
+            ports: ports.into(),
+            networks: networks.into(),
             fdb: Arc::new(Fdb::with_capacity(1000, [1, 2])),
         };
         let transmit = feeds.iter().map(|feed| Some(Arc::clone(feed) as Arc<dyn Transmit>)).collect();

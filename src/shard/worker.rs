@@ -17,6 +17,7 @@ use super::wake::{Bell, Engagement, Order, SlotWake};
 use super::{Shared, Tables};
 use crate::clock::{Clock, Tick};
 use crate::frame::{self, Heads};
+use crate::limits::VISIT_WORK;
 use crate::port::{Flush, Received};
 use crate::switch;
 use crate::sys::cpu;
@@ -77,11 +78,11 @@ impl Worker {
             if self.bell.rang() && !self.read_mail() {
                 return self.flush(Flush::All);
             }
-            let frames = self.turn(now);
+            let busy = self.turn(now);
             let after = cpu::cycles();
             let spent = after.wrapping_sub(now);
             now = after;
-            if frames > 0 {
+            if busy {
                 self.last_frames = now;
                 self.shared.counters.busy_cycles.add(spent);
             } else {
@@ -89,32 +90,34 @@ impl Worker {
                 self.put_to_rest(now);
             }
             if self.outbox.is_holding() {
-                self.flush(if frames > 0 { Flush::Due(now) } else { Flush::Idle(now) });
+                self.flush(if busy { Flush::Due(now) } else { Flush::Idle(now) });
             }
             if self.roster.all_rest() {
                 now = self.sleep(now);
-            } else if now.wrapping_sub(self.last_look) >= self.looks.apart(frames > 0, now.wrapping_sub(self.last_kick))
-            {
+            } else if now.wrapping_sub(self.last_look) >= self.looks.apart(busy, now.wrapping_sub(self.last_kick)) {
                 self.look(now);
             }
         }
     }
 
     /// One round over the ports that have a queue awake: receives a batch, has the switch decide, delivers, again and again
-    /// for as long as the ports' cycles last. Returns how many frames it moved.
-    fn turn(&mut self, now: u64) -> usize {
+    /// for as long as the ports' cycles last, or, where a single port has them all, until it comes to as much as one visit may.
+    /// Returns whether there was anything to do.
+    fn turn(&mut self, now: u64) -> bool {
         let Self { roster, heads, outbox, shared, tick, tables, .. } = self;
         let tables: &Tables = tables.load();
         let measured = roster.begin();
-        let (mut moved, mut before) = (0, now);
+        let (mut moved, mut busy, mut work, mut before) = (0, false, 0, now);
         while let Some(slot) = roster.next() {
             let port = slot.port;
             let received = slot.queue.receive(heads, &mut |batch| {
                 switch::process(&tables.switch, port, batch, *tick);
                 outbox.deliver(tables, port, batch, &shared.ports);
+                work += batch.work();
             });
             if let Received::Frames(frames) = received {
                 moved += frames;
+                busy = true;
                 shared.counters.batches.add(1);
             }
             let after = if measured { cpu::cycles() } else { before };
@@ -125,9 +128,12 @@ impl Worker {
             }
             roster.settle(received, before, taken);
             before = after;
+            if work >= VISIT_WORK && !measured {
+                break;
+            }
         }
         shared.counters.frames.add(moved as u64);
-        moved
+        busy
     }
 
     /// Has notifications sent that were held back.

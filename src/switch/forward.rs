@@ -2,8 +2,8 @@
 //!
 //! In this order: the source is a station's address; the payload is within the port's MTU; the destination is not kept
 //! to the link; the source is learned; the destination's port is looked up. A frame that fails an earlier check does not
-//! teach the switch anything. What comes out as to be flooded is then held against the port's bounds ([`Storm`]), which is
-//! the only thing that is looked at for flooded frames alone.
+//! teach the switch anything. Frames that may become many, because they are flooded or to be segmented, are then held against
+//! what their port may have flooded and what fits one visit ([`flood::bound`]); a batch without such does not get there.
 //!
 //! Frames of one flow come in runs, and within a batch time stands still, so two frames with the same addresses get the
 //! same verdict: a frame whose twelve address bytes equal those of the frame before takes over that one's verdict
@@ -15,7 +15,7 @@ use crate::clock::Tick;
 use crate::frame::{Batch, Head, longest_within};
 use crate::ident::{NetworkIndex, PortIndex};
 use crate::switch::fdb::Key;
-use crate::switch::{Fdb, Limits, Storm, Tables};
+use crate::switch::{Fdb, Limits, Storm, Tables, flood};
 use crate::verdict::{DropReason, Verdict};
 
 /// Decides on every pending frame of `batch`, which came from port `ingress`. Frames that are dropped already stay so.
@@ -41,8 +41,8 @@ pub fn process(tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, now: 
         }
         frame.verdict = memo.verdict;
     }
-    if ingress.floods.get() {
-        ingress.storm.police(batch, now);
+    if ingress.floods.get() || batch.gso_frames() > 0 || batch.is_begun() {
+        flood::bound(batch, ingress.members, ingress.storm, now);
     }
 }
 
@@ -68,6 +68,7 @@ impl Memo {
 /// A batch from a port that the tables do not have, or that is in no network.
 #[cold]
 fn refuse_all(batch: &mut Batch<'_>) {
+    batch.begin_anew();
     for index in 0..batch.len() {
         let (frame, _) = batch.decide(index);
         if frame.verdict == Verdict::Pending {
@@ -96,6 +97,8 @@ struct Ingress<'t> {
     flood: Verdict,
     /// Something is to be flooded.
     floods: Cell<bool>,
+    /// How many ports are in the network.
+    members: usize,
     storm: &'t Storm,
 }
 
@@ -114,6 +117,7 @@ impl<'t> Ingress<'t> {
             longest: longest_within(row.mtu),
             flood: if company { Verdict::Flood } else { Verdict::Drop(DropReason::NoDestination) },
             floods: Cell::new(false),
+            members: network.members.len(),
             storm: &row.storm,
         })
     }

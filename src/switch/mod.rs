@@ -5,6 +5,7 @@
 //! shards share and which needs no lock. A network is one broadcast domain of ports; no frame leaves its network.
 
 mod fdb;
+mod flood;
 mod forward;
 mod storm;
 

@@ -2,7 +2,7 @@
 //!
 //! A flooded frame costs every other guest of the network a buffer and perhaps an interrupt, and it is its sender alone who
 //! decides how many there are. So each class of them has a token bucket per port, shared by all shards that serve the port's
-//! queues. What comes beyond the bucket is dropped as [`DropReason::StormLimited`], at the sender.
+//! queues. What comes beyond the bucket is dropped as [`crate::verdict::DropReason::StormLimited`], at the sender.
 //!
 //! A bucket is one word, the tick of its last change and what was left then, and changes by compare-and-swap: the bound holds
 //! however many shards take from it. It is looked at only for frames that are to be flooded, and only read while it is empty,
@@ -15,10 +15,8 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::clock::Tick;
-use crate::frame::Batch;
 use crate::ident::MacAddr;
 use crate::limits::STORM_BURST_MIN;
-use crate::verdict::{DropReason, Verdict};
 
 /// Why a frame is flooded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +43,7 @@ impl StormClass {
     }
 
     /// The class of a flooded frame to `destination`.
-    fn of(destination: MacAddr) -> Self {
+    pub(super) fn of(destination: MacAddr) -> Self {
         if destination == MacAddr::BROADCAST {
             Self::Broadcast
         } else if destination.is_group() {
@@ -105,21 +103,18 @@ impl Storm {
         [0, 1, 2].map(|class: usize| self.0[class].refused.load(Ordering::Relaxed))
     }
 
-    /// Drops those frames of `batch` that are to be flooded and may not be.
-    #[cold]
-    pub(super) fn police(&self, batch: &mut Batch<'_>, now: Tick) {
-        let mut refused = [0; 3];
-        for index in 0..batch.len() {
-            let (frame, head) = batch.decide(index);
-            if frame.verdict != Verdict::Flood {
-                continue;
-            }
-            let class = StormClass::of(head.destination()) as usize;
-            if !self.0[class].take(frame.wire_frames(head), now) {
-                frame.verdict = Verdict::Drop(DropReason::StormLimited);
-                refused[class] += 1;
-            }
-        }
+    /// Whether another frame of `class` may be flooded.
+    pub(super) fn has_room(&self, class: StormClass, now: Tick) -> bool {
+        self.0[class as usize].has_room(now)
+    }
+
+    /// Notes that `frames` of `class` are flooded; `false` if they may not be.
+    pub(super) fn take(&self, class: StormClass, frames: u32, now: Tick) -> bool {
+        self.0[class as usize].take(frames, now)
+    }
+
+    /// Counts frames that were dropped, by class in the order of [`StormClass::ALL`].
+    pub(super) fn note_refused(&self, refused: [u64; 3]) {
         for (class, refused) in self.0.iter().zip(refused).filter(|(_, refused)| *refused > 0) {
             class.refused.fetch_add(refused, Ordering::Relaxed);
         }
@@ -127,6 +122,12 @@ impl Storm {
 }
 
 impl Class {
+    /// Whether the bucket is not empty.
+    fn has_room(&self, now: Tick) -> bool {
+        let rate = self.rate.load(Ordering::Relaxed);
+        rate == UNLIMITED || Level::of(self.bucket.load(Ordering::Relaxed)).at(now, rate).is_enough()
+    }
+
     /// Takes `frames` out of the bucket; `false` if it is empty.
     fn take(&self, frames: u32, now: Tick) -> bool {
         let rate = self.rate.load(Ordering::Relaxed);
@@ -136,7 +137,7 @@ impl Class {
         // The bucket is a number that nothing else hangs on, so no order has to be kept.
         let taken = self.bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
             let level = Level::of(word).at(now, rate);
-            (i64::from(level.left) >= FRAME).then(|| level.less(frames).word())
+            level.is_enough().then(|| level.less(frames).word())
         });
         taken.is_ok()
     }
@@ -165,6 +166,11 @@ impl Level {
         let passed = i64::from(now.0.wrapping_sub(self.tick.0) as i32).max(0);
         let left = (i64::from(self.left) + passed * i64::from(rate)).min(burst(rate));
         Self { tick: if passed > 0 { now } else { self.tick }, left: narrow(left) }
+    }
+
+    /// Whether there is a frame left.
+    fn is_enough(self) -> bool {
+        i64::from(self.left) >= FRAME
     }
 
     fn less(self, frames: u32) -> Self {

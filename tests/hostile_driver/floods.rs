@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::Scene;
+use super::frontend::daemon::{Daemon, port, port_with, preamble};
 use super::frontend::frame::{BROADCAST, frame};
-use super::frontend::nic::exchange;
+use super::frontend::nic::{LINUX, Nic, NicConfig, exchange};
+use super::frontend::session::feature;
 
 /// A station that is nowhere.
 const NOBODY: [u8; 6] = [0x52, 0x54, 0, 0xee, 0xee, 0xee];
@@ -64,4 +66,69 @@ fn point_18_a_storm_of_broadcasts() {
     assert_eq!(port.0["counters"]["storm_drops"]["broadcast"], port.drops("storm-limited"));
     exchange(&mut scene.bad, &mut scene.peer, 64);
     scene.finish();
+}
+
+/// A frame that its receivers have segmented for them: `payload` datagrams of a byte each behind 254 bytes of headers.
+fn datagrams(from: [u8; 6], payload: usize) -> ([u8; 12], Vec<u8>) {
+    const OPTIONS: usize = 192;
+    let len = OPTIONS + 8 + payload;
+    let mut frame = [BROADCAST, from].concat();
+    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, (len >> 8) as u8, len as u8, 60, 64]);
+    frame.extend((0..32).map(|byte| byte + 1));
+    frame.extend([17, (OPTIONS / 8 - 1) as u8]);
+    frame.resize(14 + 40 + OPTIONS, 0);
+    let start = (frame.len() as u16).to_le_bytes();
+    frame.extend([0x9c, 0x40, 0, 53, 0, (8 + payload) as u8, 0, 0]);
+    frame.resize(frame.len() + payload, 0x55);
+    ([1, 5, 0, 0, 1, 0, start[0], start[1], 6, 0, 0, 0], frame)
+}
+
+/// How many batches the shards had.
+fn batches(daemon: &Daemon) -> u64 {
+    let shards = daemon.linecard(&["shard", "list"]).unwrap();
+    shards.as_array().unwrap().iter().map(|shard| shard["batches"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn point_19_frames_that_become_very_many_are_flooded_in_several_visits() {
+    const FRAMES: u64 = 64;
+    const DATAGRAMS: usize = 128;
+    for features in [LINUX | feature::HOST_OFFLOADS, LINUX | feature::HOST_OFFLOADS | feature::RING_PACKED] {
+        let names: Vec<String> = (0..8).map(|n| format!("r{n}")).collect();
+        let daemon = Daemon::start(|dir| {
+            let receivers: String = names.iter().map(|name| port(dir, name, "lan")).collect();
+            preamble(dir)
+                + "networks: { lan: {} }\nports:\n"
+                + &port_with(dir, "bad", "lan", "server", ", storm: off")
+                + &receivers
+        });
+        let mut bad = Nic::up(&daemon.socket("bad"), &NicConfig { features, tx_buffer: 512, ..NicConfig::default() });
+        let buffers = NicConfig { size: 16384, rx_buffer: 512, tx_buffer: 128, ..NicConfig::default() };
+        let mut receivers: Vec<Nic> = names.iter().map(|name| Nic::up(&daemon.socket(name), &buffers)).collect();
+        let (header, frame) = datagrams(bad.mac, DATAGRAMS);
+        let before = batches(&daemon);
+        for _ in 0..FRAMES {
+            assert!(bad.pairs[0].tx.queue_bytes(&header, &frame));
+        }
+        bad.pairs[0].tx.queue.publish();
+        bad.vmm.vrings[super::TX].kick.ring();
+        bad.drain();
+        let sent = daemon.port_when("bad", "every frame has had its end", |port| port.is_conserved());
+        assert_eq!((sent.counter("rx_frames"), sent.counter("rx_delivered")), (FRAMES, FRAMES));
+        for (name, receiver) in names.iter().zip(&mut receivers) {
+            // All of a frame's segments or none, and no frame twice.
+            let port = daemon.port(name);
+            assert_eq!(port.counter("tx_frames") + port.counter("tx_dropped"), FRAMES, "{name}");
+            let got = receiver.receive(port.counter("tx_frames") as usize * DATAGRAMS);
+            assert!(got.iter().all(|(_, got)| got.frame.len() == 255), "{name}");
+            assert_eq!(receiver.poll().len(), 0, "{name}");
+        }
+        // 128 segments and 32 KiB each; six ports of the eight are as much as one visit may come to.
+        let visits = batches(&daemon) - before;
+        assert!(
+            visits >= 2 * FRAMES,
+            "{FRAMES} frames became {} segments in {visits} visits",
+            8 * FRAMES * DATAGRAMS as u64
+        );
+    }
 }

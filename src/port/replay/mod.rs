@@ -200,9 +200,12 @@ impl Receive for ReplayQueue {
         let mut batch = playing.store.lend(due.min(BATCH_FRAMES as u64) as usize, heads);
         let frames = batch.len();
         process(&mut batch);
-        playing.due = playing.due.saturating_sub(frames as u64);
-        playing.sent += frames as u64;
-        Received::Frames(frames)
+        let (dealt_with, flooding) = (batch.dealt_with(), batch.flooding());
+        drop(batch);
+        playing.store.keep(frames, dealt_with, flooding);
+        playing.due = playing.due.saturating_sub(dealt_with as u64);
+        playing.sent += dealt_with as u64;
+        Received::Frames(dealt_with)
     }
 
     fn arm(&self) -> bool {

@@ -5,7 +5,7 @@
 //! vectored write from the sender's memory: the kernel takes frames with offloads as we have them. In the other direction
 //! we tell it which we take (`TUNSETOFFLOAD`), and check what it says like what a guest says.
 //!
-//! Reading is one system call per frame into a buffer that the queue's lock guards. The descriptor is watched
+//! Reading is one system call per frame into a buffer that the queue's lock guards ([`reading`]). The descriptor is watched
 //! edge-triggered, and an edge says only that something came in at some time, so [`Receive::receive`] reads until there
 //! is nothing and [`Receive::arm`] looks once more.
 //!
@@ -14,25 +14,25 @@
 //! lent, so that one port's end waits for no other port.
 
 mod offloads;
+mod reading;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
 use self::offloads::Offloads;
+use self::reading::Reading;
 use super::watch::Watch;
 use super::{LinkState, Outcome, Port, Receive, Received, Transmit, Wake};
 use crate::frame::{Batch, Heads, Needs};
-use crate::limits::{BATCH_BYTES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
-use crate::mem::{self, Span};
-use crate::offload;
+use crate::limits::VNET_HEADER_BYTES;
+use crate::mem;
 use crate::sys::tap::{self, InterfaceControl, InterfaceName, InterfaceNameError};
 use crate::verdict::DropReason;
-use crate::wire::virtio_net::VnetHeader;
 
 /// Which interface a [`Tap`] port is, and how it is set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Tap {
             name,
             tun: RwLock::new(Some(tun)),
             control,
-            reading: Mutex::new(vec![0; READ_BUFFER_BYTES].into()),
+            reading: Mutex::new(Reading::new()),
             watch: Watch::default(),
             offloads,
             counters: Counters::default(),
@@ -192,7 +192,7 @@ struct Interface {
     /// `None` once the port has ended.
     tun: RwLock<Option<OwnedFd>>,
     control: InterfaceControl,
-    reading: Mutex<Box<[u8]>>,
+    reading: Mutex<Reading>,
     watch: Watch,
     offloads: Offloads,
     counters: Counters,
@@ -214,6 +214,10 @@ impl Interface {
         self.tun.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The interface's name of now, which `ip link set name` may have changed, and its flags.
     fn state(&self) -> io::Result<(InterfaceName, libc::c_int)> {
         let tun = self.tun();
@@ -222,23 +226,16 @@ impl Interface {
         Ok((name, self.control.flags(&name)?))
     }
 
-    /// Reads frames into `buffer` and adds them to `batch`, until there is none or either is full.
-    fn read<'m>(&self, tun: BorrowedFd<'_>, buffer: &'m mut [u8], batch: &mut Batch<'m>) {
-        let mut rest = buffer;
-        while batch.has_room(1) && rest.len() >= READ_BYTES {
-            let len = match rustix::io::read(tun, &mut rest[..READ_BYTES]) {
-                Ok(len) => len,
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(error) => {
-                    self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
-                    self.counters.last_error.store(error.raw_os_error(), Ordering::Relaxed);
-                    return;
-                }
-            };
-            // Frames begin at cache lines of their own, so that one guest's copy does not pull in the next frame.
-            let (record, after) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(CACHE_LINE_BYTES));
-            rest = after;
-            push(batch, &mut record[..len], self.offloads.may());
+    /// Reads one frame into `room`; `None` if there is none.
+    fn read(&self, tun: BorrowedFd<'_>, room: &mut [u8]) -> Option<usize> {
+        match rustix::io::read(tun, room) {
+            Ok(len) => Some(len),
+            Err(rustix::io::Errno::AGAIN) => None,
+            Err(error) => {
+                self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
+                self.counters.last_error.store(error.raw_os_error(), Ordering::Relaxed);
+                None
+            }
         }
     }
 }
@@ -273,21 +270,26 @@ impl From<io::Error> for WriteError {
 
 impl Receive for Interface {
     fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
-        let buffer = &mut *self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut batch = Batch::new(heads, 0);
+        let mut reading = self.reading();
         if let Some(tun) = &*self.tun() {
-            self.read(tun.as_fd(), buffer, &mut batch);
+            let received = reading.fill(|room| self.read(tun.as_fd(), room));
+            self.counters.received.fetch_add(received as u64, Ordering::Relaxed);
         }
-        if batch.is_empty() {
+        if !reading.is_pending() {
             return Received::Nothing;
         }
-        let frames = batch.len();
-        self.counters.received.fetch_add(frames as u64, Ordering::Relaxed);
+        let mut batch = reading.lend(heads, self.offloads.may());
         process(&mut batch);
-        Received::Frames(frames)
+        let (dealt_with, flooding) = (batch.dealt_with(), batch.flooding());
+        drop(batch);
+        reading.note(dealt_with, flooding);
+        Received::Frames(dealt_with)
     }
 
     fn arm(&self) -> bool {
+        if self.reading().is_pending() {
+            return false;
+        }
         let tun = self.tun();
         let Some(tun) = &*tun else { return true };
         let mut readable = [PollFd::new(tun, PollFlags::IN)];
@@ -332,30 +334,6 @@ impl Transmit for Interface {
         }
     }
 }
-
-/// Adds what one read returned to `batch`: a virtio-net header, which may ask for `may`, and a frame.
-fn push<'m>(batch: &mut Batch<'m>, record: &'m mut [u8], may: Needs) {
-    let Some((header, frame)) = record.split_first_chunk_mut::<VNET_HEADER_BYTES>() else {
-        return batch.push_dropped(0, DropReason::HeaderTruncated);
-    };
-    if frame.len() > FRAME_MAX_BYTES {
-        return batch.push_dropped(frame.len(), DropReason::FrameTooLong);
-    }
-    let (len, header) = (frame.len(), *header);
-    let pieces = [Span::from_buffer(frame)];
-    if VnetHeader::asks_nothing(&header) {
-        batch.push(len, &pieces);
-    } else {
-        offload::admit(batch, len, &pieces, &header, may);
-    }
-}
-
-/// Bytes that one read asks for: a header, the longest frame, and one more, by which a longer frame shows (the kernel
-/// cuts it to what was asked for: `tun_chr_read_iter`). Whole cache lines.
-const READ_BYTES: usize = (VNET_HEADER_BYTES + FRAME_MAX_BYTES + 1).next_multiple_of(CACHE_LINE_BYTES);
-/// Room for the bytes of a batch, the last frame of which may be of any length.
-const READ_BUFFER_BYTES: usize = BATCH_BYTES + READ_BYTES;
-const CACHE_LINE_BYTES: usize = 64;
 
 /// A descriptor that is attached to TAP interface `name` and has headers in our form.
 fn open(name: &InterfaceName) -> Result<OwnedFd, TapError> {

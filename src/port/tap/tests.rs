@@ -6,9 +6,14 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::reading::push;
 use super::*;
+use crate::limits::FRAME_MAX_BYTES;
+use crate::mem::Span;
+use crate::offload;
 use crate::port::testing::{self, Shard};
 use crate::sys::tap::enter_fresh_network_namespace;
+use crate::wire::virtio_net::VnetHeader;
 
 mod kernel;
 

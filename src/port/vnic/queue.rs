@@ -30,7 +30,7 @@ use self::wakeup::Wakeup;
 use super::features;
 use super::kick::Kick;
 use super::offence::{Docket, Offence};
-use crate::frame::Needs;
+use crate::frame::{Flooding, Needs};
 use crate::ident::{LatencySensitivity, MacAddr};
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::{DirtyLog, GuestMemory};
@@ -165,7 +165,9 @@ impl Queue {
         let (negotiated, may) = (features::accepts(setup.features), features::may(setup.features));
         let RingSetup { memory, call, log, .. } = setup;
         let written = config.written();
-        let running = Running { ring, memory, header, mergeable, may, negotiated, log, written, call, muted: false };
+        let flooding = Flooding::default();
+        let running =
+            Running { ring, memory, header, mergeable, may, flooding, negotiated, log, written, call, muted: false };
         running.log_ring();
         state.fault = None;
         state.running = Some(running);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::queue::{Queue, Running, State};
 use super::steering::Steering;
-use crate::frame::{Batch, Heads, Needs};
+use crate::frame::{Batch, Flooding, Heads, Needs};
 use crate::limits::{BATCH_FRAMES, FRAME_MAX_BYTES, VNET_HEADER_BYTES};
 use crate::mem::{GuestMemory, Span};
 use crate::offload;
@@ -31,19 +31,19 @@ impl ReceiveQueue {
         Self { ring, pair, steering }
     }
 
-    /// Moves one batch. A fault that the walk finds is returned after whatever came before it has been dealt with.
+    /// Moves one batch; returns how many of its frames were dealt with, if there was one. A fault that the walk finds is returned after whatever came before it has been dealt with.
     fn batch(
         &self,
         state: &mut State,
         heads: &mut Heads,
         process: &mut dyn FnMut(&mut Batch<'_>),
-    ) -> Result<usize, RingFault> {
+    ) -> Result<Option<usize>, RingFault> {
         let enabled = state.enabled;
-        let Some(Running { ring, memory, header, may, .. }) = &mut state.running else { return Ok(0) };
+        let Some(Running { ring, memory, header, may, flooding, .. }) = &mut state.running else { return Ok(None) };
         let turn = Turn { memory, header: *header, may: *may, enabled, queue: self };
         let taken = match ring {
-            Ring::Split(ring) => turn.take(ring, heads, process),
-            Ring::Packed(ring) => turn.take(ring, heads, process),
+            Ring::Split(ring) => turn.take(ring, heads, flooding, process),
+            Ring::Packed(ring) => turn.take(ring, heads, flooding, process),
         };
         state.publish();
         taken
@@ -62,14 +62,18 @@ impl ReceiveQueue {
     /// Sends out the announcements that are waiting, as one batch.
     #[cold]
     fn announce(&self, state: &mut State, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> usize {
-        let mut frames: Vec<_> = state.announcements.drain(..).map(rarp::announce).collect();
+        let mut frames: Vec<_> = state.announcements.iter().copied().map(rarp::announce).collect();
         let mut batch = Batch::new(heads, self.pair);
         for frame in &mut frames {
             let len = frame.len();
             batch.push(len, &[Span::from_buffer(frame)]);
         }
+        batch.make_divisible(state.announced);
         process(&mut batch);
-        batch.len()
+        let announced = batch.dealt_with();
+        state.announced = batch.flooding();
+        state.announcements.drain(..announced);
+        announced
     }
 }
 
@@ -84,20 +88,21 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Takes the batch off the ring, has it processed, and completes its chains; the caller publishes. Compiled for each
-    /// form of ring.
+    /// Takes the batch off the ring, has it processed, and completes the chains of what was dealt with; the others it gives back
+    /// and the next batch begins with them. The caller publishes. Compiled for each form of ring.
     #[inline]
     fn take<R: DeviceRing>(
         &self,
         ring: &mut R,
         heads: &mut Heads,
+        flooding: &mut Flooding,
         process: &mut dyn FnMut(&mut Batch<'_>),
-    ) -> Result<usize, RingFault> {
+    ) -> Result<Option<usize>, RingFault> {
         let mut chains = Chains::new();
         let fault = ring.gather::<Readable>(self.memory, BATCH_FRAMES, &mut chains).err();
         let frames = chains.list().len();
         if frames == 0 {
-            return fault.map_or(Ok(0), Err);
+            return fault.map_or(Ok(None), Err);
         }
         let mut batch = Batch::new(heads, self.queue.pair);
         for chain in chains.list() {
@@ -111,12 +116,19 @@ impl Turn<'_> {
         if self.queue.steering.is_needed() {
             self.queue.steer(&batch);
         }
+        batch.make_divisible(*flooding);
         process(&mut batch);
+        *flooding = batch.flooding();
+        let dealt_with = batch.dealt_with().min(frames);
         drop(batch);
-        for chain in chains.list() {
+        let (done, kept) = chains.list().split_at(dealt_with);
+        for chain in done {
             ring.complete(chain, 0);
         }
-        fault.map_or(Ok(frames), Err)
+        if !kept.is_empty() {
+            ring.give_back(kept);
+        }
+        fault.map_or(Ok(Some(dealt_with)), Err)
     }
 }
 
@@ -124,10 +136,11 @@ impl Receive for ReceiveQueue {
     fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
         let Some(mut state) = self.ring.try_lock() else { return Received::Nothing };
         self.ring.disarm_late(&mut state);
-        let announced = if state.announcements.is_empty() { 0 } else { self.announce(&mut state, heads, process) };
+        if !state.announcements.is_empty() {
+            return Received::Frames(self.announce(&mut state, heads, process));
+        }
         match self.batch(&mut state, heads, process) {
-            Ok(frames) if frames + announced > 0 => Received::Frames(frames + announced),
-            Ok(_) => Received::Nothing,
+            Ok(frames) => frames.map_or(Received::Nothing, Received::Frames),
             Err(fault) => {
                 self.ring.fail(&mut state, fault);
                 Received::Nothing

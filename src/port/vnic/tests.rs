@@ -22,6 +22,7 @@ use crate::sys::eventfd::EventFd;
 
 mod budget;
 mod busy;
+mod divided;
 mod interrupts;
 mod kicks;
 mod memory;

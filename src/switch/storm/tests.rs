@@ -8,12 +8,13 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::frame::{self, Needs};
+use crate::frame::{self, Batch, Needs};
 use crate::ident::{NetworkIndex, PortIndex};
 use crate::limits::BATCH_FRAMES;
 use crate::mem::Span;
 use crate::offload::{self, sketch::Sketch};
 use crate::switch::{Fdb, NetworkRow, PortRow, Tables, process};
+use crate::verdict::{DropReason, Verdict};
 
 const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xa]);
 const B: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xb]);

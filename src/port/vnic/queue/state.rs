@@ -7,7 +7,7 @@ use super::super::moderation::{Decision, Moderation};
 use super::super::offence::Offence;
 use super::Shared;
 use super::published::Settings;
-use crate::frame::Needs;
+use crate::frame::{Flooding, Needs};
 use crate::ident::MacAddr;
 use crate::mem::{DirtyLog, GuestMemory};
 use crate::port::{Flush, earlier};
@@ -28,6 +28,8 @@ pub(in crate::port::vnic) struct State {
     pub fault: Option<(RingFault, u16)>,
     /// MAC addresses to announce, as frames that the port seems to send.
     pub announcements: Vec<MacAddr>,
+    /// How far the first of them is.
+    pub announced: Flooding,
     /// The interrupt of a ring that a shard took out of service: for the session to close.
     pub(super) leftover: Option<OwnedFd>,
     /// The guest was asked to kick and the shard does not poll.
@@ -51,6 +53,8 @@ pub(in crate::port::vnic) struct Running {
     pub mergeable: bool,
     /// What of offloads the guest's driver may leave to us when it sends.
     pub may: Needs,
+    /// How far the ring's next frame is.
+    pub flooding: Flooding,
     /// What of offloads the guest's driver can do when it receives, as negotiated.
     pub(super) negotiated: Needs,
     /// Where to note what is written, while the guest is being migrated.
@@ -71,6 +75,7 @@ impl State {
             enabled: false,
             fault: None,
             announcements: Vec::new(),
+            announced: Flooding::default(),
             leftover: None,
             rests: false,
             kicked: false,
