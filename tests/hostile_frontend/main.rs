@@ -12,6 +12,7 @@ mod host;
 mod memory;
 mod messages;
 mod names;
+mod pace;
 
 use std::os::fd::{AsFd, BorrowedFd};
 

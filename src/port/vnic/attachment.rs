@@ -7,6 +7,7 @@
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -30,6 +31,10 @@ const STACK_BYTES: usize = 256 * 1024;
 /// For how long nobody is served after a front end that held a shard up.
 const KEPT_OUT: Duration = Duration::from_secs(5);
 
+/// How long the end of a port waits for its session. It takes some milliseconds, but for a session that waits in the kernel for
+/// memory of its front end.
+const CLOSING: Duration = Duration::from_secs(2);
+
 /// The far end of a port: a connection or none.
 pub(super) struct Attachment {
     nic: Arc<Nic>,
@@ -43,10 +48,17 @@ struct Slot {
     connection: Option<Arc<Connection>>,
     /// A front end that takes over as soon as the present one, which has hung up, is cleaned up.
     next: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<SessionThread>,
     closed: bool,
     /// What the port waits for while there is no connection.
     waiting: String,
+}
+
+/// A thread that serves a connection.
+struct SessionThread {
+    thread: JoinHandle<()>,
+    /// Disconnected when the thread is about to return.
+    end: mpsc::Receiver<()>,
 }
 
 /// One connected front end.
@@ -115,20 +127,22 @@ impl Attachment {
             );
             return false;
         }
-        if let Some(thread) = slot.thread.take() {
-            // It has let go of the port, so it is about to return.
-            let _ = thread.join();
-        }
+        // The thread of the last connection has let go of the port, so it is about to return, and nobody waits for that here.
+        slot.thread = None;
         let first = self.connect(stream);
         let attachment = Arc::clone(self);
+        let (alive, end) = mpsc::channel();
         let run = {
             let first = Arc::clone(&first);
-            move || attachment.run(first, ended)
+            move || {
+                attachment.run(first, ended);
+                drop(alive);
+            }
         };
         match std::thread::Builder::new().name(format!("vhost-{name}")).stack_size(STACK_BYTES).spawn(run) {
             Ok(thread) => {
                 slot.connection = Some(first);
-                slot.thread = Some(thread);
+                slot.thread = Some(SessionThread { thread, end });
                 true
             }
             Err(error) => {
@@ -184,14 +198,17 @@ impl Attachment {
     /// Frees the port, or hands it to who waits for it.
     fn finish(&self, end: &session::End) -> Option<Arc<Connection>> {
         let mut slot = self.slot();
-        slot.connection = None;
+        let old = slot.connection.take();
         slot.waiting = match end {
             session::End::Closed => format!("waiting for the VM at {}", self.nic.config.socket.display()),
             end => format!("waiting for the VM at {}; last time {end}", self.nic.config.socket.display()),
         };
-        let next = slot.next.take().filter(|_| !slot.closed)?;
-        slot.connection = Some(self.connect(next));
-        slot.connection.clone()
+        let next = slot.next.take().filter(|_| !slot.closed).map(|next| self.connect(next));
+        slot.connection.clone_from(&next);
+        drop(slot);
+        // What the connection held is let go of where nobody else waits.
+        drop(old);
+        next
     }
 
     /// Notes what the port waits for while nobody is connected. `true` if that is news.
@@ -202,7 +219,7 @@ impl Attachment {
         news
     }
 
-    /// Ends the connection and takes no other; returns when its thread is gone.
+    /// Ends the connection and takes no other; returns when its thread is gone, or could not go in time.
     pub(super) fn close(&self) {
         let thread = {
             let mut slot = self.slot();
@@ -216,9 +233,14 @@ impl Attachment {
             self.nic.attention.signal();
             slot.thread.take()
         };
-        if let Some(thread) = thread {
-            let _ = thread.join();
+        let Some(SessionThread { thread, end }) = thread else { return };
+        if end.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
+            let name = &self.nic.config.name;
+            log::warn!("{name}: the kernel keeps its connection from being closed: it ends when that lets go of it");
+            return;
         }
+        // Whether it panicked or not, it has said so.
+        let _ = thread.join();
     }
 
     /// Whether frames flow.
@@ -230,7 +252,7 @@ impl Attachment {
                 None => return LinkState::Down(slot.waiting.clone()),
             }
         };
-        connection.handler.device().link()
+        connection.handler.view().link(&self.nic.queues)
     }
 
     /// What the front end shares now, if one is connected.
@@ -239,12 +261,19 @@ impl Attachment {
         self.slot().connection.as_ref().map(|connection| connection.handler.device().memory())
     }
 
-    /// On which NUMA nodes the guest's memory lies; `None` while it has no ring that runs, or while its device is being changed,
-    /// which may take a large VM's seconds. The device is held for so long: memory that a front end takes away must not be
-    /// mapped here any more when it hears that it is gone.
+    /// What happens while the session works at its device, for however long.
+    #[cfg(test)]
+    pub(super) fn while_busy<R>(&self, act: impl FnOnce() -> R) -> R {
+        let connection = self.slot().connection.clone().expect("a front end");
+        let _device = connection.handler.device();
+        act()
+    }
+
+    /// On which NUMA nodes the guest's memory lies; `None` while it has no ring that runs, or while that is not known: ask again
+    /// a second later.
     pub(super) fn memory_nodes(&self) -> Option<NodePages> {
         let connection = self.slot().connection.clone()?;
-        connection.handler.try_device()?.memory_nodes()
+        connection.handler.nodes()
     }
 
     /// The far end's part of `linecard port show`: who is connected, what was negotiated, the state of each ring.
@@ -256,9 +285,9 @@ impl Attachment {
             "refused_connections": self.refused.load(Ordering::Relaxed),
         });
         let Some(connection) = connection else { return (report, Vec::new()) };
-        let device = connection.handler.device();
+        let (view, nodes) = (connection.handler.view(), connection.handler.last_nodes());
         report["peer"] = json!({ "pid": connection.peer.pid, "uid": connection.peer.uid });
-        report["device"] = device.report();
-        (report, device.vring_reports())
+        report["device"] = view.report(&nodes);
+        (report, view.ring_reports(&self.nic.queues))
     }
 }

@@ -4,21 +4,19 @@
 //! exception is the start of a ring, which follows from whichever message is the last that it needs: if it fails, what the
 //! messages have set stays, and the next of them tries again.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
-
-use serde_json::{Value, json};
 
 use super::features::{self, F_LOG_ALL, F_PROTOCOL_FEATURES, F_RING_PACKED, PROTOCOL_REPLY_ACK};
 use super::nic::Nic;
 use super::refusal::Refusal;
+use super::view::DeviceView;
 use super::vring::{Areas, Vring};
 use crate::ident::MacAddr;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
 use crate::mem::{DirtyLog, GuestMemory, MappingError, NodePages, RegionRequest, SharedMemory, host_bytes};
-use crate::port::LinkState;
 use crate::port::rate_limit::{Admission, log_limited};
+use crate::sys::eventfd::EventFd;
 use crate::sys::mapped_file::Loss;
 
 /// What one front end has negotiated and shared. Goes with its connection.
@@ -36,6 +34,8 @@ pub(super) struct Device {
     vrings: Vec<Vring>,
     /// What became of pinning the memory, if it was tried.
     pinned: Option<&'static str>,
+    /// Where the memory lies was looked at since a ring has started last.
+    placed: bool,
     /// Why everything was stopped, if it was.
     stopped: Option<&'static str>,
     /// What was refused last, of that which keeps rings from starting.
@@ -57,6 +57,7 @@ impl Device {
             log: None,
             vrings,
             pinned: None,
+            placed: true,
             stopped: None,
             obstacle: None,
         }
@@ -114,8 +115,8 @@ impl Device {
     /// Brings all rings to the log that is in force. No message says that a log is not needed any more: without LOG_ALL it
     /// stays mapped, unused, until the next one or the end of the connection.
     fn apply_log(&mut self) {
-        let log = self.log_in_force();
-        self.vrings.iter().for_each(|vring| vring.set_log(log));
+        let log = self.log_in_force().cloned();
+        self.vrings.iter_mut().for_each(|vring| vring.set_log(log.as_ref()));
     }
 
     /// Whether rings are enabled by SET_VRING_ENABLE, not by their start.
@@ -159,7 +160,7 @@ impl Device {
     }
 
     /// SET_VRING_KICK.
-    pub(super) fn set_kick(&mut self, index: u32, kick: Option<File>) -> Result<(), Refusal> {
+    pub(super) fn set_kick(&mut self, index: u32, kick: Option<EventFd>) -> Result<(), Refusal> {
         let born_enabled = !self.has_protocol_features();
         // What has failed is stopped first, so that this is the start of a ring and not a change of one.
         self.attend();
@@ -206,6 +207,7 @@ impl Device {
         vring.try_start(&self.nic, &self.memory, self.features.unwrap_or(0), log.as_ref())?;
         if vring.is_running() && !ran {
             self.obstacle = None;
+            self.placed = false;
             self.announce_start(index);
         }
         Ok(())
@@ -270,7 +272,7 @@ impl Device {
             // QEMU sends a longer log before it adds memory (vhost_commit); without one the migration would lose writes.
             log.covers(next.memory())?;
         }
-        for queue in &self.nic.queues {
+        for queue in self.nic.queues.iter().filter(|queue| queue.is_running()) {
             // A ring that lost its memory keeps that as its fault, which `attend` passes on.
             let _ = queue.set_memory(next.memory());
         }
@@ -376,23 +378,19 @@ impl Device {
         *self = Self::new(Arc::clone(&self.nic));
     }
 
-    /// Whether frames flow, and if not, why.
-    pub(super) fn link(&self) -> LinkState {
-        if let Some(lost) = self.stopped {
-            return LinkState::Stopped(lost.into());
-        }
-        for (index, vring) in self.vrings.iter().enumerate() {
-            if let Some(fault) = vring.fault() {
-                let cure = "its guest must reset the device, or the VM reconnect";
-                return LinkState::Stopped(format!("ring {index} stopped: {fault}; {cure}"));
-            }
-        }
-        if self.vrings.iter().any(|vring| vring.is_running() && vring.is_enabled()) {
-            return LinkState::Up;
-        }
-        match &self.obstacle {
-            Some(obstacle) => LinkState::Stopped(format!("{obstacle}; the VM has to be set up anew")),
-            None => LinkState::Down("the guest has not started its network device".into()),
+    /// What is told of it.
+    pub(super) fn view(&self) -> DeviceView {
+        DeviceView {
+            stopped: self.stopped,
+            obstacle: self.obstacle.clone(),
+            features: self.features.unwrap_or(0),
+            protocol: self.protocol,
+            mtu: self.mtu,
+            migrating: self.log_in_force().is_some(),
+            regions: self.memory.region_count(),
+            bytes: self.memory.bytes(),
+            pinned: self.pinned,
+            rings: self.vrings.iter().map(Vring::view).collect(),
         }
     }
 
@@ -402,40 +400,17 @@ impl Device {
         Arc::clone(self.memory.memory())
     }
 
+    /// Whether where the memory lies is to be looked at, as a ring has started; once for each time.
+    pub(super) fn take_placement(&mut self) -> bool {
+        !std::mem::replace(&mut self.placed, true)
+    }
+
     /// On which NUMA nodes the memory lies that shards touch; `None` while no ring runs.
     pub(super) fn memory_nodes(&self) -> Option<NodePages> {
         let running = || self.vrings.iter().filter(|vring| vring.is_running());
         let memory = self.memory.memory();
         let named: Vec<u64> = running().flat_map(|vring| vring.pages(memory)).collect();
         (running().count() > 0).then(|| memory.nodes(named.into_iter()))
-    }
-
-    /// The device's part of `linecard port show`.
-    pub(super) fn report(&self) -> Value {
-        let nodes = self.memory_nodes().unwrap_or_default();
-        // One node says it all; several are told with their shares.
-        let spread: BTreeMap<u16, u64> = nodes.percent().collect();
-        let spread = Some(spread).filter(|spread| spread.len() > 1);
-        json!({
-            "features": features::names(features::VIRTIO, self.features.unwrap_or(0)),
-            "protocol_features": features::names(features::PROTOCOL, self.protocol),
-            "header_bytes": features::header_bytes(self.features.unwrap_or(0)),
-            "guest_mtu": self.mtu,
-            "migrating": self.log_in_force().is_some(),
-            "memory": {
-                "regions": self.memory.region_count(),
-                "bytes": self.memory.bytes(),
-                "pinned": self.pinned,
-                "numa_node": nodes.node(),
-                "percent_on_node": spread,
-            },
-            "last_refusal": self.obstacle,
-        })
-    }
-
-    /// The control state of every ring, by index.
-    pub(super) fn vring_reports(&self) -> Vec<Value> {
-        self.vrings.iter().map(Vring::report).collect()
     }
 }
 

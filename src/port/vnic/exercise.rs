@@ -73,14 +73,14 @@ pub fn exercise(bytes: &[u8]) -> (String, LinkState) {
         }
         end = exercise.step(&mut input);
     }
-    let link = handler.device().link();
+    let link = handler.view().link(&nic.queues);
     let _ = exercise.theirs.shutdown(std::net::Shutdown::Write);
     let end = end.unwrap_or_else(|| exercise.session.run(&AtomicBool::new(false)).unwrap_or_else(End::Socket));
     handler.device().tear_down();
     exercise.shards();
     assert!(nic.queues.iter().all(|queue| !queue.is_running()), "a ring outlives its connection");
-    assert!(matches!(handler.device().link(), LinkState::Down(_)));
-    assert_eq!(handler.device().report()["memory"]["regions"], 0);
+    assert!(matches!(handler.view().link(&nic.queues), LinkState::Down(_)));
+    assert_eq!(handler.view().regions, 0);
     (end.to_string(), link)
 }
 
@@ -223,10 +223,11 @@ impl Exercise<'_> {
 
     /// What an operator sees can be had at any time.
     fn look(&self) {
-        let device = self.handler.device();
-        assert_eq!(device.vring_reports().len(), self.nic.queues.len());
-        assert!(device.report().is_object());
-        match device.link() {
+        self.handler.follow_up();
+        let view = self.handler.view();
+        assert_eq!(view.ring_reports(&self.nic.queues).len(), self.nic.queues.len());
+        assert!(view.report(&self.handler.last_nodes()).is_object());
+        match view.link(&self.nic.queues) {
             LinkState::Up => {}
             LinkState::Down(why) | LinkState::Stopped(why) => assert!(!why.is_empty()),
         }

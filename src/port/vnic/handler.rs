@@ -5,7 +5,10 @@
 //! after which the connection goes on, from a broken one.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -20,43 +23,114 @@ use super::features;
 use super::message::Request;
 use super::nic::Nic;
 use super::refusal::Refusal;
+use super::view::DeviceView;
 use super::vring::Areas;
 use crate::ident::MacAddr;
 use crate::limits::{MEMORY_REGIONS, QUEUE_PAIRS};
-use crate::mem::{Pinned, RegionRequest};
+use crate::mem::{NodePages, Pinned, RegionRequest};
 use crate::port::rate_limit::log_limited;
+use crate::sys::eventfd::EventFd;
+
+/// For how long it is taken to be true where memory lies.
+const PLACED: Duration = Duration::from_secs(5);
 
 /// One connection's device, as the crate's message loop wants it.
 pub(super) struct Handler {
     nic: Arc<Nic>,
     device: Mutex<Device>,
+    /// What is told of the device. Held for as long as it takes to copy a pointer.
+    view: Mutex<Arc<DeviceView>>,
+    /// Where the memory lay, and when that was seen.
+    nodes: Mutex<Option<(Instant, NodePages)>>,
+    /// Somebody wants to know it anew.
+    nodes_wanted: AtomicBool,
     /// The message in hand was refused by us, not found broken by the crate.
     refused: Mutex<bool>,
 }
 
+/// The device while its session works at it. Whatever was changed is published when it lets go.
+pub(super) struct Held<'a> {
+    device: MutexGuard<'a, Device>,
+    view: &'a Mutex<Arc<DeviceView>>,
+    changed: bool,
+}
+
+impl Deref for Held<'_> {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Device {
+        self.changed = true;
+        &mut self.device
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            let view = Arc::new(self.device.view());
+            *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
+        }
+    }
+}
+
 impl Handler {
     pub(super) fn new(nic: Arc<Nic>) -> Self {
-        Self { device: Mutex::new(Device::new(Arc::clone(&nic))), nic, refused: Mutex::new(false) }
+        let device = Device::new(Arc::clone(&nic));
+        let view = Mutex::new(Arc::new(device.view()));
+        let (nodes, nodes_wanted, refused) = (Mutex::default(), AtomicBool::new(false), Mutex::new(false));
+        Self { nic, device: Mutex::new(device), view, nodes, nodes_wanted, refused }
     }
 
-    /// The device. Held for the time of one message; nothing that is done under it waits for the front end, or for memory.
-    pub(super) fn device(&self) -> MutexGuard<'_, Device> {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The device, for the thread that serves the connection and nobody else: it may have to wait there for the front end's
+    /// memory. Everybody else asks for the [view](Self::view).
+    pub(super) fn device(&self) -> Held<'_> {
+        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        Held { device, view: &self.view, changed: false }
     }
 
-    /// The device, unless somebody has it.
-    pub(super) fn try_device(&self) -> Option<MutexGuard<'_, Device>> {
-        match self.device.try_lock() {
-            Ok(device) => Some(device),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
+    /// What is told of the device, as of the last message. Waits for nobody.
+    pub(super) fn view(&self) -> Arc<DeviceView> {
+        Arc::clone(&self.view.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where the guest's memory lay when it was looked at last, if a ring runs.
+    pub(super) fn last_nodes(&self) -> NodePages {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.as_ref().map(|(_, nodes)| nodes.clone()).unwrap_or_default()
+    }
+
+    /// Where the guest's memory lies; `None` if no ring runs, or if it is not known just now. Then the session is asked to look,
+    /// which touches the guest's memory and may take as long as that takes.
+    pub(super) fn nodes(&self) -> Option<NodePages> {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = nodes.as_ref().filter(|(seen, _)| seen.elapsed() < PLACED).map(|(_, nodes)| nodes.clone());
+        drop(nodes);
+        if fresh.is_none() && !self.nodes_wanted.swap(true, Ordering::Relaxed) {
+            self.nic.attention.signal();
+        }
+        fresh
+    }
+
+    /// What the session does after a message and when it was woken: memory is pinned as the port's latency sensitivity asks for,
+    /// and looked at where somebody wants to know where it lies.
+    pub(super) fn follow_up(&self) {
+        self.pin();
+        let started = self.device.lock().unwrap_or_else(PoisonError::into_inner).take_placement();
+        if self.nodes_wanted.swap(false, Ordering::Relaxed) || started {
+            let nodes = self.device().memory_nodes();
+            *self.nodes.lock().unwrap_or_else(PoisonError::into_inner) = nodes.map(|nodes| (Instant::now(), nodes));
         }
     }
 
-    /// Pins memory or lets it go, as the port's latency sensitivity asks for. A large VM's takes a second, in which everybody
-    /// who asks how the port is would wait for the device: it is not held meanwhile. Only for the thread that handles the
-    /// messages, so that no message is acknowledged while memory that it took away is still mapped here.
-    pub(super) fn pin(&self) {
+    /// Pins memory or lets it go. Only for the thread that handles the messages, so that no message is acknowledged while memory
+    /// that it took away is still mapped here.
+    fn pin(&self) {
         let Some((memory, wanted)) = self.device().to_pin() else { return };
         let name = &self.nic.config.name;
         let outcome = match wanted.then(|| memory.pin()) {
@@ -222,15 +296,24 @@ impl VhostUserBackendReqHandler for Handler {
     }
 
     fn set_vring_kick(&self, index: u8, kick: Option<File>) -> Result<()> {
-        self.answer(of(Req::SET_VRING_KICK), |device| device.set_kick(index.into(), kick))
+        let kick = event(index, "kick", kick);
+        self.answer(of(Req::SET_VRING_KICK), |device| device.set_kick(index.into(), kick?))
     }
 
     fn set_vring_call(&self, index: u8, call: Option<File>) -> Result<()> {
-        self.answer(of(Req::SET_VRING_CALL), |device| device.vring(index.into())?.set_call(call))
+        let call = event(index, "call", call);
+        self.answer(of(Req::SET_VRING_CALL), |device| {
+            device.vring(index.into())?.set_call(call?);
+            Ok(())
+        })
     }
 
     fn set_vring_err(&self, index: u8, error: Option<File>) -> Result<()> {
-        self.answer(of(Req::SET_VRING_ERR), |device| device.vring(index.into())?.set_error(error))
+        let error = event(index, "error", error);
+        self.answer(of(Req::SET_VRING_ERR), |device| {
+            device.vring(index.into())?.set_error(error?);
+            Ok(())
+        })
     }
 
     fn set_vring_enable(&self, index: u32, enabled: bool) -> Result<()> {
@@ -291,6 +374,12 @@ impl VhostUserBackendReqHandler for Handler {
 
 const NOT_OFFERED: Result<()> = Err(Error::InvalidOperation("not offered"));
 
+/// Takes over the eventfd of a ring, before the device is held: what turns out to be none is closed here.
+fn event(index: u8, which: &'static str, file: Option<File>) -> std::result::Result<Option<EventFd>, Refusal> {
+    let failed = |source| Refusal::Event(index.into(), which, source);
+    file.map(|file| EventFd::from_peer(file.into())).transpose().map_err(failed)
+}
+
 fn region_request(region: &VhostUserMemoryRegion) -> RegionRequest {
     RegionRequest {
         guest: region.guest_phys_addr,
@@ -325,7 +414,7 @@ mod tests {
             file.set_len(LEN).unwrap();
             handler.set_mem_table(&[VhostUserMemoryRegion::new(guest, LEN, guest, 0)], vec![file], None).unwrap();
         };
-        let pinned = || handler.device().report()["memory"]["pinned"].clone();
+        let pinned = || handler.view().report(&NodePages::default())["memory"]["pinned"].clone();
         nic.set_latency(LatencySensitivity::High);
         assert!(handler.device().to_pin().is_none(), "there is no memory yet");
         share(0);

@@ -27,6 +27,7 @@ mod refusal;
 mod session;
 mod steering;
 mod transmit;
+mod view;
 mod vring;
 
 use std::io;

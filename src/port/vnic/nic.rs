@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::queue::Queue;
 use crate::ident::{Compat, LatencySensitivity, MacAddr, Name};
-use crate::limits::{MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND};
+use crate::limits::{MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND, MESSAGES, MESSAGES_PER_SECOND};
 use crate::port::rate_limit::{Pace, RateLimit};
 use crate::ring::{Record, Records};
 use crate::sys::eventfd::EventFd;
@@ -78,6 +78,8 @@ pub(super) struct Nic {
     pub(super) announcements: RateLimit,
     /// For what is mapped and unmapped, whichever connection asks for it.
     pub(super) mappings: Pace,
+    /// For messages of every kind, whichever connection they come by.
+    pub(super) messages: Pace,
     /// Where packed rings stand; made when the first one starts.
     records: OnceLock<Option<Arc<Records>>>,
 }
@@ -99,6 +101,7 @@ impl Nic {
             log: RateLimit::new(LOG_LINES, LOG_PERIOD),
             announcements: RateLimit::new(ANNOUNCEMENTS, Duration::from_secs(1)),
             mappings: Pace::new(MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND),
+            messages: Pace::new(MESSAGES, MESSAGES_PER_SECOND),
             records: OnceLock::new(),
         })
     }

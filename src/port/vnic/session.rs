@@ -115,10 +115,12 @@ impl<'a> Session<'a> {
                     if let Some(end) = self.message(&header)? {
                         return Ok(end);
                     }
-                    self.handler.pin();
-                    // A front end that has memory mapped and unmapped in a loop waits, and nobody but itself with it; at most
-                    // for the regions of one message, 32 times 10 ms, so that the port can still be removed soon.
-                    std::thread::sleep(self.nic.mappings.debt());
+                    self.handler.follow_up();
+                    // A front end that has memory mapped and unmapped in a loop, or that sends whatever it sends in one, waits, and
+                    // nobody but itself with it; at most for the regions of one message, 32 times 10 ms, so that the port can
+                    // still be removed soon.
+                    self.nic.messages.spend(1);
+                    std::thread::sleep(self.nic.mappings.debt().max(self.nic.messages.debt()));
                     continue;
                 }
                 Arrival::Crowded(header) => return Ok(End::crowded(&header)),
@@ -155,7 +157,7 @@ impl<'a> Session<'a> {
         if fds[1].revents().contains(PollFlags::IN) {
             attention.drain();
             self.handler.device().attend();
-            self.handler.pin();
+            self.handler.follow_up();
         }
         let gone = fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP);
         // The rest may have come together with the end of the stream.

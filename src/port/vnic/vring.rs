@@ -13,7 +13,6 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use vhost_user_backend::{VringRwLock, VringT};
 use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
@@ -22,6 +21,7 @@ use super::features::F_RING_PACKED;
 use super::nic::Nic;
 use super::queue::{Queue, RingSetup};
 use super::refusal::Refusal;
+use super::view::VringView;
 use crate::limits::RING_SIZE;
 use crate::mem::{DirtyLog, GuestMemory, SharedMemory};
 use crate::sys::eventfd::EventFd;
@@ -49,6 +49,8 @@ pub(super) struct Vring {
     /// Number of descriptors. The crate's queue takes powers of two only, and a packed ring may have any.
     size: Option<u16>,
     error: Option<EventFd>,
+    /// Where the ring, while it runs, notes what it writes.
+    log: Option<Arc<DirtyLog>>,
     /// It was started by this front end, so that a fault of the queue is this front end's.
     was_started: bool,
     /// The queue's fault was passed on to the front end and to the log.
@@ -61,7 +63,17 @@ impl Vring {
         // The crate's state wants a memory for accessors that we do not use: an empty one.
         let control = VringRwLock::new(Arc::new(GuestMemoryMmap::new()), RING_SIZE)
             .expect("the only error is a maximum size that is no power of two, and RING_SIZE is one");
-        Self { index, queue, control, areas: None, size: None, error: None, was_started: false, fault_told: false }
+        Self {
+            index,
+            queue,
+            control,
+            areas: None,
+            size: None,
+            error: None,
+            log: None,
+            was_started: false,
+            fault_told: false,
+        }
     }
 
     /// SET_VRING_NUM. Only a packed ring may have a size that is no power of two; which form it has, front ends say before.
@@ -97,9 +109,8 @@ impl Vring {
     }
 
     /// SET_VRING_KICK: takes effect at once on a running ring, else it waits for [`Vring::try_start`].
-    pub(super) fn set_kick(&mut self, kick: Option<File>) -> Result<(), Refusal> {
+    pub(super) fn set_kick(&mut self, kick: Option<EventFd>) -> Result<(), Refusal> {
         let kick = kick.ok_or(Refusal::NoKick(self.index))?;
-        let kick = self.event("kick", kick)?;
         if self.queue.is_running() {
             self.queue.set_kick(kick.into());
         } else {
@@ -109,26 +120,25 @@ impl Vring {
     }
 
     /// SET_VRING_CALL: `None` if the guest polls.
-    pub(super) fn set_call(&mut self, call: Option<File>) -> Result<(), Refusal> {
-        let call = call.map(|call| self.event("call", call)).transpose()?;
+    pub(super) fn set_call(&mut self, call: Option<EventFd>) {
         if self.queue.is_running() {
             self.queue.set_call(call.map(OwnedFd::from));
         } else {
             self.control.set_call(call.map(File::from));
         }
-        Ok(())
     }
 
     /// SET_VRING_ERR: signalled when the ring faults.
-    pub(super) fn set_error(&mut self, error: Option<File>) -> Result<(), Refusal> {
-        self.error = error.map(|error| self.event("error", error)).transpose()?;
-        Ok(())
+    pub(super) fn set_error(&mut self, error: Option<EventFd>) {
+        self.error = error;
     }
 
-    /// SET_VRING_ENABLE.
+    /// SET_VRING_ENABLE. Front ends repeat it, and a shard may have the ring just then: what changes nothing leaves it alone.
     pub(super) fn enable(&self, enabled: bool) {
-        self.control.set_enabled(enabled);
-        self.queue.enable(enabled);
+        if self.is_enabled() != enabled {
+            self.control.set_enabled(enabled);
+            self.queue.enable(enabled);
+        }
     }
 
     /// Whether the ring is enabled.
@@ -136,9 +146,13 @@ impl Vring {
         self.control.get_ref().is_enabled()
     }
 
-    /// Has the running ring note what it writes in `log`, or in none any more.
-    pub(super) fn set_log(&self, log: Option<&Arc<DirtyLog>>) {
-        self.queue.set_log(log.cloned());
+    /// Has the running ring note what it writes in `log`, or in none any more. SET_FEATURES comes once per pair, mostly with the
+    /// same log as before.
+    pub(super) fn set_log(&mut self, log: Option<&Arc<DirtyLog>>) {
+        if self.was_started && self.log.as_ref().map(Arc::as_ptr) != log.map(Arc::as_ptr) {
+            self.queue.set_log(log.cloned());
+            self.log = log.cloned();
+        }
     }
 
     /// Whether the ring is started and has not faulted.
@@ -189,6 +203,7 @@ impl Vring {
         self.control.set_queue_ready(true);
         self.control.set_kick(None);
         self.control.set_call(None);
+        self.log = log.cloned();
         self.was_started = true;
         self.fault_told = false;
         Ok(())
@@ -225,13 +240,19 @@ impl Vring {
 
     /// GET_VRING_BASE: stops the ring, whatever state it is in, and returns the index of the next available entry.
     pub(super) fn stop(&mut self) -> u16 {
-        if let Some(next) = self.queue.stop() {
+        if let Some(next) = self.queue_stopped() {
             self.control.set_queue_next_avail(next);
         }
         self.control.set_queue_ready(false);
         self.control.set_kick(None);
         self.control.set_call(None);
         self.control.queue_next_avail()
+    }
+
+    /// Where the queue stood, if it was started and is stopped only now.
+    fn queue_stopped(&mut self) -> Option<u16> {
+        self.log = None;
+        std::mem::take(&mut self.was_started).then(|| self.queue.stop()).flatten()
     }
 
     /// Guest-physical addresses of memory that shards touch for the ring: its areas, and what some of its descriptors point at.
@@ -254,7 +275,7 @@ impl Vring {
     }
 
     /// Why the ring stopped by itself, until it is started anew.
-    pub(super) fn fault(&self) -> Option<String> {
+    fn fault(&self) -> Option<String> {
         self.queue.fault().filter(|_| self.was_started).map(|fault| fault.to_string())
     }
 
@@ -268,18 +289,8 @@ impl Vring {
         Some(fault)
     }
 
-    /// What `linecard port show` says of the ring.
-    pub(super) fn report(&self) -> Value {
-        let state = self.control.get_ref();
-        json!({
-            "started": self.queue.is_running(),
-            "enabled": state.is_enabled(),
-            "size": self.size.unwrap_or(0),
-            "fault": self.fault(),
-        })
-    }
-
-    fn event(&self, which: &'static str, file: File) -> Result<EventFd, Refusal> {
-        EventFd::from_peer(file.into()).map_err(|source| Refusal::Event(self.index, which, source))
+    /// What is told of it.
+    pub(super) fn view(&self) -> VringView {
+        VringView { enabled: self.is_enabled(), size: self.size.unwrap_or(0), was_started: self.was_started }
     }
 }

@@ -1,0 +1,113 @@
+//! What is told of a connection to whoever asks: [`DeviceView`], a copy of what its device was when the session last let go of
+//! it. The session publishes one after each message; nobody who asks waits for a message, a front end or a guest.
+//!
+//! What shards change, whether a ring runs and why it stopped, comes from the queues themselves, which tell without their lock.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::features;
+use super::queue::Queue;
+use crate::mem::NodePages;
+use crate::port::LinkState;
+
+/// What the messages so far have made of a device.
+#[derive(Debug, Default)]
+pub(super) struct DeviceView {
+    /// Why everything was stopped, if it was.
+    pub(super) stopped: Option<&'static str>,
+    /// What was refused last, of that which keeps rings from starting.
+    pub(super) obstacle: Option<String>,
+    /// Acknowledged virtio bits.
+    pub(super) features: u64,
+    /// Acknowledged bits of the protocol.
+    pub(super) protocol: u64,
+    pub(super) mtu: Option<u16>,
+    /// What is written to the guest's memory is noted.
+    pub(super) migrating: bool,
+    pub(super) regions: usize,
+    pub(super) bytes: u64,
+    /// What became of pinning the memory, if it was tried.
+    pub(super) pinned: Option<&'static str>,
+    pub(super) rings: Vec<VringView>,
+}
+
+/// The control state of one ring.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct VringView {
+    pub(super) enabled: bool,
+    pub(super) size: u16,
+    /// It was started by this front end, so that a fault of the queue is this front end's.
+    pub(super) was_started: bool,
+}
+
+impl VringView {
+    fn is_running(self, queue: &Queue) -> bool {
+        self.was_started && queue.is_running()
+    }
+
+    /// Why the ring stopped by itself, until it is started anew.
+    fn fault(self, queue: &Queue) -> Option<String> {
+        queue.fault().filter(|_| self.was_started).map(|fault| fault.to_string())
+    }
+}
+
+impl DeviceView {
+    /// Whether frames flow, and if not, why. `queues` are the port's.
+    pub(super) fn link(&self, queues: &[Arc<Queue>]) -> LinkState {
+        if let Some(lost) = self.stopped {
+            return LinkState::Stopped(lost.into());
+        }
+        let rings = || self.rings.iter().zip(queues);
+        if let Some((index, fault)) =
+            rings().enumerate().find_map(|(index, (ring, queue))| Some((index, ring.fault(queue)?)))
+        {
+            let cure = "its guest must reset the device, or the VM reconnect";
+            return LinkState::Stopped(format!("ring {index} stopped: {fault}; {cure}"));
+        }
+        if rings().any(|(ring, queue)| ring.enabled && ring.is_running(queue)) {
+            return LinkState::Up;
+        }
+        match &self.obstacle {
+            Some(obstacle) => LinkState::Stopped(format!("{obstacle}; the VM has to be set up anew")),
+            None => LinkState::Down("the guest has not started its network device".into()),
+        }
+    }
+
+    /// The device's part of `linecard port show`; its memory lies on `nodes`.
+    pub(super) fn report(&self, nodes: &NodePages) -> Value {
+        // One node says it all; several are told with their shares.
+        let spread: BTreeMap<u16, u64> = nodes.percent().collect();
+        let spread = Some(spread).filter(|spread| spread.len() > 1);
+        json!({
+            "features": features::names(features::VIRTIO, self.features),
+            "protocol_features": features::names(features::PROTOCOL, self.protocol),
+            "header_bytes": features::header_bytes(self.features),
+            "guest_mtu": self.mtu,
+            "migrating": self.migrating,
+            "memory": {
+                "regions": self.regions,
+                "bytes": self.bytes,
+                "pinned": self.pinned,
+                "numa_node": nodes.node(),
+                "percent_on_node": spread,
+            },
+            "last_refusal": self.obstacle,
+        })
+    }
+
+    /// What `linecard port show` says of every ring, by index.
+    pub(super) fn ring_reports(&self, queues: &[Arc<Queue>]) -> Vec<Value> {
+        let report = |(ring, queue): (&VringView, &Arc<Queue>)| {
+            json!({
+                "started": ring.is_running(queue),
+                "enabled": ring.enabled,
+                "size": ring.size,
+                "fault": ring.fault(queue),
+            })
+        };
+        self.rings.iter().zip(queues).map(report).collect()
+    }
+}
