@@ -263,6 +263,8 @@ pub struct Batch<'m> {
     frames: ArrayVec<Frame<'m>, BATCH_FRAMES>,
     segments: ArrayVec<Span<'m>, BATCH_SEGMENTS>,
     bytes: u64,
+    /// Not zero if a frame has a tail.
+    tails: usize,
     gso: u32,
     portion: Portion,
     /// Which of its port's queues the batch came from; receivers with several queues keep a flow on one by it.
@@ -274,7 +276,7 @@ impl<'m> Batch<'m> {
     #[inline]
     pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
         let (frames, segments) = (ArrayVec::new_const(), ArrayVec::new_const());
-        Self { heads, frames, segments, bytes: 0, gso: 0, portion: Portion::default(), queue }
+        Self { heads, frames, segments, bytes: 0, tails: 0, gso: 0, portion: Portion::default(), queue }
     }
 
     /// How many frames are in it.
@@ -337,6 +339,7 @@ impl<'m> Batch<'m> {
         let len = piece.len() - VNET_HEADER_BYTES;
         self.bytes += len as u64;
         let tail = piece.split_at(HEAD_COPY_BYTES).1;
+        self.tails |= tail.len();
         self.frames.push(Frame {
             len: len as u32,
             head_len: HEAD_BYTES as u8,
@@ -374,6 +377,7 @@ impl<'m> Batch<'m> {
             if rest.is_empty() {
                 continue;
             }
+            self.tails |= rest.len();
             if frame.tail.is_empty() {
                 frame.tail = rest;
                 frame.more.0 = self.segments.len() as u16;
@@ -424,6 +428,22 @@ impl<'m> Batch<'m> {
         let (start, count) = (usize::from(frame.more.0), usize::from(frame.more.1));
         let more = self.segments.get(start..start + count).unwrap_or(&[]);
         std::iter::once(frame.tail).filter(|span| !span.is_empty()).chain(more.iter().copied())
+    }
+
+    /// Reads a byte of each page that the tails of frames lie in which are to be delivered. A sender can have the kernel hold a
+    /// page fault in its memory, and should do that to who receives from it, before anything of others is locked. Frames of
+    /// minimum size have no tail and cost nothing.
+    #[inline]
+    pub fn touch_tails(&self) {
+        if self.tails == 0 {
+            return;
+        }
+        for frame in &self.frames {
+            if !matches!(frame.verdict, Verdict::Drop(_)) {
+                frame.tail.touch();
+            }
+        }
+        self.segments.iter().for_each(Span::touch);
     }
 
     /// All bytes of frame `index`, for reading them in order.

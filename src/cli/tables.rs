@@ -118,6 +118,10 @@ pub(super) fn shards(shards: &[ShardReport]) -> String {
     };
     let mut text = table(&header, &[0, 2, 3, 4, 5, 6, 7, 8], shards.iter().map(row));
     for shard in shards {
+        let (cpu, times, stuck) = (shard.cpu, shard.held_up, shard.stuck);
+        if times > 0 {
+            text += &format!("\nCPU {cpu}: a VM's memory held the shard up {times} times, and {stuck} threads now\n");
+        }
         if let Some(reason) = &shard.chosen {
             text += &format!("\nshards.cpus is auto: CPU {} is {reason}\n", shard.cpu);
         }

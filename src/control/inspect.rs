@@ -205,6 +205,8 @@ impl Controller {
             frames: now.frames,
             batches: now.batches,
             sleeps: now.sleeps,
+            held_up: now.held_up,
+            stuck: now.stuck,
             busy_cycles: now.busy_cycles,
             poll_cycles: now.poll_cycles,
             sleep_cycles: now.sleep_cycles,

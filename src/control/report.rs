@@ -255,6 +255,10 @@ pub struct ShardReport {
     pub batches: u64,
     /// How often it slept.
     pub sleeps: u64,
+    /// How often it was held up in a VM's memory, so that another thread took its ports over.
+    pub held_up: u64,
+    /// Threads of it that are held up now.
+    pub stuck: usize,
     /// Cycles in turns that moved frames.
     pub busy_cycles: u64,
     /// Cycles in turns that found nothing.

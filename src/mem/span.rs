@@ -117,6 +117,20 @@ impl<'m> Span<'m> {
         len
     }
 
+    /// Reads a byte of each page, so that whatever the kernel has to do for these pages is done now and not under somebody's
+    /// lock. The CPU does not wait for one read before the next, so this is a prefetch as well.
+    #[inline]
+    pub fn touch(&self) {
+        let mut at = 0;
+        while at < self.len() {
+            // SAFETY: `at < len`, so the byte is within the span, which is mapped for `'m` (from_raw's contract); a volatile
+            // read of a byte that others may write is a read of some value of it, which is not used.
+            let _ = unsafe { self.address.add(at).read_volatile() };
+            // The first byte of the next page.
+            at += PAGE_BYTES - (self.address.addr() + at) % PAGE_BYTES;
+        }
+    }
+
     /// Asks the CPU to fetch the first bytes for reading: two cache lines, because the first 76 bytes, a virtio-net header
     /// and a frame's head, lie across two wherever they begin. A hint without effect on what the program does.
     #[inline]
@@ -137,6 +151,9 @@ impl<'m> Span<'m> {
         libc::iovec { iov_base: self.address.cast(), iov_len: self.len() }
     }
 }
+
+/// Bytes of the smallest page of any kernel we run on.
+const PAGE_BYTES: usize = 4096;
 
 /// Bytes of a cache line on every CPU we run on; 128 on some aarch64, where the second hint is then spent in vain.
 const CACHE_LINE_BYTES: usize = 64;

@@ -239,6 +239,7 @@ fn shards(encoder: &mut DescriptorEncoder, shards: &[ShardReport]) -> std::fmt::
     counters(encoder, "shard_frames", "Frames received by the shard", each(|s| s.frames))?;
     counters(encoder, "shard_batches", "Batches that they came in", each(|s| s.batches))?;
     counters(encoder, "shard_sleeps", "How often the shard slept", each(|s| s.sleeps))?;
+    counters(encoder, "shard_held_up", "How often a VM's memory held the shard up", each(|s| s.held_up))?;
     counters(encoder, "shard_busy_cycles", "CPU cycles in turns that moved frames", each(|s| s.busy_cycles))?;
     counters(encoder, "shard_poll_cycles", "CPU cycles in turns that found nothing", each(|s| s.poll_cycles))?;
     counters(encoder, "shard_sleep_cycles", "CPU cycles asleep", each(|s| s.sleep_cycles))?;

@@ -21,11 +21,15 @@
 //! Where queues are served is decided when their port comes ([`placement`]) and again once a second by how long their frames
 //! wait ([`balance`]); queues that move and shards that come and go are in [`moves`].
 //!
+//! A shard that is held up in a peer's memory is found by the watchdog ([`watchdog`]), and another thread takes its queues over
+//! ([`crew`]). Nobody waits for one that is.
+//!
 //! Teardown: `detach` first takes the wake-up back from the queue, so that none can come in, then has the shard forget
 //! the queue; when it returns the port can be dropped. Tables that name a port's transmit side are replaced before that:
 //! [`Shards::publish`] returns when every shard has taken the new ones.
 
 mod balance;
+mod crew;
 mod fairness;
 mod flags;
 mod idle;
@@ -33,7 +37,9 @@ mod moves;
 mod outbox;
 mod placement;
 mod roster;
+mod stamp;
 mod wake;
+mod watchdog;
 mod worker;
 
 #[cfg(test)]
@@ -42,7 +48,6 @@ mod tests;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 
@@ -50,18 +55,19 @@ use crate::clock::Clock;
 use crate::ident::PortIndex;
 use crate::limits::{PORTS, SHARDS};
 use crate::port::{Receive, Transmit};
-use crate::stats::{PortCounters, QueueLoad, ShardCounters};
+use crate::stats::{Counter, PortCounters, QueueLoad, ShardCounters};
 use crate::switch;
-use crate::sys::numa::node_here;
 use crate::verdict::DropReason;
 
+use crew::{Crew, Recipe};
 pub use idle::IdlePolicy;
 use moves::History;
 pub use moves::QueueMove;
 use placement::{Seat, choose_together};
 pub use placement::{Service, preview};
-use wake::{Bell, Engagement};
-use worker::Worker;
+use stamp::Alarm;
+use wake::Engagement;
+use watchdog::Watchdog;
 
 /// What the names of shards' threads begin with; the CPU follows.
 pub const THREAD_NAME: &str = "shard-";
@@ -83,6 +89,9 @@ pub enum ShardError {
         #[source]
         source: std::io::Error,
     },
+    /// The kernel refused the thread that watches them.
+    #[error("cannot start the thread that watches the shards")]
+    Watchdog(#[source] std::io::Error),
     /// A port of latency sensitivity `high` needs an exclusive CPU and none was configured.
     #[error("latency-sensitivity high needs a CPU of its own and none is configured: name one in shards.exclusive")]
     NoExclusiveCpu,
@@ -157,6 +166,10 @@ pub struct ShardReport {
     pub poll_cycles: u64,
     pub sleep_cycles: u64,
     pub sleeps: u64,
+    /// How often it was held up in a VM's memory, so that another thread took over.
+    pub held_up: u64,
+    /// Threads that are held up now.
+    pub stuck: usize,
 }
 
 /// One shard as everybody but its own thread sees it.
@@ -169,9 +182,7 @@ struct Shard {
     exclusive: bool,
     /// It gets no queues any more.
     leaving: bool,
-    bell: Arc<Bell>,
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    crew: Arc<Crew>,
 }
 
 /// What a shard's thread and the control side share beside the bell.
@@ -198,7 +209,10 @@ impl From<IdlePolicy> for Policy {
 
 /// A handle to all shards. Dropping it stops them.
 pub struct Shards {
+    // Dropped first: it looks at the others.
+    watchdog: Watchdog,
     shards: Vec<Shard>,
+    alarm: Arc<Alarm>,
     tables: Arc<ArcSwap<Tables>>,
     policy: Policy,
     clock: Clock,
@@ -239,9 +253,13 @@ impl Shards {
     /// # Errors
     /// No CPU, too many, or what the kernel said of one.
     pub fn start(cpus: &[u16], exclusive: &[u16], policy: Policy, clock: Clock) -> Result<Self, ShardError> {
+        let (tables, alarm) = (Arc::new(ArcSwap::from_pointee(Tables::empty())), Arc::<Alarm>::default());
+        let watchdog = Watchdog::start(Arc::clone(&alarm), Arc::clone(&tables)).map_err(ShardError::Watchdog)?;
         let mut shards = Self {
+            watchdog,
             shards: Vec::new(),
-            tables: Arc::new(ArcSwap::from_pointee(Tables::empty())),
+            alarm,
+            tables,
             policy,
             clock,
             placed: Mutex::default(),
@@ -257,20 +275,26 @@ impl Shards {
     fn start_shard(&mut self, (cpu, exclusive): (u16, bool)) -> Result<Shard, ShardError> {
         let before = self.retired.iter().position(|(retired, _)| *retired == cpu);
         let shared = before.map_or_else(|| Arc::new(Shared::new()), |at| Arc::clone(&self.retired[at].1));
-        let shard = Shard::start(self.next_number, cpu, exclusive, self.policy, self.clock, &self.tables, shared)?;
+        let (policy, clock, tables, alarm) =
+            (self.policy, self.clock, Arc::clone(&self.tables), Arc::clone(&self.alarm));
+        let recipe = Recipe { cpu, exclusive, policy, clock, tables, alarm };
+        let (server, node) = recipe.start(shared)?;
+        let (number, crew) = (self.next_number, Arc::new(Crew::new(recipe, server)));
+        self.watchdog.watch(&crew);
         self.next_number += 1;
         if let Some(at) = before {
             self.retired.swap_remove(at);
         }
-        Ok(shard)
+        Ok(Shard { number, cpu, node, exclusive, leaving: false, crew })
     }
 
     /// Publishes new tables. When it returns every shard uses them and the old ones are gone, with all that only they
-    /// named: they are dropped here, not on a shard.
+    /// named: they are dropped here, not on a shard. A thread that is held up in a peer's memory is no shard any more, and
+    /// lets go of them when it is free.
     pub fn publish(&self, tables: Tables) {
         let old = self.tables.swap(Arc::new(tables));
         for shard in &self.shards {
-            shard.bell.refresh();
+            shard.crew.refresh();
         }
         drop(old);
     }
@@ -326,7 +350,7 @@ impl Shards {
 
     fn remove(&self, placed: &mut Vec<Placed>, port: PortIndex) {
         let serves = |shard: &&Shard| placed.iter().any(|place| place.port == port && place.shard == shard.number);
-        self.shards.iter().filter(serves).for_each(|shard| shard.bell.detach(port));
+        self.shards.iter().filter(serves).for_each(|shard| shard.crew.detach(port, None));
         placed.retain(|place| place.port != port);
     }
 
@@ -372,20 +396,25 @@ impl Shards {
     /// Sets what was counted for `port` to zero, before its number is used for another. The port must be detached and
     /// out of the tables.
     pub fn clear_port(&self, port: PortIndex) {
-        self.counters(port).for_each(PortCounters::clear);
+        self.each_counters(port, PortCounters::clear);
     }
 
     /// What was counted for `port`.
     pub fn port_totals(&self, port: PortIndex) -> PortTotals {
         let mut sum = PortTotals::default();
-        self.counters(port).for_each(|counters| sum.add(counters));
+        self.each_counters(port, |counters| sum.add(counters));
         sum
     }
 
-    /// What each shard that there is or was counts for `port`.
-    fn counters(&self, port: PortIndex) -> impl Iterator<Item = &PortCounters> {
-        let retired = self.retired.iter().map(|(_, shared)| shared);
-        self.shards.iter().map(|shard| &shard.shared).chain(retired).filter_map(move |s| s.ports.get(port.index()))
+    /// What each thread that there is or was counts for `port`.
+    fn each_counters(&self, port: PortIndex, mut each: impl FnMut(&PortCounters)) {
+        let serving = self.shards.iter().flat_map(|shard| shard.crew.blocks());
+        let retired = self.retired.iter().map(|(_, shared)| Arc::clone(shared));
+        for shared in serving.chain(retired) {
+            if let Some(counters) = shared.ports.get(port.index()) {
+                each(counters);
+            }
+        }
     }
 
     /// What each shard did.
@@ -401,7 +430,7 @@ impl Shards {
 
 impl Drop for Shard {
     fn drop(&mut self) {
-        self.end();
+        self.crew.end();
     }
 }
 
@@ -415,74 +444,34 @@ impl Shard {
     fn take_on(&self, place: &mut Placed) {
         let (port, number, latency) = (place.port, place.number, place.service.latency);
         let (queue, load) = (Arc::clone(&place.queue), Arc::clone(&place.load));
-        self.bell.attach(Engagement { port, number, queue, latency, load });
+        self.crew.attach(Engagement { port, number, queue, latency, load });
         place.shard = self.number;
         place.rested = 0;
     }
 
-    /// Ends its thread; returns when that has happened.
-    fn end(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.bell.stop();
-            // A shard that panics ends the process, so there is nothing to learn here.
-            let _ = thread.join();
-            self.shared.resting.store(0, Ordering::Relaxed);
-        }
-    }
-
-    fn start(
-        number: u32,
-        cpu: u16,
-        exclusive: bool,
-        policy: Policy,
-        clock: Clock,
-        tables: &Arc<ArcSwap<Tables>>,
-        shared: Arc<Shared>,
-    ) -> Result<Self, ShardError> {
-        let failed = |what| move |source| ShardError::Setup { cpu, what, source };
-        let bell = Arc::new(Bell::new().map_err(failed("epoll and eventfd"))?);
-        let worker = Worker::new(&bell, &shared, tables, policy.idle, clock);
-        let (started, start) = std::sync::mpsc::channel();
-        let name = format!("{THREAD_NAME}{cpu}");
-        let run = move || {
-            crate::sys::doorbell::enroll();
-            let pinned = crate::sys::cpu::pin_to(cpu).map_err(|source| ("pin its thread", source));
-            let realtime = policy.realtime.filter(|_| exclusive).map_or(Ok(()), crate::sys::cpu::run_realtime);
-            let ready = pinned.and(realtime.map_err(|source| ("run it with SCHED_FIFO (shards.realtime)", source)));
-            let good = ready.is_ok();
-            // The receiver waits until this arrives.
-            let _ = started.send(ready.map(|()| node_here()));
-            if good {
-                serve(worker);
-            }
-        };
-        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed("a thread"))?;
-        let node = start.recv().unwrap_or(Ok(0)).map_err(|(what, source)| ShardError::Setup { cpu, what, source })?;
-        Ok(Self { number, cpu, node, exclusive, leaving: false, bell, shared, thread: Some(thread) })
-    }
-
     fn report(&self, queues: usize) -> ShardReport {
-        let (shared, counters) = (&self.shared, &self.shared.counters);
+        let blocks = self.crew.blocks();
+        let sum = |of: fn(&ShardCounters) -> &Counter| blocks.iter().map(|block| of(&block.counters).get()).sum();
+        let (held_up, stuck) = self.crew.evictions();
         ShardReport {
             cpu: self.cpu,
             exclusive: self.exclusive,
             queues,
-            resting: shared.resting.load(Ordering::Relaxed) as usize,
-            batches: counters.batches.get(),
-            frames: counters.frames.get(),
-            busy_cycles: counters.busy_cycles.get(),
-            poll_cycles: counters.poll_cycles.get(),
-            sleep_cycles: counters.sleep_cycles.get(),
-            sleeps: counters.sleeps.get(),
+            resting: blocks.iter().map(|block| block.resting.load(Ordering::Relaxed) as usize).sum(),
+            batches: sum(|counters| &counters.batches),
+            frames: sum(|counters| &counters.frames),
+            busy_cycles: sum(|counters| &counters.busy_cycles),
+            poll_cycles: sum(|counters| &counters.poll_cycles),
+            sleep_cycles: sum(|counters| &counters.sleep_cycles),
+            sleeps: sum(|counters| &counters.sleeps),
+            held_up,
+            stuck,
         }
     }
-}
 
-/// Runs a worker to its end. A panic on a shard is a bug of ours that leaves its ports dead and the control side waiting
-/// for it: end the process, which has said why, and let whoever supervises it start it anew. Guests reconnect.
-fn serve(worker: Worker) {
-    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run())).is_err() {
-        std::process::abort();
+    /// Cycles that it was busy so far.
+    fn busy_cycles(&self) -> u64 {
+        self.crew.blocks().iter().map(|block| block.counters.busy_cycles.get()).sum()
     }
 }
 

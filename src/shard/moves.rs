@@ -75,7 +75,7 @@ impl Shards {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let shared: Vec<&Shard> = self.shards.iter().filter(|shard| !shard.exclusive && !shard.leaving).collect();
         let mut busy = |shard: &Shard| {
-            let total = shard.shared.counters.busy_cycles.get();
+            let total = shard.busy_cycles();
             total.saturating_sub(history.busy.insert(shard.number, total).unwrap_or(total))
         };
         let loads: Vec<Load> = shared.iter().map(|shard| Load { node: shard.node, busy: busy(shard) }).collect();
@@ -85,7 +85,7 @@ impl Shards {
         let (from, to) = (shared[groups[group].shard], shared[to]);
         let mut moves: BTreeMap<PortIndex, QueueMove> = BTreeMap::new();
         for place in placed.iter_mut().filter(|place| place.shard == from.number && place.key() == keys[group]) {
-            from.bell.release(place.port, place.number);
+            from.crew.detach(place.port, Some(place.number));
             to.take_on(place);
             let delay_micros = delay / micro.max(1);
             let fresh = QueueMove { at: now, port: place.port, queues: 0, from: from.cpu, to: to.cpu, delay_micros };
@@ -178,9 +178,9 @@ impl Shards {
     }
 
     /// Ends a shard and keeps what it counted.
-    fn retire(&mut self, mut shard: Shard) {
-        shard.end();
-        self.retired.push((shard.cpu, Arc::clone(&shard.shared)));
+    fn retire(&mut self, shard: Shard) {
+        shard.crew.end();
+        self.retired.extend(shard.crew.blocks().into_iter().map(|block| (shard.cpu, block)));
     }
 
     /// The ports that have queues on shards which are to go.

@@ -11,9 +11,12 @@
 //! A pick list per port number is kept ready (264 KiB, of which only the lists of ports that are spoken to are ever in the
 //! cache); the destinations of this batch are in `touched`. Nothing is allocated per batch.
 
+use std::sync::Arc;
+
 use arrayvec::ArrayVec;
 
 use super::Tables;
+use super::stamp::{Phase, Stamp};
 use crate::frame::Batch;
 use crate::ident::PortIndex;
 use crate::limits::{BATCH_FRAMES, PORTS};
@@ -51,14 +54,15 @@ pub(super) struct Outbox {
     patient: bool,
     /// What notifying ports took, beyond what that takes, since somebody asked; the sender's where there is no room for more.
     excess: ArrayVec<(PortIndex, u64), EXCESSES>,
+    stamp: Arc<Stamp>,
 }
 
 /// Ports whose notifications may take long in one batch, each 100 us and more.
 const EXCESSES: usize = 16;
 
 impl Outbox {
-    /// An empty outbox.
-    pub fn new() -> Self {
+    /// An empty outbox of the shard that stamps this.
+    pub fn new(stamp: Arc<Stamp>) -> Self {
         Self {
             picks: vec![Picks::NONE; PORTS].into(),
             touched: Vec::with_capacity(PORTS),
@@ -67,15 +71,20 @@ impl Outbox {
             due: 0,
             patient: false,
             excess: ArrayVec::new_const(),
+            stamp,
         }
     }
 
     /// Delivers what the switch decided for `batch`, which came from `ingress`, and counts it.
     #[inline]
     pub fn deliver(&mut self, tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, counters: &[PortCounters]) {
+        // Whatever the sender's memory costs is paid before anybody else's ring is locked.
+        self.stamp.set(Phase::Reading, ingress);
+        batch.touch_tails();
         let mut delivered = match sole_destination(batch) {
             Some(port) => {
                 let all = EVERY_FRAME.get(..batch.len()).unwrap_or(&EVERY_FRAME);
+                self.stamp.set(Phase::Writing, port);
                 let delivered = transmit(tables, port, batch, all, &mut self.outcome, counters);
                 self.note_held(port);
                 delivered
@@ -107,6 +116,7 @@ impl Outbox {
         for at in 0..self.touched.len() {
             let port = self.touched[at];
             let picks = self.picks[port.index()].as_slice();
+            self.stamp.set(Phase::Writing, port);
             delivered |= transmit(tables, port, batch, picks, &mut self.outcome, counters);
             self.picks[port.index()].count = 0;
             self.note_held(port);
@@ -162,9 +172,10 @@ impl Outbox {
             Flush::Idle(now) if self.patient && earlier(now, self.due) => return,
             _ => {}
         }
-        let Self { picks, holding, due, .. } = self;
+        let Self { picks, holding, due, stamp, .. } = self;
         let mut next: Option<u64> = None;
         holding.retain(|port| {
+            stamp.set(Phase::Writing, *port);
             let side = tables.transmit.get(port.index()).and_then(Option::as_ref);
             let Some(left) = side.and_then(|side| side.flush(which)) else {
                 picks[port.index()].holds = false;
@@ -173,6 +184,7 @@ impl Outbox {
             next = Some(next.map_or(left, |other| if earlier(left, other) { left } else { other }));
             true
         });
+        stamp.clear();
         *due = next.unwrap_or(0);
         self.patient = matches!(which, Flush::Idle(_));
     }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::fairness::{Account, QUANTUM_NANOS};
 use super::idle::{self, POLLED_WHEN_BUSY};
+use super::stamp::{Phase, Stamp};
 use super::wake::Engagement;
 use crate::ident::PortIndex;
 use crate::limits::BATCH_FRAMES;
@@ -70,6 +71,7 @@ pub(super) struct Roster {
     /// For how many cycles a few empty queues are polled while others have frames.
     busy_spin: u64,
     round: Round,
+    stamp: Arc<Stamp>,
 }
 
 /// Where the present round stands.
@@ -86,8 +88,8 @@ struct Round {
 }
 
 impl Roster {
-    /// A roster without queues.
-    pub fn new() -> Self {
+    /// A roster without queues, of the shard that stamps this.
+    pub fn new(stamp: Arc<Stamp>) -> Self {
         let quantum = cpu::cycles_per_second() / 1_000_000 * QUANTUM_NANOS / 1_000;
         Self {
             slots: Vec::new(),
@@ -97,6 +99,7 @@ impl Roster {
             quantum: i64::try_from(quantum).unwrap_or(i64::MAX).max(1),
             busy_spin: idle::busy_spin_cycles(),
             round: Round::default(),
+            stamp,
         }
     }
 
@@ -203,7 +206,7 @@ impl Roster {
     /// Puts the queues to rest that have been empty for as long as their level allows; while the shard is `busy` with others
     /// but for the few that a glance now and then is spent on.
     pub fn put_to_rest(&mut self, now: u64, busy: bool) {
-        let Self { slots, shares, active, resting, busy_spin, .. } = self;
+        let Self { slots, shares, active, resting, busy_spin, stamp, .. } = self;
         let mut glances = if busy { POLLED_WHEN_BUSY } else { 0 };
         active.retain(|&share| {
             let share = &mut shares[share as usize];
@@ -212,7 +215,8 @@ impl Roster {
                 let spent = slot.is_spent(now);
                 let polled = spent && glances > 0 && slot.was_served_within(*busy_spin, now);
                 glances -= usize::from(polled);
-                let rests = spent && !polled && slot.may_rest();
+                // One of those before may have held this thread up, and then they are another's.
+                let rests = spent && !polled && !stamp.is_evicted() && slot.may_rest(stamp);
                 slot.awake = !rests;
                 *resting += usize::from(rests);
                 !rests
@@ -227,8 +231,10 @@ impl Roster {
             let Some(Some(slot)) = self.slots.get_mut(index as usize) else { continue };
             slot.empty_since = None;
             slot.visited = slot.visited.filter(|_| slot.awake);
-            if !slot.awake {
+            if !slot.awake && !self.stamp.is_evicted() {
+                self.stamp.set(Phase::Receive, slot.port);
                 slot.queue.disarm();
+                self.stamp.clear();
                 slot.awake = true;
                 self.resting -= 1;
                 self.enlist(index);
@@ -286,6 +292,13 @@ impl Roster {
         removed
     }
 
+    /// Forgets all queues, which another shard has by now.
+    pub fn forget(&mut self) {
+        self.slots.clear();
+        self.active.clear();
+        self.resting = 0;
+    }
+
     /// The share of `port`, which may be a new one.
     fn share(&mut self, port: PortIndex) -> u32 {
         let own = |share: &Share| share.queues > 0 && share.port == port;
@@ -325,13 +338,15 @@ impl Slot {
     }
 
     /// Asks the queue to notify; returns whether it rests.
-    fn may_rest(&mut self) -> bool {
-        if !self.queue.arm() {
+    fn may_rest(&mut self, stamp: &Stamp) -> bool {
+        stamp.set(Phase::Receive, self.port);
+        let rests = self.queue.arm();
+        if !rests {
             self.queue.disarm();
             self.empty_since = None;
-            return false;
         }
-        true
+        stamp.clear();
+        rests
     }
 }
 

@@ -17,6 +17,8 @@ use crate::mem::Span;
 use crate::port::{Flush, Outcome, Received, Wake};
 use crate::switch::{Fdb, NetworkRow, PortRow};
 
+mod held_up;
+
 /// A port whose far end is the test: what it is fed it receives, what it is given it keeps.
 #[derive(Default)]
 struct Feed {

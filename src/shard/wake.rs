@@ -29,6 +29,7 @@ const RING: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 
 /// A queue to own, and how.
+#[derive(Clone)]
 pub(super) struct Engagement {
     pub port: PortIndex,
     /// Which of its port's queues it is.
@@ -49,6 +50,8 @@ pub(super) enum Order {
     Detach { port: PortIndex, done: Sender<()> },
     /// Let go of old tables.
     Refresh { done: Sender<()> },
+    /// Another thread was to send what ports hold back: send it.
+    TakeOver,
     /// End.
     Stop,
 }
@@ -62,7 +65,8 @@ pub(super) struct Bell {
     timer: OwnedFd,
     flags: Flags,
     ready: Mutex<Vec<u32>>,
-    orders: Mutex<Vec<Order>>,
+    /// `None` once nobody reads them any more.
+    orders: Mutex<Option<Vec<Order>>>,
 }
 
 impl Bell {
@@ -76,7 +80,14 @@ impl Bell {
         // Edge-triggered: each time that it runs out counts, and nobody reads it.
         let runs_out = epoll::Event::new(epoll::Events::EPOLLIN | epoll::Events::EPOLLET, TIMER);
         epoll::ctl(epoll.as_raw_fd(), epoll::ControlOptions::EPOLL_CTL_ADD, timer.as_raw_fd(), runs_out)?;
-        Ok(Self { epoll, event, timer, flags: Flags::default(), ready: Mutex::default(), orders: Mutex::default() })
+        Ok(Self {
+            epoll,
+            event,
+            timer,
+            flags: Flags::default(),
+            ready: Mutex::default(),
+            orders: Mutex::new(Some(Vec::new())),
+        })
     }
 
     /// Orders the shard to own a queue.
@@ -106,6 +117,17 @@ impl Bell {
         let _ = answer.recv();
     }
 
+    /// Orders the shard to send what another one was to send.
+    pub fn take_over(&self) {
+        self.order(Order::TakeOver);
+    }
+
+    /// Nobody reads orders any more: those that wait count as carried out, and so do all that come.
+    pub fn close(&self) {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(orders);
+    }
+
     /// Orders the shard to end.
     pub fn stop(&self) {
         self.order(Order::Stop);
@@ -119,7 +141,9 @@ impl Bell {
 
     /// Moves the orders that came in to `orders` and the slots worth a look to `ready`.
     pub fn collect(&self, orders: &mut Vec<Order>, ready: &mut Vec<u32>) {
-        orders.append(&mut self.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(own) = &mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner) {
+            orders.append(own);
+        }
         ready.append(&mut self.ready.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -167,7 +191,10 @@ impl Bell {
     }
 
     fn order(&self, order: Order) {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        match &mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(orders) => orders.push(order),
+            None => return,
+        }
         self.ring();
     }
 

@@ -13,10 +13,12 @@ use arc_swap::{ArcSwap, Cache};
 use super::idle::{IdlePolicy, Looks};
 use super::outbox::Outbox;
 use super::roster::Roster;
+use super::stamp::{Alarm, Phase, Stamp};
 use super::wake::{Bell, Engagement, Order, SlotWake};
 use super::{Shared, Tables};
 use crate::clock::{Clock, Tick};
 use crate::frame::{self, Heads};
+use crate::ident::PortIndex;
 use crate::limits::VISIT_WORK;
 use crate::port::{Flush, Received};
 use crate::switch;
@@ -30,6 +32,8 @@ pub(super) struct Worker {
     policy: IdlePolicy,
     clock: Clock,
     roster: Roster,
+    stamp: Arc<Stamp>,
+    alarm: Arc<Alarm>,
     heads: Box<Heads>,
     outbox: Outbox,
     tick: Tick,
@@ -51,6 +55,8 @@ impl Worker {
         tables: &Arc<ArcSwap<Tables>>,
         policy: IdlePolicy,
         clock: Clock,
+        stamp: &Arc<Stamp>,
+        alarm: &Arc<Alarm>,
     ) -> Self {
         Self {
             bell: Arc::clone(bell),
@@ -58,9 +64,11 @@ impl Worker {
             tables: Cache::new(Arc::clone(tables)),
             policy,
             clock,
-            roster: Roster::new(),
+            roster: Roster::new(Arc::clone(stamp)),
+            stamp: Arc::clone(stamp),
+            alarm: Arc::clone(alarm),
             heads: frame::heads(),
-            outbox: Outbox::new(),
+            outbox: Outbox::new(Arc::clone(stamp)),
             tick: clock.now().tick(),
             looks: Looks::new(),
             last_look: 0,
@@ -75,6 +83,9 @@ impl Worker {
     pub fn run(mut self) {
         let mut now = cpu::cycles();
         loop {
+            if self.stamp.is_evicted() {
+                return self.hand_over();
+            }
             if self.bell.rang() && !self.read_mail() {
                 return self.flush(Flush::All);
             }
@@ -104,21 +115,26 @@ impl Worker {
     /// for as long as the ports' cycles last, or, where a single port has them all, until it comes to as much as one visit may.
     /// Returns whether there was anything to do.
     fn turn(&mut self, now: u64) -> bool {
-        let Self { roster, heads, outbox, shared, tick, tables, .. } = self;
+        let Self { roster, heads, outbox, shared, tick, tables, stamp, .. } = self;
         let tables: &Tables = tables.load();
         let measured = roster.begin();
         let (mut moved, mut busy, mut work, mut before) = (0, false, 0, now);
         while let Some(slot) = roster.next() {
             let port = slot.port;
+            stamp.set(Phase::Receive, port);
             let received = slot.queue.receive(heads, &mut |batch| {
                 switch::process(&tables.switch, port, batch, *tick);
                 outbox.deliver(tables, port, batch, &shared.ports);
                 work += batch.work();
+                stamp.set(Phase::Receive, port);
             });
             if let Received::Frames(frames) = received {
                 moved += frames;
                 busy = true;
                 shared.counters.batches.add(1);
+            }
+            if stamp.is_evicted() {
+                break;
             }
             let after = if measured { cpu::cycles() } else { before };
             let mut taken = after.wrapping_sub(before);
@@ -132,8 +148,27 @@ impl Worker {
                 break;
             }
         }
+        stamp.clear();
         shared.counters.frames.add(moved as u64);
         busy
+    }
+
+    /// Ends the service of a thread that was held up: another one has its queues, which must not hear of this one any more.
+    fn hand_over(mut self) {
+        self.flush(Flush::All);
+        self.roster.forget();
+    }
+
+    /// Sends what a thread that is held up was to send, whatever ports that is for.
+    fn take_over(&mut self) {
+        let tables: &Tables = self.tables.load();
+        for (port, side) in (0..).map(PortIndex).zip(&tables.transmit) {
+            if let Some(side) = side {
+                self.stamp.set(Phase::Writing, port);
+                side.flush(Flush::All);
+            }
+        }
+        self.stamp.clear();
     }
 
     /// Has notifications sent that were held back.
@@ -178,7 +213,9 @@ impl Worker {
         }
         let longest = self.outbox.due().map(|due| cpu::duration(due.wrapping_sub(fell_asleep)));
         let mut ready = std::mem::take(&mut self.ready);
+        self.stamp.asleep();
         self.bell.sleep(longest, &mut ready);
+        self.alarm.awake(&self.stamp);
         let now = cpu::cycles();
         self.shared.counters.sleep_cycles.add(now.wrapping_sub(fell_asleep));
         self.shared.counters.sleeps.add(1);
@@ -198,7 +235,7 @@ impl Worker {
     fn read_mail(&mut self) -> bool {
         let (mut orders, mut ready) = (std::mem::take(&mut self.orders), std::mem::take(&mut self.ready));
         self.bell.collect(&mut orders, &mut ready);
-        let mut go_on = true;
+        let (mut go_on, mut takes_over) = (true, false);
         for order in orders.drain(..) {
             match order {
                 Order::Attach(engagement) => self.attach(engagement),
@@ -215,8 +252,13 @@ impl Worker {
                     self.tables.load();
                     let _ = done.send(());
                 }
+                Order::TakeOver => takes_over = true,
                 Order::Stop => go_on = false,
             }
+        }
+        // Last, because it goes to peers' memory, and who gave the other orders waits.
+        if takes_over {
+            self.take_over();
         }
         self.awaken(&mut ready);
         (self.orders, self.ready) = (orders, ready);

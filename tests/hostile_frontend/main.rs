@@ -13,6 +13,7 @@ mod memory;
 mod messages;
 mod names;
 mod pace;
+mod stalls;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -38,7 +39,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let daemon = Daemon::with_ports(&["bad", "peer"]);
+        let daemon = Daemon::with_ports(&["bad", "peer", "other"]);
         let witness = Witness::start(&daemon.socket("well-1"), &daemon.socket("well-2"));
         let peer = Nic::up(&daemon.socket("peer"), &NicConfig::default());
         let mut scene = Self { at_rest: daemon.footprint(), daemon, witness, peer };

@@ -170,6 +170,7 @@ impl Attachment {
             // The last resort: a panic costs the connection, and the port can take another.
             let end = catch_unwind(AssertUnwindSafe(serve)).unwrap_or(session::End::Panicked);
             current.handler.device().tear_down();
+            self.nic.docket.acquit();
             if let session::End::Offence(offence) = end {
                 self.keep_out(&current, offence);
             }

@@ -155,6 +155,7 @@ impl Port for Vnic {
         detail["mode"] = json!(nic.config.mode);
         detail["mac"] = json!(nic.config.mac);
         detail["mtu"] = json!(nic.mtu());
+        detail["held_up"] = json!(nic.docket.held_up());
         detail["offered"] = json!({
             "features": format!("{:#x}", features::offered(nic.config.compat)),
             "protocol_features": format!("{:#x}", features::offered_protocol(nic.config.compat)),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::offence::Docket;
 use super::queue::Queue;
 use crate::ident::{Compat, LatencySensitivity, MacAddr, Name};
 use crate::limits::{MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND, MESSAGES, MESSAGES_PER_SECOND};
@@ -72,6 +73,8 @@ pub(super) struct Nic {
     pub(super) queues: Vec<Arc<Queue>>,
     /// Signalled when a shard stops a ring, and when guest memory fails.
     pub(super) attention: Arc<EventFd>,
+    /// What its front ends have done.
+    pub(super) docket: Arc<Docket>,
     /// For log lines that the far end can cause.
     pub(super) log: RateLimit,
     /// For frames that SEND_RARP makes.
@@ -87,8 +90,9 @@ pub(super) struct Nic {
 impl Nic {
     pub(super) fn new(config: VnicConfig) -> io::Result<Self> {
         let attention = Arc::new(EventFd::new()?);
+        let docket = Arc::new(Docket::new(Arc::clone(&attention)));
         let queue = |_| {
-            let queue = Queue::new(Arc::clone(&attention));
+            let queue = Queue::new(Arc::clone(&docket));
             queue.set_mtu(config.mtu);
             Arc::new(queue)
         };
@@ -98,6 +102,7 @@ impl Nic {
             mtu: AtomicU16::new(config.mtu.unwrap_or(0)),
             config,
             attention,
+            docket,
             log: RateLimit::new(LOG_LINES, LOG_PERIOD),
             announcements: RateLimit::new(ANNOUNCEMENTS, Duration::from_secs(1)),
             mappings: Pace::new(MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND),

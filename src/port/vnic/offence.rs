@@ -1,7 +1,12 @@
-//! What a front end can do that holds a shard up: [`Offence`]. It ends the connection, and its port serves nobody for a while.
+//! What a front end can do that holds a shard up: [`Offence`]. It ends the connection, and its port serves nobody for a while
+//! ([`Docket`]).
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::sys::eventfd::EventFd;
 
 /// What a front end did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +15,8 @@ pub(super) enum Offence {
     Blocked = 1,
     /// An eventfd of it took milliseconds to ring, again and again.
     Slow = 2,
+    /// A page fault in its memory held a shard up.
+    HeldUp = 3,
 }
 
 impl fmt::Display for Offence {
@@ -17,26 +24,82 @@ impl fmt::Display for Offence {
         f.write_str(match self {
             Self::Blocked => "had an interrupt block the switch",
             Self::Slow => "had its interrupts take milliseconds each",
+            Self::HeldUp => "held the switch up in the VM's memory",
         })
     }
 }
 
-/// The last offence that nobody has looked at yet.
-#[derive(Default)]
-pub(super) struct Docket(AtomicU8);
+/// What a port's front end has done so far. All rings of the port share it.
+pub(super) struct Docket {
+    /// The last offence that nobody has looked at yet.
+    last: AtomicU8,
+    /// No shard enters a ring of the port until its front end has been sent away.
+    barred: AtomicBool,
+    /// How often a shard was held up, and for how long the last time that nobody has looked at yet, in milliseconds.
+    held_up: AtomicU64,
+    millis: AtomicU64,
+    /// Signalled for the session.
+    attention: Arc<EventFd>,
+}
 
 impl Docket {
-    /// Notes one.
+    /// Nothing yet; `attention` is signalled when there is something.
+    pub(super) fn new(attention: Arc<EventFd>) -> Self {
+        let (last, barred, held_up, millis) = Default::default();
+        Self { last, barred, held_up, millis, attention }
+    }
+
+    /// Notes one, which ends the connection.
     pub(super) fn enter(&self, offence: Offence) {
-        self.0.store(offence as u8, Ordering::Relaxed);
+        self.last.store(offence as u8, Ordering::Relaxed);
+        self.attention.signal();
     }
 
     /// Takes it away.
     pub(super) fn take(&self) -> Option<Offence> {
-        if self.0.load(Ordering::Relaxed) == 0 {
+        if self.last.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let number = self.0.swap(0, Ordering::Relaxed);
-        [Offence::Blocked, Offence::Slow].into_iter().find(|offence| *offence as u8 == number)
+        let number = self.last.swap(0, Ordering::Relaxed);
+        let all = [Offence::Blocked, Offence::Slow, Offence::HeldUp];
+        all.into_iter().find(|offence| *offence as u8 == number)
+    }
+
+    /// A shard was held up for this long. `bar` ends the connection.
+    pub(super) fn hold_up(&self, held: Duration, bar: bool) {
+        self.held_up.fetch_add(1, Ordering::Relaxed);
+        self.millis.store(u64::try_from(held.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if bar {
+            self.barred.store(true, Ordering::Relaxed);
+            self.enter(Offence::HeldUp);
+        }
+        self.attention.signal();
+    }
+
+    /// For how long a shard was held up, if one was since this was asked last.
+    pub(super) fn take_held_up(&self) -> Option<Duration> {
+        Some(self.millis.swap(0, Ordering::Relaxed)).filter(|&millis| millis > 0).map(Duration::from_millis)
+    }
+
+    /// How often a shard was held up.
+    pub(super) fn held_up(&self) -> u64 {
+        self.held_up.load(Ordering::Relaxed)
+    }
+
+    /// Whether no shard is to enter a ring of the port.
+    #[inline]
+    pub(super) fn is_barred(&self) -> bool {
+        self.barred.load(Ordering::Relaxed)
+    }
+
+    /// The front end is gone, and no ring of the port runs.
+    pub(super) fn acquit(&self) {
+        self.barred.store(false, Ordering::Relaxed);
+        self.last.store(0, Ordering::Relaxed);
+    }
+
+    /// Has the session look.
+    pub(super) fn call(&self) {
+        self.attention.signal();
     }
 }

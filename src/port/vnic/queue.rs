@@ -29,7 +29,7 @@ pub(super) use self::state::{Running, State};
 use self::wakeup::Wakeup;
 use super::features;
 use super::kick::Kick;
-use super::offence::{Docket, Offence};
+use super::offence::Docket;
 use crate::frame::{Flooding, Needs};
 use crate::ident::{LatencySensitivity, MacAddr};
 use crate::limits::VNET_HEADER_BYTES;
@@ -116,15 +116,14 @@ struct Shared {
     published: Published,
     settings: Settings,
     wakeup: Wakeup,
-    docket: Docket,
-    attention: Arc<EventFd>,
+    docket: Arc<Docket>,
 }
 
 impl Queue {
-    /// A queue whose ring is not running. `attention` is signalled when a shard finds a fault.
-    pub fn new(attention: Arc<EventFd>) -> Self {
-        let (published, settings, wakeup, docket) = Default::default();
-        let shared = Arc::new(Shared { published, settings, wakeup, docket, attention });
+    /// A queue whose ring is not running, of the port with this docket.
+    pub fn new(docket: Arc<Docket>) -> Self {
+        let (published, settings, wakeup) = Default::default();
+        let shared = Arc::new(Shared { published, settings, wakeup, docket });
         Self {
             state: Mutex::new(State::new(Arc::clone(&shared))),
             holder: AtomicU32::new(0),
@@ -249,11 +248,6 @@ impl Queue {
         due
     }
 
-    /// What the front end did since this was asked last that held a thread of ours up, if anything.
-    pub fn take_offence(&self) -> Option<Offence> {
-        self.shared.docket.take()
-    }
-
     /// Rings another eventfd of the ring's front end; returns whether it may be rung again.
     pub fn ring(&self, bell: &EventFd) -> bool {
         self.lock().ring(bell.as_fd()) == Rang::Done
@@ -331,6 +325,17 @@ impl Queue {
         }
     }
 
+    /// The queue's state for a look at what there is to receive, if nobody has it just now.
+    #[inline]
+    pub fn glance(&self) -> Option<MutexGuard<'_, State>> {
+        if self.shared.docket.is_barred() { None } else { self.try_lock() }
+    }
+
+    /// What the port's front end has done.
+    pub fn docket(&self) -> &Docket {
+        &self.shared.docket
+    }
+
     /// What the control side has set of it.
     #[inline]
     pub fn settings(&self) -> &Settings {
@@ -364,6 +369,9 @@ impl Queue {
     /// has it for longer than a batch takes: held up by the peer whose memory it is, or by the host that gave the CPU away.
     #[inline]
     pub fn enter(&self, bytes: u64) -> Option<MutexGuard<'_, State>> {
+        if self.shared.docket.is_barred() {
+            return None;
+        }
         let state = self.try_lock().or_else(|| self.wait())?;
         self.burden.store(bytes, Ordering::Relaxed);
         Some(state)
@@ -432,7 +440,7 @@ impl Queue {
     pub fn fail(&self, state: &mut State, fault: RingFault) {
         state.fail(fault);
         self.settle(state);
-        self.shared.attention.signal();
+        self.shared.docket.call();
     }
 
     /// Brings what others read without the lock, and the shard, up to date after a change.

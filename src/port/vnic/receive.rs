@@ -134,7 +134,7 @@ impl Turn<'_> {
 
 impl Receive for ReceiveQueue {
     fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
-        let Some(mut state) = self.ring.try_lock() else { return Received::Nothing };
+        let Some(mut state) = self.ring.glance() else { return Received::Nothing };
         self.ring.disarm_late(&mut state);
         if !state.announcements.is_empty() {
             return Received::Frames(self.announce(&mut state, heads, process));

@@ -21,6 +21,7 @@ use super::handler::Handler;
 use super::message::{self, Arrival, Header, Request};
 use super::nic::{Mode, Nic};
 use super::offence::Offence;
+use crate::port::rate_limit::log_limited;
 
 /// How long a front end that connected to us may keep silent before it makes room for others.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
@@ -104,8 +105,16 @@ impl<'a> Session<'a> {
             if stopping.load(Ordering::Acquire) {
                 return Ok(End::Removed);
             }
-            // All of them are asked, so that no answer is left for the next connection.
-            if let Some(offence) = self.nic.queues.iter().fold(None, |last, queue| queue.take_offence().or(last)) {
+            if let Some(held) = self.nic.docket.take_held_up() {
+                let (name, millis) = (&self.nic.config.name, held.as_millis());
+                let level = log::Level::Warn;
+                log_limited!(
+                    self.nic.log,
+                    level,
+                    "{name}: a shard was held up in the VM's memory for {millis} ms so far"
+                );
+            }
+            if let Some(offence) = self.nic.docket.take() {
                 return Ok(End::Offence(offence));
             }
             let part = match arrival {

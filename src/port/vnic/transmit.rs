@@ -14,6 +14,7 @@ mod merge;
 mod rewrite;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
@@ -103,6 +104,12 @@ impl Transmit for TransmitSide {
     fn flush(&self, which: Flush) -> Option<u64> {
         let due = self.rings.iter().filter_map(|ring| ring.flush(which));
         due.reduce(|a, b| if earlier(b, a) { b } else { a })
+    }
+
+    fn hold_up(&self, held: Duration, bar: bool) {
+        if let Some(ring) = self.rings.first() {
+            ring.docket().hold_up(held, bar);
+        }
     }
 }
 

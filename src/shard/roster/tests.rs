@@ -43,7 +43,7 @@ struct Load {
 }
 
 fn roster(loads: &[Load]) -> Roster {
-    let mut roster = Roster { quantum: 5_000, ..Roster::new() };
+    let mut roster = Roster { quantum: 5_000, ..Roster::new(Arc::default()) };
     for (port, load) in (0..).map(PortIndex).zip(loads) {
         for number in 0..load.queues {
             let (queue, latency, load) = (Arc::new(Idle), LatencySensitivity::Normal, Arc::default());

@@ -173,7 +173,6 @@ impl State {
     #[cold]
     fn accuse(&self, rang: Rang) {
         self.shared.docket.enter(if rang == Rang::Slow { Offence::Slow } else { Offence::Blocked });
-        self.shared.attention.signal();
     }
 
     /// Cycles that interrupting the guest took, beyond what that takes, since this was asked last: they are the guest's, whoever

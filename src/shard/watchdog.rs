@@ -1,0 +1,217 @@
+//! Finds shards that are held up in a peer's memory: [`Watchdog`].
+//!
+//! The kernel holds a page fault for as long as somebody punches a hole into the file (fallocate(2); shmem_fault waits for it
+//! and takes no signal meanwhile), and a front end can do that to the memory that it shares. Nothing ends such a wait. What
+//! can be done is to see it: every [`LOOK`] the watchdog looks at the shards' stamps ([`super::stamp`]). One that is the same
+//! as last time, of a thread that waits in the kernel (its state in `/proc` is another than running), has been held up since
+//! then. A thread that is merely kept from its CPU is runnable and counts for nothing.
+//!
+//! After [`HELD_UP`] the shard's queues go to another thread on the same CPU ([`super::crew`]), so that other ports go on. The
+//! port in whose memory it was is told ([`crate::port::Transmit::hold_up`]): it loses its connection for the second time in
+//! [`MEMORY`], and at once for [`LONG`] if it was its own frames that were fetched. The first short one is forgiven, because
+//! a fault may also wait for swap, or for another thread of ours that maps memory. In a receiver's memory the first is never
+//! held against it: a sender may have punched its own between the first look at it and the copy.
+//!
+//! While all shards sleep the watchdog parks.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use super::Tables;
+use super::crew::Crew;
+use super::stamp::{Alarm, Phase, Seen, Stamp};
+use crate::ident::PortIndex;
+
+/// How often the watchdog looks.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Looks at sleeping shards after which it parks: half a second.
+const LINGER: u32 = 100;
+
+/// How long a shard is held up until its other queues go elsewhere.
+const HELD_UP: Duration = Duration::from_millis(20);
+
+/// How long a shard that a port sends through is held up until the port is barred for the first time that it happens.
+const LONG: Duration = Duration::from_millis(100);
+
+/// For how long a port's last time is remembered.
+const MEMORY: Duration = Duration::from_secs(60);
+
+/// The watchdog of some shards. Its thread ends with it.
+pub(super) struct Watchdog {
+    common: Arc<Common>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Common {
+    alarm: Arc<Alarm>,
+    crews: Mutex<Vec<Weak<Crew>>>,
+    ends: AtomicBool,
+}
+
+/// One thread that is watched.
+struct Watched {
+    crew: Weak<Crew>,
+    stamp: Arc<Stamp>,
+    seen: Seen,
+    /// How long it has been held up at that place.
+    held: Duration,
+    evicted: bool,
+    barred: bool,
+}
+
+impl Watchdog {
+    /// Starts one for shards that forward by `tables`.
+    pub fn start(alarm: Arc<Alarm>, tables: Arc<ArcSwap<Tables>>) -> std::io::Result<Self> {
+        let common = Arc::new(Common { alarm, crews: Mutex::default(), ends: AtomicBool::new(false) });
+        let own = Arc::clone(&common);
+        let patrol = move || Patrol { common: own, tables, watched: Vec::new(), last_time: BTreeMap::new() }.run();
+        let thread = std::thread::Builder::new().name("watchdog".into()).stack_size(256 * 1024).spawn(patrol)?;
+        Ok(Self { common, thread: Some(thread) })
+    }
+
+    /// Watches a crew for as long as there is one.
+    pub fn watch(&self, crew: &Arc<Crew>) {
+        self.common.crews.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(crew));
+        self.common.alarm.call();
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.common.ends.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The watchdog's thread.
+struct Patrol {
+    common: Arc<Common>,
+    tables: Arc<ArcSwap<Tables>>,
+    watched: Vec<Watched>,
+    /// When each port has last held a shard up.
+    last_time: BTreeMap<PortIndex, Instant>,
+}
+
+impl Patrol {
+    fn run(mut self) {
+        let common = Arc::clone(&self.common);
+        common.alarm.serve();
+        while !common.ends.load(Ordering::SeqCst) {
+            common.alarm.look(true);
+            let (mut quiet, mut last) = (0, Instant::now());
+            while quiet < LINGER && !common.ends.load(Ordering::SeqCst) {
+                std::thread::sleep(LOOK);
+                // A watchdog that is late itself cannot say what went on meanwhile.
+                let since = std::mem::replace(&mut last, Instant::now()).elapsed().min(2 * LOOK);
+                quiet = if self.look(since) { 0 } else { quiet + 1 };
+            }
+            common.alarm.look(false);
+            if !self.look(Duration::ZERO) && !common.ends.load(Ordering::SeqCst) {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// Looks at all of them; returns whether any is awake.
+    fn look(&mut self, since: Duration) -> bool {
+        self.enlist();
+        let mut awake = false;
+        for at in 0..self.watched.len() {
+            awake |= self.look_at(at, since);
+        }
+        awake
+    }
+
+    /// Brings the list of threads up to date: those that serve, and those that are held up.
+    fn enlist(&mut self) {
+        let mut crews = self.common.crews.lock().unwrap_or_else(PoisonError::into_inner);
+        crews.retain(|crew| crew.strong_count() > 0);
+        for crew in crews.iter() {
+            let Some(present) = crew.upgrade() else { continue };
+            let (_, stamp) = present.server();
+            if !self.watched.iter().any(|watched| Arc::ptr_eq(&watched.stamp, &stamp)) {
+                let (seen, held) = (stamp.seen(), Duration::ZERO);
+                let crew = Weak::clone(crew);
+                self.watched.push(Watched { crew, stamp, seen, held, evicted: false, barred: false });
+            }
+        }
+        drop(crews);
+        // A thread that has ended has left its stamp to us alone.
+        self.watched.retain(|watched| Arc::strong_count(&watched.stamp) > 1);
+    }
+
+    fn look_at(&mut self, at: usize, since: Duration) -> bool {
+        let Some(watched) = self.watched.get_mut(at) else { return false };
+        let Some(crew) = watched.crew.upgrade() else { return false };
+        if watched.evicted {
+            crew.readmit();
+        }
+        let seen = watched.stamp.seen();
+        let (phase, port) = seen.at();
+        if seen != watched.seen || !seen.is_abroad() {
+            (watched.seen, watched.held, watched.barred) = (seen, Duration::ZERO, false);
+            return watched.evicted || phase != Phase::Asleep;
+        }
+        if watched.stamp.thread().is_some_and(waits) {
+            watched.held += since;
+        }
+        let held = watched.held;
+        if held >= HELD_UP && !watched.evicted {
+            let stamp = Arc::clone(&watched.stamp);
+            watched.evicted = evict(&crew, &stamp, port, held);
+            // Whether or not there was another thread.
+            let again = self.last_time.insert(port, Instant::now()).is_some_and(|last| last.elapsed() < MEMORY);
+            self.accuse(at, port, held, again);
+        } else if held >= LONG && phase != Phase::Writing {
+            self.accuse(at, port, held, true);
+        }
+        true
+    }
+
+    /// Tells a port that it held a shard up, and whether that is to end its connection, once.
+    fn accuse(&mut self, at: usize, port: PortIndex, held: Duration, bar: bool) {
+        let Some(watched) = self.watched.get_mut(at).filter(|watched| !watched.barred) else { return };
+        watched.barred = bar;
+        let tables = self.tables.load();
+        if let Some(Some(side)) = tables.transmit.get(port.index()) {
+            side.hold_up(held, bar);
+        }
+    }
+}
+
+/// Gives a shard's queues to another thread; returns whether that was possible.
+fn evict(crew: &Crew, stamp: &Arc<Stamp>, port: PortIndex, held: Duration) -> bool {
+    let (cpu, held) = (crew.cpu(), held.as_millis());
+    match crew.evict(stamp, port) {
+        Ok(true) => {
+            log::warn!(
+                "the shard on CPU {cpu} is held up in a VM's memory for {held} ms: another thread serves its ports"
+            );
+            true
+        }
+        Ok(false) => false,
+        Err(error) => {
+            log::error!(
+                "the shard on CPU {cpu} is held up in a VM's memory for {held} ms, and so are its ports: {error}"
+            );
+            false
+        }
+    }
+}
+
+/// Whether a thread of this process waits in the kernel: neither runs nor could run (proc_pid_stat(5), field 3).
+fn waits(thread: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
+    // What comes before is the name in parentheses, which may contain anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('D' | 'S'))
+}

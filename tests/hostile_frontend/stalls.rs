@@ -1,0 +1,155 @@
+//! Memory that holds up whoever touches it: the kernel lets nobody in while it punches a hole into a file, and takes as long
+//! for that as the puncher has little of a CPU.
+
+#![allow(unsafe_code)] // SCHED_IDLE, which rustix has no call for.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::fs::FallocateFlags;
+
+use super::frontend::daemon::{Daemon, allowed_cpus};
+use super::frontend::eventually;
+use super::frontend::frame::frame;
+use super::frontend::nic::{Nic, exchange, meet};
+use super::frontend::ram::{Region, memfd};
+use super::frontend::ring::Desc;
+use super::{MIB, Scene};
+
+/// Bytes of the file that is punched.
+const LEN: u64 = 256 * MIB;
+
+/// Puts the calling thread on the last CPU, which is not the shard's where there are two, to run when nobody else wants to.
+fn step_back(idle: bool) {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(*allowed_cpus().last().unwrap());
+    rustix::thread::sched_setaffinity(None, &cpus).unwrap();
+    if idle {
+        let parameters = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the structure lives through the call, which reads it and nothing else.
+        assert_eq!(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) }, 0);
+    }
+}
+
+/// A hole that is being punched, slowly while the hog runs.
+struct Punch {
+    puncher: JoinHandle<()>,
+    hog: Hog,
+}
+
+/// Takes the CPU from the puncher until it goes.
+struct Hog {
+    thread: Option<JoinHandle<()>>,
+    hogs: Arc<AtomicBool>,
+}
+
+impl Hog {
+    fn start() -> Self {
+        let hogs = Arc::new(AtomicBool::new(true));
+        let going = hogs.clone();
+        let thread = std::thread::spawn(move || {
+            step_back(false);
+            while going.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        Self { thread: Some(thread), hogs }
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        self.hogs.store(false, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+impl Punch {
+    fn begin(file: &Arc<File>) -> Self {
+        let hog = Hog::start();
+        let file = file.clone();
+        let puncher = std::thread::spawn(move || {
+            step_back(true);
+            let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&*file, how, 0, LEN).unwrap();
+        });
+        Self { puncher, hog }
+    }
+
+    fn is_over(&self) -> bool {
+        self.puncher.is_finished()
+    }
+
+    fn end(self) {
+        drop(self.hog);
+        self.puncher.join().unwrap();
+    }
+}
+
+/// Threads of shards that are held up now.
+fn stuck(daemon: &Daemon) -> u64 {
+    let shards = daemon.linecard(&["shard", "list"]).unwrap();
+    shards.as_array().unwrap().iter().map(|shard| shard["stuck"].as_u64().unwrap()).sum()
+}
+
+/// Has the guest of `bad` send out of a file that is being punched until a shard is held up there; returns the hole.
+fn hold_up(scene: &Scene, bad: &mut Nic, file: &Arc<File>, at: u64) -> Punch {
+    let ring = bad.vmm.vrings[1].ring.clone();
+    ring.set_desc(0, Desc::readable(at, 1412));
+    for _ in 0..50 {
+        let filler = vec![1; MIB as usize];
+        (0..LEN / MIB).for_each(|at| file.write_all_at(&filler, at * MIB).unwrap());
+        let punch = Punch::begin(file);
+        while !punch.is_over() {
+            ring.offer(0);
+            bad.vmm.vrings[1].kick.ring();
+            std::thread::sleep(Duration::from_millis(2));
+            if stuck(&scene.daemon) > 0 {
+                return punch;
+            }
+        }
+        punch.end();
+    }
+    panic!("no shard was ever held up");
+}
+
+#[test]
+fn point_12_a_hole_that_is_punched_under_a_frame() {
+    let mut scene = Scene::new();
+    let mut bad = scene.nic();
+    let file = memfd(LEN);
+    let region = Region { gpa: 0x8_0000_0000, uva: 0x7777_0000_0000, len: 2 * MIB, offset: 0, file: file.clone() };
+    bad.plug(region.clone()).unwrap();
+    let at = bad.vmm.ram.alloc_in(region.gpa, 4096, 4096);
+    let mut other = Nic::up(&scene.daemon.socket("other"), &super::NicConfig::default());
+    meet(&mut other, &mut scene.peer);
+    let mut held_for_good = false;
+    while !held_for_good {
+        let punch = hold_up(&scene, &mut bad, &file, at);
+        // Another network, the same network, and the control side.
+        scene.witness.keeps_going();
+        exchange(&mut other, &mut scene.peer, 32);
+        scene.peer.send(&frame(bad.mac, scene.peer.mac, 100, 1));
+        for args in [&["status"][..], &["drops"], &["port", "list"], &["port", "show", "bad"]] {
+            scene.daemon.linecard(args).unwrap();
+        }
+        scene.witness.keeps_going();
+        // The longer the machine takes for all that, the longer the hole takes, as a rule.
+        held_for_good = stuck(&scene.daemon) > 0;
+        punch.end();
+    }
+    eventually("its connection is ended", || {
+        let port = scene.daemon.port("bad");
+        port.reason().is_some_and(|reason| reason.contains("held the switch up in the VM's memory")).then_some(())
+    });
+    assert!(scene.daemon.port("bad").0["detail"]["held_up"].as_u64() >= Some(1));
+    drop((bad, other));
+    scene.peer.poll();
+    eventually("all threads are back", || (stuck(&scene.daemon) == 0).then_some(()));
+    scene.expect_usable("a hole under a frame");
+    scene.finish();
+}
