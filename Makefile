@@ -4,7 +4,7 @@
 CARGO ?= cargo
 SETUP := qemu-tests/setup.sh
 
-.PHONY: demo run test check build bench fuzz loom clean
+.PHONY: demo run test check build bench fuzz loom miri steady replay-red clean
 
 # Two QEMU guests talk through linecardd; leaves nothing behind.
 demo:
@@ -44,13 +44,25 @@ bench:
 	./target/release/generator bench $(if $(SHORT),--short)
 	benches/pair.sh $(if $(SHORT),-l 64 -t 2 -r 1)
 
-# Each fuzz target of TARGETS (default: all) for SECONDS (default 30).
+# Each fuzz target of TARGETS (default: all) for SECONDS (default 30). What they came to is kept with fuzz/keep.sh.
 fuzz:
 	for target in $(or $(TARGETS),ethernet ring packed control yaml offload); do fuzz/run.sh $$target $(or $(SECONDS),30) || exit 1; done
 
 # What shards share without locks, in every interleaving that the memory model allows.
 loom:
 	$(CARGO) test --release --manifest-path tests/loom/Cargo.toml --target-dir target/loom
+
+# The unit tests of the unsafe floor under miri, which needs a nightly toolchain with that component (NIGHTLY=name).
+miri:
+	tests/miri.sh
+
+# The suites that have to do with time, ROUNDS times (default 10) beside a busy loop on each CPU.
+steady:
+	tests/steady.sh
+
+# Each test of tests/replay must fail on a build whose check is taken out. NAMES="..." for some of them.
+replay-red:
+	tests/replay/red.sh $(NAMES)
 
 clean:
 	$(CARGO) clean

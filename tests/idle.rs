@@ -13,19 +13,8 @@ use frontend::daemon::{Daemon, port, preamble};
 use frontend::eventually;
 use frontend::frame::{BROADCAST, frame};
 use frontend::nic::{Nic, NicConfig};
-use rustix::process::Pid;
 
 const VNICS: usize = 32;
-
-/// Processor time that the process has used so far, all threads, to the nanosecond (proc_pid_schedstat, first field).
-fn processor_time(pid: Pid) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
-    let of = |task: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-        text.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0)
-    };
-    Duration::from_nanos(tasks.flatten().map(of).sum())
-}
 
 #[test]
 fn thirty_two_idle_vnics_use_under_one_percent_of_a_core() {
@@ -46,9 +35,9 @@ fn thirty_two_idle_vnics_use_under_one_percent_of_a_core() {
         let shards = daemon.linecard(&["shard", "list"]).ok()?;
         shards.as_array()?.iter().all(|shard| shard["queues"] == shard["resting"]).then_some(())
     });
-    let (began, before) = (Instant::now(), processor_time(daemon.pid()));
+    let (began, before) = (Instant::now(), daemon.processor_time());
     std::thread::sleep(Duration::from_secs(5));
-    let (used, passed) = (processor_time(daemon.pid()) - before, began.elapsed());
+    let (used, passed) = (daemon.processor_time() - before, began.elapsed());
     println!("{VNICS} idle vNICs: {used:?} of processor time in {passed:?}");
     assert!(used < passed / 100, "{used:?} of processor time in {passed:?}");
 }

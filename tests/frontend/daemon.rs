@@ -161,6 +161,16 @@ impl Daemon {
         found.unwrap_or_else(|_| panic!("{what}: still there: {}", left.join("; ")))
     }
 
+    /// Processor time that it has used so far, all threads, to the nanosecond (proc_pid_schedstat, first field).
+    pub fn processor_time(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("procfs");
+        let of = |task: fs::DirEntry| {
+            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            text.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0)
+        };
+        Duration::from_nanos(tasks.flatten().map(of).sum())
+    }
+
     /// What the daemon has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
