@@ -6,8 +6,9 @@
 mod frontend;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
-use frontend::daemon::Daemon;
+use frontend::daemon::{self, Daemon};
 use frontend::nic::{Nic, NicConfig, meet};
 
 const FLOWS: u16 = 64;
@@ -134,4 +135,53 @@ fn nobody_chooses_the_queues_of_others() {
     }
     // 250 each, give or take 14.
     assert!(on.iter().all(|&flows| flows > 150), "new flows of another guest, by queue: {on:?}");
+}
+
+/// What front ends send is a set of rings, not a number of pairs: any of 128, on and off while frames come.
+#[test]
+fn any_pairs_of_128_may_be_enabled() {
+    const PAIRS: usize = 128;
+    let daemon = Daemon::start(|dir| {
+        let ports = daemon::port(dir, "a", "lan") + &daemon::port(dir, "b", "lan");
+        let head = daemon::preamble(dir) + "networks: { lan: {} }\nports:\n";
+        head + &ports.replace("queues: 4", &format!("queues: {PAIRS}"))
+    });
+    let few = NicConfig { size: 64, ..NicConfig::default() };
+    let many = NicConfig { pairs: PAIRS, enabled_pairs: PAIRS, ..few.clone() };
+    let (mut a, mut b) = (Nic::up(&daemon.socket("a"), &few), Nic::up(&daemon.socket("b"), &many));
+    meet(&mut a, &mut b);
+    let all = send(&mut a, &mut b, 2).into_values().collect::<BTreeSet<_>>();
+    assert!(all.len() > 16, "64 flows over 128 pairs: {all:?}");
+    let patterns: [fn(usize) -> bool; 6] = [
+        |pair| pair % 2 == 0,
+        |pair| pair >= 64,
+        |pair| pair == PAIRS - 1,
+        |_| false,
+        |pair| pair * 7919 % 5 < 2,
+        |_| true,
+    ];
+    for (number, pattern) in patterns.into_iter().enumerate() {
+        let before = daemon.port_when("a", "its books are closed", |port| port.is_conserved());
+        for pair in 0..PAIRS {
+            for ring in [2 * pair, 2 * pair + 1] {
+                b.session().set_vring_enable(ring as u32, pattern(pair), true).unwrap();
+            }
+        }
+        for flow in 0..FLOWS {
+            a.send(&datagram(b.mac, a.mac, flow, false, number as u32));
+        }
+        a.drain();
+        let after = daemon.port_when("a", "each frame has had its end", |port| port.is_conserved());
+        let dropped = after.all_drops() - before.all_drops();
+        let heard = b.gather(usize::from(FLOWS) - dropped as usize, Instant::now() + frontend::DEADLINE);
+        assert_eq!(heard.len() as u64 + dropped, u64::from(FLOWS), "pattern {number}");
+        let astray: Vec<_> = heard.iter().map(|(pair, _)| *pair).filter(|&pair| !pattern(pair)).collect();
+        assert!(astray.is_empty(), "pattern {number}: frames on pairs {astray:?}, which are off");
+        // Some rings on the guest's other end: it sends on each that is on, and is heard.
+        for pair in (0..PAIRS).filter(|&pair| pattern(pair)).take(8) {
+            b.send_on(pair, &datagram(a.mac, b.mac, 1, true, pair as u32));
+            assert_eq!(a.receive(1).len(), 1, "pattern {number}, pair {pair}");
+        }
+    }
+    send(&mut a, &mut b, 2);
 }

@@ -387,3 +387,32 @@ fn many_senders_on_many_queues_lose_nothing_to_a_receiver_with_room() {
         daemon.port_when(port, "every frame has had its end", |port| port.is_conserved());
     }
 }
+
+/// The longest rings, full of the longest chains that a frame may be, in tables: more than once round, so that indexes wrap.
+#[test]
+fn rings_of_32768_full_of_indirect_chains_go_round() {
+    const SIZE: u16 = 32768;
+    let daemon = Daemon::with_ports(&["a", "b"]);
+    for form in [0, feature::RING_PACKED] {
+        let small =
+            NicConfig { features: LINUX | form, size: SIZE, tx_buffer: 128, rx_buffer: 128, ..NicConfig::default() };
+        let config = |shape, rx_shape| {
+            let ram = Some(GuestRam::qemu(256 << 20));
+            NicConfig { indirect: true, shape, rx_shape, ram, ..small.clone() }
+        };
+        let mut a = Nic::up(&daemon.socket("a"), &config(Shape::Pieces(20), Shape::Joined));
+        let mut b = Nic::up(&daemon.socket("b"), &config(Shape::Joined, Shape::Pieces(70)));
+        meet(&mut a, &mut b);
+        for round in 0..4u64 {
+            let sent: Vec<_> = (0..u64::from(SIZE) / 2).map(|at| frame(b.mac, a.mac, 60, round << 32 | at)).collect();
+            for frame in &sent {
+                assert!(a.pairs[0].tx.queue_frame(frame), "room for half a ring");
+            }
+            a.pairs[0].tx.queue.publish();
+            let got = b.receive(sent.len());
+            assert!(got.iter().zip(&sent).all(|((_, got), sent)| got.frame == *sent), "form {form:#x}, round {round}");
+            a.drain();
+        }
+        assert_eq!(daemon.port("a").all_drops(), 0);
+    }
+}

@@ -272,3 +272,39 @@ fn random_messages_on_a_running_nic() {
     }
     scene.finish();
 }
+
+#[test]
+fn announcements_and_mtus_that_are_malformed() {
+    let mut scene = Scene::new();
+    let mut nic = scene.nic();
+    let body = |bytes: &[u8]| bytes.to_vec();
+    let wrong = [
+        // Bodies of another length; no station: nobody, a group, everybody.
+        (request::SEND_RARP, body(&[])),
+        (request::SEND_RARP, body(&nic.mac)),
+        (request::SEND_RARP, [&nic.mac[..], &[0; 3]].concat()),
+        (request::SEND_RARP, vec![2; 4096]),
+        (request::SEND_RARP, body(&[0; 8])),
+        (request::SEND_RARP, body(&[1, 0, 0x5e, 0, 0, 1, 0, 0])),
+        (request::SEND_RARP, body(&[0xff; 8])),
+        (request::NET_SET_MTU, body(&[])),
+        (request::NET_SET_MTU, body(&1500u32.to_le_bytes())),
+        (request::NET_SET_MTU, [0xdc, 5].repeat(6)),
+        (request::NET_SET_MTU, body(&67u64.to_le_bytes())),
+        (request::NET_SET_MTU, body(&65_536u64.to_le_bytes())),
+        (request::NET_SET_MTU, body(&(1500u64 | 1 << 32).to_le_bytes())),
+        (request::NET_SET_MTU, body(&u64::MAX.to_le_bytes())),
+    ];
+    scene.peer.poll();
+    for (number, body) in &wrong {
+        refused(nic.session().tell(*number, body, &[], true), &format!("request {number} with {body:x?}"));
+    }
+    exchange(&mut nic, &mut scene.peer, 16);
+    let heard = scene.peer.poll();
+    assert!(heard.is_empty(), "somebody was announced: {heard:x?}");
+    // The last two bytes of the address's eight mean nothing.
+    let told = [&nic.mac[..], &[0xff; 2]].concat();
+    answered(nic.session().tell(request::SEND_RARP, &told, &[], true), "an announcement");
+    drop(nic);
+    scene.finish();
+}

@@ -254,7 +254,9 @@ fn dpdk_73ea44370d_and_21d9fb6bad_sigterm_under_a_thousand_connects() {
         });
         let left: Vec<_> = sockets.iter().filter(|socket| socket.exists()).collect();
         assert!(left.is_empty(), "round {round}: {left:?} were left behind");
-        assert!(!daemon.log().contains("panicked"), "round {round}: a panic is in the log");
+        // It ends after a while even if not all of it does, and says so.
+        let log = daemon.log();
+        assert!(!log.contains("panicked") && !log.contains("did not end within"), "round {round}: {log}");
         daemon.restart();
     }
 }
@@ -270,7 +272,7 @@ impl Drop for End<'_> {
 
 /// A front end that gets as far as `at` says: it connects, or shares memory, or has rings run; `true` if it was let in.
 fn come_and_go(socket: &std::path::Path, ram: &std::sync::Arc<GuestRam>, at: usize) -> bool {
-    if at % 8 > 0 {
+    if !at.is_multiple_of(8) {
         let Ok(stream) = UnixStream::connect(socket) else { return false };
         let Ok(session) = Session::new(stream) else { return false };
         let _ = session.raw(&message::encode(request::GET_FEATURES, VERSION, &[]), &[]);
