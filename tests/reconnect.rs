@@ -8,14 +8,17 @@ mod frontend;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use frontend::daemon::Daemon;
+use frontend::daemon::{Daemon, port, preamble};
+use frontend::doorbell::Doorbell;
 use frontend::eventually;
 use frontend::footprint::Footprint;
 use frontend::frame::{BROADCAST, assert_same, frame};
 use frontend::nic::{LINUX, Nic, NicConfig, exchange, meet};
+use frontend::packed::Packed;
 use frontend::ram::GuestRam;
+use frontend::ring::{Desc, Ring};
 use frontend::session::{Session, feature, is_closed};
-use frontend::vmm::Kind;
+use frontend::vmm::{Kind, Vmm, Vring};
 use frontend::witness::Witness;
 
 const CONNECTIONS: usize = 10_000;
@@ -177,5 +180,141 @@ fn a_daemon_killed_in_the_middle_of_traffic_leaves_rings_that_go_on() {
             b.poll();
             exchange(&mut a, &mut b, usize::from(size) + 5);
         }
+    }
+}
+
+/// The file in which port `name` of a daemon notes where its packed rings are.
+fn record(daemon: &Daemon, name: &str) -> std::path::PathBuf {
+    daemon.dir().join("rings").join(name)
+}
+
+/// A VM that is restored from `image`, the memory of `of`, as a process with memory of its own.
+fn restored(daemon: &Daemon, of: &Nic, image: &[(u64, Vec<u8>)]) -> Vmm {
+    let ram = GuestRam::qemu(32 << 20);
+    image.iter().for_each(|(gpa, bytes)| ram.write(*gpa, bytes));
+    let session = eventually("a connection that stays", || {
+        Session::connect(&daemon.socket("vm")).ok().filter(|session| session.get_features().is_ok())
+    });
+    let mut vmm = Vmm::create(Kind::Qemu10, session, ram.clone(), 1, of.features(), u64::MAX).unwrap();
+    vmm.features = of.features();
+    let vring = |vring: &Vring| Vring {
+        ring: Ring { ram: ram.clone(), ..vring.ring.clone() },
+        kick: Doorbell::new(),
+        call: Doorbell::new(),
+        base: vring.base,
+    };
+    vmm.vrings = of.vmm.vrings.iter().map(vring).collect();
+    vmm.start().unwrap();
+    vmm.settle().unwrap();
+    vmm
+}
+
+#[test]
+fn a_vm_with_packed_rings_that_is_restored_twice_goes_on_both_times() {
+    let daemon = Daemon::with_ports(&["vm", "peer"]);
+    let config = NicConfig { features: LINUX | feature::RING_PACKED, size: 64, ..NicConfig::default() };
+    let mut vm = Nic::up(&daemon.socket("vm"), &config);
+    let mut peer = Nic::up(&daemon.socket("peer"), &NicConfig::default());
+    meet(&mut vm, &mut peer);
+    exchange(&mut vm, &mut peer, 37);
+    vm.stop().unwrap();
+    let regions = vm.vmm.ram.regions();
+    let image: Vec<_> =
+        regions.iter().map(|region| (region.gpa, vm.vmm.ram.bytes(region.gpa, region.len as usize))).collect();
+    vm.disconnect();
+    // Once in memory of its own, where it sends and is sent frames until it is killed, so that its rings are elsewhere than
+    // the saved state says.
+    let first = restored(&daemon, &vm, &image);
+    let (at, mut tx) = (first.ram.alloc(4096, 4096) + (20 << 20), Packed::new());
+    tx.next = vm.pairs[0].tx.queue.place().unwrap();
+    for id in 0..20 {
+        first.ram.write(at, &[&[0; 12][..], &frame(peer.mac, vm.mac, 100, id.into())].concat());
+        tx.add(&first.vrings[1].ring, &[Desc::readable(at, 112)], id);
+        tx.publish(&first.vrings[1].ring);
+    }
+    first.vrings[1].kick.ring();
+    assert_eq!(peer.receive(20).len(), 20);
+    for at in 0..23 {
+        peer.send(&frame(vm.mac, peer.mac, 100, at));
+    }
+    peer.drain();
+    drop(first);
+    daemon.port_when("vm", "it was killed", |port| port.state() == "down");
+    // And once in memory that is as it was saved.
+    vm.reconnect(&daemon.socket("vm"));
+    exchange(&mut vm, &mut peer, 100);
+    assert!(!daemon.log().contains("counts from another place"), "{}", daemon.log());
+}
+
+#[test]
+fn a_packed_ring_that_begins_where_its_guest_is_not_is_named() {
+    let daemon = Daemon::with_ports(&["vm"]);
+    let config = NicConfig { features: LINUX | feature::RING_PACKED, size: 64, ..NicConfig::default() };
+    let mut vm = Nic::up(&daemon.socket("vm"), &config);
+    let doubt = |ring: usize| daemon.port("vm").0["detail"]["queues"][ring]["doubt"].clone();
+    assert!(doubt(0).is_null() && doubt(1).is_null());
+    vm.stop().unwrap();
+    // The guest has offered all of its receive buffers and is in its second lap; it has sent nothing.
+    vm.vmm.vrings[1].base = 0x8005;
+    vm.cont().unwrap();
+    assert!(doubt(0).is_null(), "{}", doubt(0));
+    assert!(doubt(1).as_str().is_some_and(|doubt| doubt.contains("counts from another place")), "{}", doubt(1));
+    assert!(daemon.log().contains("vm: ring 1: its guest counts from another place"), "{}", daemon.log());
+    vm.stop().unwrap();
+    vm.rebind(vm.features()).unwrap();
+    assert!(doubt(1).is_null());
+}
+
+#[test]
+fn records_that_cannot_be_trusted_are_not_used_and_the_port_says_so() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("vm"), [0x41; 10_000]).unwrap();
+    let daemon = Daemon::start(|dir| {
+        std::os::unix::fs::symlink(elsewhere.path(), dir.join("rings")).unwrap();
+        preamble(dir)
+            + "networks: { lan: {}, well: {} }\nports:\n"
+            + &port(dir, "vm", "lan")
+            + &port(dir, "peer", "lan")
+    });
+    let config = NicConfig { features: LINUX | feature::RING_PACKED, ..NicConfig::default() };
+    let mut vm = Nic::up(&daemon.socket("vm"), &config);
+    let mut peer = Nic::up(&daemon.socket("peer"), &NicConfig::default());
+    meet(&mut vm, &mut peer);
+    exchange(&mut vm, &mut peer, 64);
+    assert_eq!(std::fs::read(elsewhere.path().join("vm")).unwrap(), [0x41; 10_000]);
+    let said = daemon.port("vm").0["detail"]["ring_records"].clone();
+    assert!(said.as_str().is_some_and(|said| said.starts_with("none: ") && said.contains("not a directory")), "{said}");
+    assert!(daemon.log().contains("will not survive the end of this process"), "{}", daemon.log());
+}
+
+#[test]
+fn a_port_that_goes_after_its_vm_was_killed_takes_its_records_along() {
+    let daemon = Daemon::with_ports(&["peer"]);
+    let socket = daemon.dir().join("vm.sock");
+    let add = ["port", "add", "vm", "--socket", socket.to_str().unwrap(), "--network", "lan", "--queues", "4"];
+    daemon.linecard(&add).unwrap();
+    // A process of its own plays the VM, to be killed: this test, with other work to do.
+    let mut vm = std::process::Command::new(std::env::current_exe().unwrap());
+    vm.args(["--exact", "plays_a_vm_until_it_is_killed", "--ignored", "--nocapture"]).env(VM_SOCKET, &socket);
+    let mut vm = vm.stdout(std::process::Stdio::null()).spawn().unwrap();
+    daemon.port_when("vm", "it runs", |port| port.state() == "up");
+    assert!(record(&daemon, "vm").exists(), "packed rings are written down");
+    vm.kill().unwrap();
+    vm.wait().unwrap();
+    daemon.port_when("vm", "its VM was killed", |port| port.state() == "down");
+    daemon.linecard(&["port", "del", "vm"]).unwrap();
+    eventually("its records are gone", || (!record(&daemon, "vm").exists()).then_some(()));
+}
+
+const VM_SOCKET: &str = "LINECARD_TEST_VM_SOCKET";
+
+#[test]
+#[ignore = "the VM of a_port_that_goes_after_its_vm_was_killed_takes_its_records_along"]
+fn plays_a_vm_until_it_is_killed() {
+    let socket = std::env::var_os(VM_SOCKET).expect("started by that test");
+    let config = NicConfig { features: LINUX | feature::RING_PACKED, ..NicConfig::default() };
+    let _nic = Nic::up(socket.as_ref(), &config);
+    loop {
+        std::thread::park();
     }
 }

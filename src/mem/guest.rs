@@ -16,7 +16,7 @@ use std::sync::Arc;
 use vm_memory::mmap::MmapRegion;
 
 use super::Span;
-use crate::sys::mapped_file::{Loss, MappedFile};
+use crate::sys::mapped_file::{FileIdentity, Loss, MappedFile};
 
 /// One contiguous piece of guest memory, mapped here.
 #[derive(Debug)]
@@ -165,6 +165,13 @@ impl GuestMemory {
         let address = span.as_iovec().iov_base as usize;
         let offset = |entry: &Entry| address.checked_sub(entry.host as usize).map(|offset| offset as u64);
         self.table.iter().find_map(|entry| offset(entry).filter(|&at| at < entry.len).map(|at| entry.guest + at))
+    }
+
+    /// Which file holds the memory at guest-physical address `guest`; that of no file if it is shared by none.
+    pub fn file_at(&self, guest: u64) -> FileIdentity {
+        let holds = |region: &&Arc<Region>| guest.checked_sub(region.guest).is_some_and(|offset| offset < region.len);
+        let file = self.regions.iter().find(holds).and_then(|region| region.mapped_file());
+        file.map_or(FileIdentity::default(), MappedFile::identity)
     }
 
     /// Guest-physical address of the front end's own address `user`, if it shares that.

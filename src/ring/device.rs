@@ -121,6 +121,15 @@ impl Ring {
         }
     }
 
+    /// Whether the ring that was just started makes no sense: see [`PackedRing::is_misplaced`]. A split ring's fault shows
+    /// with the first look at it.
+    pub fn is_misplaced(&self) -> bool {
+        match self {
+            Self::Split(_) => false,
+            Self::Packed(ring) => ring.is_misplaced(),
+        }
+    }
+
     /// See [`DeviceRing::set_memory`].
     ///
     /// # Errors

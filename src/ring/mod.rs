@@ -1,7 +1,7 @@
 //! Virtqueues: the device's side of the rings that a guest driver makes in its memory.
 //!
-//! [`split`] is the split ring (virtio 1.3, 2.7), [`packed`] the packed one (2.8), whose place [`record`] keeps; [`DeviceRing`] is what a port asks of a ring of any form. Reading and
-//! writing chains share one walk, [`DeviceRing::gather`], which differs only in the [`Direction`] that the descriptors must have. Everything that the driver wrote is read once, into
+//! [`split`] is the split ring (virtio 1.3, 2.7), [`packed`] the packed one (2.8), whose place [`record`] keeps in a file of
+//! [`records`]; [`DeviceRing`] is what a port asks of a ring of any form. Reading and writing chains share one walk, [`DeviceRing::gather`], which differs only in the [`Direction`] that the descriptors must have. Everything that the driver wrote is read once, into
 //! a local, checked, and used from there; what cannot be is a [`RingFault`], and the ring is not touched again until the
 //! driver resets it.
 
@@ -18,6 +18,7 @@ pub mod packed;
 mod packed_driver;
 mod place;
 mod record;
+mod records;
 pub mod split;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,8 @@ pub use chain::{Chain, Chains, Direction, Readable, Writable};
 pub use device::{DeviceRing, Ring};
 pub use fault::{RingError, RingFault};
 pub use packed::PackedRing;
-pub use record::{Record, Records};
+pub use record::Record;
+pub use records::{Records, RecordsError};
 pub use split::SplitRing;
 
 /// Where a ring lies and how the driver agreed to use it.

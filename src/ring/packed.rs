@@ -169,14 +169,28 @@ impl PackedRing {
     /// its front end may have lost track (see [`super::record`]).
     pub fn resume(&mut self, record: Record) {
         self.record = record;
-        let stand = self.record.stand(&self.config).filter(|stand| self.bears_out(stand));
+        let file = self.memory.file_at(self.config.descriptors);
+        let stand = self.record.stand(&self.config, file).filter(|stand| self.bears_out(stand));
         let mut last = Element::default();
         if let Some(stand) = stand {
             last = stand.last;
             let place = self.recover(&stand);
             (self.next, self.used, self.published) = (place, place, place);
         }
-        self.record.bind(&self.config, self.next.0, last);
+        self.record.bind(&self.config, file, self.next.0, last);
+    }
+
+    /// Whether the ring cannot stand where it is to go on: the driver counts from another place, and neither side will ever
+    /// see what the other does. Only for a ring from which nothing was taken since it was started.
+    ///
+    /// The descriptor where we go on was not used in this lap. The one before it was made available in its lap, whether or not
+    /// it was written when it was used, and so is not as it was used in the lap before; in a ring that is new, its lap is one
+    /// that no driver has made, with all bits zero.
+    pub fn is_misplaced(&self) -> bool {
+        let flags = |place: Place| (self.tail(place.slot()) >> 48) as u16;
+        let before = self.next.back(1, self.size);
+        let is_used = |place: Place| flags(place) & (AVAIL | USED) == place.used_bits();
+        is_used(self.next) || is_used(Place(before.0 ^ Place::WRAP))
     }
 
     /// Whether the descriptors are such as they must be where a ring was left that stood there. A driver that has made the
@@ -194,6 +208,12 @@ impl PackedRing {
         }
         // What is used here now can only be the publication that was on its way.
         if stand.count == 0 && flags(place.slot()) & (AVAIL | USED) == place.used_bits() {
+            return false;
+        }
+        // What was published last is as it was written, or was made available anew, which leaves USED as it is.
+        let Element { slot, word } = stand.last;
+        let rewritten = (0..stand.count).filter_map(listed).any(|element| element.slot == slot);
+        if word != 0 && !rewritten && (slot >= self.size || (flags(slot) ^ (word >> 48) as u16) & USED != 0) {
             return false;
         }
         let ours = |Element { slot, word }: Element| slot < self.size && word != 0 && self.tail(slot) == word;

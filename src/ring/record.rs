@@ -2,7 +2,7 @@
 //!
 //! A split ring says in its used index how far the device got. A packed ring does not, and the front end that comes back
 //! after we have died does not know either: QEMU repeats the base of the ring's last start (vhost-user,
-//! SET_VRING_BASE). So the place is kept in a file that is mapped into this process, best on tmpfs. What a batch pays is
+//! SET_VRING_BASE). So the place is kept in a file that is mapped into this process ([`super::records`]). What a batch pays is
 //! two stores more; the list of what is published lies in the file anyway instead of in memory of our own.
 //!
 //! A publication is several stores into the ring, and we may be killed between any two. Therefore:
@@ -14,41 +14,36 @@
 //! the driver, and all are written (again); if not, all were. Only the order of the stores matters for that, not when they
 //! reach memory: a process that dies takes no store with it.
 //!
-//! A record counts only for a ring of the same addresses and size whose front end says the same base as when the record
-//! was begun: one that has lost track repeats it, and one that brings a ring from another host knows better. And it counts
-//! only until the front end stops the ring by asking for its base, which is then the truth. Whether the ring in memory bears
-//! the record out is for [`super::packed`] to see.
+//! A record counts only for a ring of the same addresses and size, in the same memory file, whose front end says the same
+//! base as when the record was begun: one that has lost track repeats it, and one that brings a ring from another host, or
+//! from a saved state, knows better. A VM that is restored twice from one state says the same twice, but has other memory.
+//! And it counts only until the front end stops the ring by asking for its base, which is then the truth, or is gone
+//! ([`super::records`]). Whether the ring in memory bears the record out is for [`super::packed`] to see.
 
 #![allow(unsafe_code)] // The file is memory that another process may map as well, so it is no Rust slice.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
-use rustix::fs::{FallocateFlags, fallocate};
-
 use super::RingConfig;
-use crate::limits::RING_SIZE;
-use crate::sys::eventfd::EventFd;
-use crate::sys::mapped_file::MappedFile;
+use super::records::Records;
+use crate::sys::mapped_file::FileIdentity;
 
-/// Words before the list: what ring it is (5), `state`, and what was published last (slot and descriptor).
-const HEADER_WORDS: usize = 8;
+/// Words before the list: what ring it is (8), `state`, what was published last (slot and descriptor), and one that is free.
+pub(super) const HEADER_WORDS: usize = 12;
 const DESCRIPTORS: usize = 0;
 const DRIVER: usize = 1;
 const DEVICE: usize = 2;
 const SIZE: usize = 3;
 const BASE: usize = 4;
-const STATE: usize = 5;
-const LAST_SLOT: usize = 6;
-const LAST_WORD: usize = 7;
+const FILE_DEVICE: usize = 5;
+const FILE_INODE: usize = 6;
+const FILE_BORN: usize = 7;
+pub(super) const STATE: usize = 8;
+const LAST_SLOT: usize = 9;
+const LAST_WORD: usize = 10;
 /// Words of an entry of the list: slot and descriptor.
-const ENTRY_WORDS: usize = 2;
-/// Bytes of the file for each ring, in whole pages. Most of them are never touched, and then take no memory.
-const RECORD_BYTES: usize = (8 * (HEADER_WORDS + ENTRY_WORDS * RING_SIZE as usize)).next_multiple_of(4096);
+pub(super) const ENTRY_WORDS: usize = 2;
 /// In `state`: it says something.
 const VALID: u64 = 1 << 63;
 
@@ -72,74 +67,6 @@ pub(super) struct Stand {
     pub(super) last: Element,
 }
 
-/// The records of one port's rings, in one file. It goes when nothing is written in it and the port does.
-#[derive(Debug)]
-pub struct Records {
-    path: PathBuf,
-    file: Arc<File>,
-    rings: usize,
-    mapping: MappedFile,
-}
-
-impl Records {
-    /// Opens or makes the file `path` for so many rings, and its directory if need be. `attention` is signalled should
-    /// somebody cut the file short, which then costs the records and nothing else.
-    ///
-    /// # Errors
-    /// The file cannot be made or mapped.
-    pub fn open(path: &Path, rings: usize, attention: Arc<EventFd>) -> io::Result<Arc<Self>> {
-        if let Some(directory) = path.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let file = Arc::new(options.open(path)?);
-        let len = rings * RECORD_BYTES;
-        file.set_len(len as u64)?;
-        let mapping = MappedFile::of_ours(Arc::clone(&file), len, attention).map_err(io::Error::other)?;
-        Ok(Arc::new(Self { path: path.into(), file, rings, mapping }))
-    }
-
-    /// The record of ring number `index`, with room for a ring of `size`.
-    ///
-    /// # Errors
-    /// There is no such ring, or no memory for it: a store to a page that tmpfs has no room for would be SIGBUS.
-    pub fn record(self: &Arc<Self>, index: usize, size: u16) -> io::Result<Record> {
-        if index >= self.rings {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let offset = index * RECORD_BYTES;
-        let len = 8 * (HEADER_WORDS + ENTRY_WORDS * usize::from(size));
-        fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset as u64, len as u64)?;
-        let words = self.mapping.address().wrapping_add(offset).cast();
-        Ok(Record { words, capacity: size, _memory: Memory::File(Arc::clone(self)) })
-    }
-
-    /// Forgets ring number `index`: its front end has been told where it stands.
-    pub fn forget(&self, index: usize) {
-        if index < self.rings {
-            self.state(index).store(0, Ordering::Release);
-        }
-    }
-
-    fn state(&self, index: usize) -> &AtomicU64 {
-        debug_assert!(index < self.rings);
-        let word = self.mapping.address().wrapping_add(index * RECORD_BYTES + 8 * STATE);
-        // SAFETY: `index` is below `rings`, so the word is within the mapping, which lives as long as `self` and begins at
-        // a page; every access to it from this process is atomic.
-        unsafe { AtomicU64::from_ptr(word.cast()) }
-    }
-}
-
-impl Drop for Records {
-    fn drop(&mut self) {
-        if (0..self.rings).all(|index| self.state(index).load(Ordering::Acquire) == 0) {
-            // Whoever comes next makes it anew; one that cannot be removed is read as saying nothing.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// What keeps the words of a record.
 #[derive(Debug)]
 enum Memory {
@@ -160,6 +87,15 @@ pub struct Record {
 unsafe impl Send for Record {}
 
 impl Record {
+    /// A record for a ring of `size` at `words`, which `records` keeps.
+    ///
+    /// # Safety
+    /// From `words` on, which is aligned for them, `records` has mapped all words of such a record, readable and writable, and
+    /// no other record is there that a second thread uses.
+    pub(super) unsafe fn in_file(words: *mut u64, size: u16, records: Arc<Records>) -> Self {
+        Self { words, capacity: size, _memory: Memory::File(records) }
+    }
+
     /// A record that nobody else will see, for a ring of `size`.
     pub fn private(size: u16) -> Self {
         let mut own = vec![0u64; HEADER_WORDS + ENTRY_WORDS * usize::from(size)].into_boxed_slice();
@@ -175,7 +111,9 @@ impl Record {
     #[inline]
     fn read(&self, at: usize) -> u64 {
         // SAFETY: callers pass words of the header or of entries below `capacity`, which the memory has; it lives as long
-        // as `self`, and is aligned for words. Volatile, because somebody else may map the file.
+        // as `self`, and is aligned for words. Volatile, because a process of the same user may map the file as well, and
+        // nothing is believed of it that the ring does not bear out. Should the file lose the page, the mapping's watch puts
+        // one of ours.
         unsafe { self.word(at).read_volatile() }
     }
 
@@ -232,26 +170,36 @@ impl Record {
     }
 
     /// Makes this the record of a ring that stands at `place`, where nothing was published yet that could be told.
-    pub(super) fn bind(&self, config: &RingConfig, place: u16, last: Element) {
+    pub(super) fn bind(&self, config: &RingConfig, file: FileIdentity, place: u16, last: Element) {
         self.set_state(0);
-        for (at, word) in identity(config) {
+        for (at, word) in identity(config, file) {
             self.write(at, word);
         }
         self.settle(place, last);
     }
 
     /// What it says of the ring of `config`, if it is about that one.
-    pub(super) fn stand(&self, config: &RingConfig) -> Option<Stand> {
+    pub(super) fn stand(&self, config: &RingConfig, file: FileIdentity) -> Option<Stand> {
         let state = self.read(STATE);
-        let same = identity(config).into_iter().all(|(at, word)| self.read(at) == word);
+        let same = identity(config, file).into_iter().all(|(at, word)| self.read(at) == word);
         let last = Element { slot: self.read(LAST_SLOT) as u16, word: self.read(LAST_WORD) };
         let stand = Stand { place: state as u16, target: (state >> 16) as u16, count: (state >> 32) as u16, last };
         (state & VALID != 0 && same).then_some(stand)
     }
 }
 
-/// What tells one ring from another.
-fn identity(config: &RingConfig) -> [(usize, u64); 5] {
+/// What tells one ring from another, in the first words of a record. `file` is what holds the memory that the ring lies in.
+fn identity(config: &RingConfig, file: FileIdentity) -> [(usize, u64); 8] {
     let RingConfig { descriptors, available, used, size, base, .. } = *config;
-    [(DESCRIPTORS, descriptors), (DRIVER, available), (DEVICE, used), (SIZE, size.into()), (BASE, base.into())]
+    let FileIdentity { device, inode, born } = file;
+    [
+        (DESCRIPTORS, descriptors),
+        (DRIVER, available),
+        (DEVICE, used),
+        (SIZE, size.into()),
+        (BASE, base.into()),
+        (FILE_DEVICE, device),
+        (FILE_INODE, inode),
+        (FILE_BORN, born),
+    ]
 }

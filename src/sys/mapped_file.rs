@@ -150,6 +150,7 @@ pub struct MappedFile {
     len: usize,
     offset: u64,
     file: Arc<File>,
+    identity: FileIdentity,
 }
 
 // SAFETY: an address and a length of memory that is mapped for as long as `self`; this type does not access it, and
@@ -172,7 +173,9 @@ impl MappedFile {
         attention: Arc<EventFd>,
     ) -> Result<Self, MappedFileError> {
         let mapped = backing.whole_pages(offset, len)?;
-        Self::map(Arc::new(file), backing.page as usize, offset, mapped, len as usize, attention)
+        let mut new = Self::map(Arc::new(file), backing.page as usize, offset, mapped, len as usize, attention)?;
+        new.identity = backing.identity;
+        Ok(new)
     }
 
     /// Maps `len` bytes from the beginning of a file of our own, which lies in no huge pages.
@@ -205,7 +208,8 @@ impl MappedFile {
         // SAFETY: exactly the mapping that was just made; the advice does not change its contents.
         let _ = unsafe { libc::madvise(at, mapped, libc::MADV_DONTDUMP) };
         let range = at as usize..at as usize + mapped;
-        let mut new = Self { watch: None, address, mapped, len, offset, file };
+        let identity = FileIdentity::default();
+        let mut new = Self { watch: None, address, mapped, len, offset, file, identity };
         // SAFETY: exactly the mapping that was just made, of whole pages of `page` bytes, accessed as this type's
         // documentation says; `drop` ends the watch before it unmaps.
         new.watch = Some(unsafe { Watch::new(range, page, attention) }.map_err(MappedFileError::Watch)?);
@@ -226,6 +230,11 @@ impl MappedFile {
     /// Where it begins in the file.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Which file of a peer it is.
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
     }
 
     /// The file.

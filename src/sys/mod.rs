@@ -6,6 +6,7 @@ pub mod eventfd;
 pub mod mapped_file;
 pub mod numa;
 pub mod process;
+pub mod process_identity;
 pub mod regular_file;
 pub mod sigbus;
 pub mod signal;

@@ -156,6 +156,7 @@ impl Attachment {
     fn connect(&self, stream: UnixStream) -> Arc<Connection> {
         self.connections.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(stream, &self.nic);
+        self.nic.records.connected(connection.peer);
         let (name, Peer { pid, uid, .. }) = (&self.nic.config.name, connection.peer);
         log_limited!(self.nic.log, log::Level::Info, "{name}: front end connected (process {pid}, user {uid})");
         Arc::new(connection)
@@ -222,7 +223,7 @@ impl Attachment {
 
     /// Ends the connection and takes no other; returns when its thread is gone, or could not go in time.
     pub(super) fn close(&self) {
-        let thread = {
+        let (connected, thread) = {
             let mut slot = self.slot();
             slot.closed = true;
             slot.next = None;
@@ -232,16 +233,20 @@ impl Attachment {
                 let _ = connection.stream.shutdown(std::net::Shutdown::Both);
             }
             self.nic.attention.signal();
-            slot.thread.take()
+            (slot.connection.is_some(), slot.thread.take())
         };
-        let Some(SessionThread { thread, end }) = thread else { return };
-        if end.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
-            let name = &self.nic.config.name;
-            log::warn!("{name}: the kernel keeps its connection from being closed: it ends when that lets go of it");
-            return;
+        if let Some(SessionThread { thread, end }) = thread {
+            if end.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
+                let name = &self.nic.config.name;
+                log::warn!(
+                    "{name}: the kernel keeps its connection from being closed: it ends when that lets go of it"
+                );
+                return;
+            }
+            // Whether it panicked or not, it has said so.
+            let _ = thread.join();
         }
-        // Whether it panicked or not, it has said so.
-        let _ = thread.join();
+        self.nic.records.close(&self.nic, connected);
     }
 
     /// Whether frames flow.

@@ -189,7 +189,7 @@ impl Device {
         let packed = self.features.is_some_and(|acked| acked & F_RING_PACKED != 0);
         let stopped = self.vring(index).map(Vring::stop).map(u32::from);
         // After the stop: a shard that was in the ring has noted where it stands for the last time.
-        self.nic.forget(index as usize);
+        self.nic.records.forget(index as usize);
         match stopped {
             Ok(base) => Ok(if packed { base << 16 | base } else { base }),
             Err(_) if (index as usize) < 2 * QUEUE_PAIRS => Ok(0),
@@ -208,6 +208,11 @@ impl Device {
         if vring.is_running() && !ran {
             self.obstacle = None;
             self.placed = false;
+            let doubt = vring.doubt();
+            if let Some(doubt) = doubt {
+                let name = &self.nic.config.name;
+                log_limited!(self.nic.log, log::Level::Warn, "{name}: ring {index}: {doubt}");
+            }
             self.announce_start(index);
         }
         Ok(())
@@ -323,6 +328,7 @@ impl Device {
             });
             log_limited!(self.nic.log, log::Level::Error, "{name}: stopped: {lost}");
         }
+        self.nic.records.attend(&self.nic);
         for (index, vring) in self.vrings.iter_mut().enumerate() {
             if let Some(fault) = vring.take_fault() {
                 log_limited!(self.nic.log, log::Level::Warn, "{name}: ring {index} stopped: {fault}");

@@ -24,6 +24,7 @@ mod offence;
 mod queue;
 mod receive;
 mod refusal;
+mod ring_records;
 mod session;
 mod steering;
 mod transmit;
@@ -154,6 +155,7 @@ impl Port for Vnic {
         detail["socket"] = json!(nic.config.socket.display().to_string());
         detail["mode"] = json!(nic.config.mode);
         detail["mac"] = json!(nic.config.mac);
+        detail["ring_records"] = json!(nic.records.report());
         detail["mtu"] = json!(nic.mtu());
         detail["held_up"] = json!(nic.docket.held_up());
         detail["offered"] = json!({

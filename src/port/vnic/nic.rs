@@ -2,16 +2,16 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::offence::Docket;
 use super::queue::Queue;
+use super::ring_records::RingRecords;
 use crate::ident::{Compat, LatencySensitivity, MacAddr, Name};
 use crate::limits::{MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND, MESSAGES, MESSAGES_PER_SECOND};
 use crate::port::rate_limit::{Pace, RateLimit};
-use crate::ring::{Record, Records};
 use crate::sys::eventfd::EventFd;
 
 /// Log lines that one port's far end can cause in ten seconds.
@@ -83,8 +83,8 @@ pub(super) struct Nic {
     pub(super) mappings: Pace,
     /// For messages of every kind, whichever connection they come by.
     pub(super) messages: Pace,
-    /// Where packed rings stand; made when the first one starts.
-    records: OnceLock<Option<Arc<Records>>>,
+    /// Where packed rings stand.
+    pub(super) records: RingRecords,
 }
 
 impl Nic {
@@ -107,7 +107,7 @@ impl Nic {
             announcements: RateLimit::new(ANNOUNCEMENTS, Duration::from_secs(1)),
             mappings: Pace::new(MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND),
             messages: Pace::new(MESSAGES, MESSAGES_PER_SECOND),
-            records: OnceLock::new(),
+            records: RingRecords::default(),
         })
     }
 
@@ -121,30 +121,6 @@ impl Nic {
     /// Whether guest memory is to be pinned.
     pub(super) fn pins(&self) -> bool {
         self.pins.load(Ordering::Relaxed)
-    }
-
-    /// The record of ring number `index`, a packed one of `size`. Without one the ring runs as well, until we die.
-    pub(super) fn record(&self, index: usize, size: u16) -> Option<Record> {
-        let VnicConfig { name, records, .. } = &self.config;
-        let directory = records.as_ref()?;
-        let failed = |error: &io::Error| {
-            let directory = directory.display();
-            log::warn!(
-                "{name}: cannot note in {directory} where packed rings stand: {error}; they will not survive this process"
-            );
-        };
-        let open = || {
-            let opened = Records::open(&directory.join(name.as_str()), self.queues.len(), Arc::clone(&self.attention));
-            opened.inspect_err(failed).ok()
-        };
-        self.records.get_or_init(open).as_ref()?.record(index, size).inspect_err(failed).ok()
-    }
-
-    /// Forgets where ring number `index` stood: its front end knows.
-    pub(super) fn forget(&self, index: usize) {
-        if let Some(Some(records)) = self.records.get() {
-            records.forget(index);
-        }
     }
 
     /// The largest MTU that the VM may announce, in bytes; `None` for any.

@@ -136,8 +136,9 @@ impl Queue {
         }
     }
 
-    /// Starts the ring and has it looked at once: the driver may have kicked before we were there.
-    pub fn start(&self, setup: RingSetup) -> Result<(), RingError> {
+    /// Starts the ring and has it looked at once: the driver may have kicked before we were there. Returns whether the ring
+    /// makes no sense where it goes on (see [`Ring::is_misplaced`]).
+    pub fn start(&self, setup: RingSetup) -> Result<bool, RingError> {
         let kick = Kick::new(setup.kick);
         let mut state = self.lock();
         if state.running.is_some() {
@@ -157,6 +158,7 @@ impl Queue {
         };
         let mut ring = Ring::start(config, Arc::clone(&setup.memory))?;
         ring.resume(setup.record);
+        let misplaced = ring.is_misplaced();
         ring.disarm();
         let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
         let long = mergeable || negotiated(VIRTIO_F_VERSION_1) || negotiated(VIRTIO_F_RING_PACKED);
@@ -178,7 +180,7 @@ impl Queue {
         drop(state);
         drop(leftover);
         self.shared.wakeup.retire(old);
-        Ok(())
+        Ok(misplaced)
     }
 
     /// Stops the ring; returns the next available index, or `None` if it was neither running nor faulted. When this

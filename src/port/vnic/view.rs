@@ -41,6 +41,8 @@ pub(super) struct VringView {
     pub(super) size: u16,
     /// It was started by this front end, so that a fault of the queue is this front end's.
     pub(super) was_started: bool,
+    /// What is wrong with where it was started, if that makes no sense.
+    pub(super) doubt: Option<&'static str>,
 }
 
 impl VringView {
@@ -106,6 +108,7 @@ impl DeviceView {
                 "enabled": ring.enabled,
                 "size": ring.size,
                 "fault": ring.fault(queue),
+                "doubt": ring.doubt.filter(|_| ring.is_running(queue)),
             })
         };
         self.rings.iter().zip(queues).map(report).collect()

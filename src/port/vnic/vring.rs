@@ -55,6 +55,8 @@ pub(super) struct Vring {
     was_started: bool,
     /// The queue's fault was passed on to the front end and to the log.
     fault_told: bool,
+    /// It was started where it makes no sense.
+    misplaced: bool,
 }
 
 impl Vring {
@@ -73,6 +75,7 @@ impl Vring {
             log: None,
             was_started: false,
             fault_told: false,
+            misplaced: false,
         }
     }
 
@@ -197,9 +200,9 @@ impl Vring {
         self.control.set_queue_event_idx(features & F_EVENT_IDX != 0);
         let mut setup = self.setup(size, memory, features, log)?;
         if features & F_RING_PACKED != 0 {
-            setup.record = nic.record(self.index, size);
+            setup.record = nic.records.record(nic, self.index, size);
         }
-        self.queue.start(setup).map_err(|source| Refusal::Ring(self.index, source))?;
+        self.misplaced = self.queue.start(setup).map_err(|source| Refusal::Ring(self.index, source))?;
         self.control.set_queue_ready(true);
         self.control.set_kick(None);
         self.control.set_call(None);
@@ -279,6 +282,11 @@ impl Vring {
         self.queue.fault().filter(|_| self.was_started).map(|fault| fault.to_string())
     }
 
+    /// What is wrong with where the ring was started, if that makes no sense.
+    pub(super) fn doubt(&self) -> Option<&'static str> {
+        (self.misplaced && self.queue.is_running()).then_some(MISPLACED)
+    }
+
     /// Passes a fault of the queue on to the front end, and returns it the first time it is seen.
     pub(super) fn take_fault(&mut self) -> Option<String> {
         let fault = self.fault().filter(|_| !self.fault_told)?;
@@ -291,6 +299,14 @@ impl Vring {
 
     /// What is told of it.
     pub(super) fn view(&self) -> VringView {
-        VringView { enabled: self.is_enabled(), size: self.size.unwrap_or(0), was_started: self.was_started }
+        VringView {
+            enabled: self.is_enabled(),
+            size: self.size.unwrap_or(0),
+            was_started: self.was_started,
+            doubt: self.doubt(),
+        }
     }
 }
+
+const MISPLACED: &str = "its guest counts from another place than the front end says, so it may move no frames until its guest \
+                         resets the device";

@@ -1,0 +1,334 @@
+//! The file that outlives this process and holds the [`Record`]s of one port's packed rings: [`Records`].
+//!
+//! It lies in a directory beside the API's socket, best on tmpfs. Who can write there can stop rings and have guests given
+//! back what they never sent, so the directory and the file have to be this user's, and writable for nobody else; neither may
+//! be a symbolic link, a file that was not written by us is left alone, and only one process at a time has it. Otherwise
+//! there are no records, which is said, and packed rings work as well until this process ends.
+//!
+//! The file begins with a page of its own: that it is ours, which boot of the host it is of, and which process the front end
+//! is. It ends with that process: rings of a VM that is gone are forgotten when another process comes, or when the port goes.
+//! Then a page of each ring has its header and 250 entries of its list; the rest of a list has pages when they are used, so
+//! a port of n rings takes 4 KiB for each, and at most 16 bytes for each of their descriptors more.
+
+#![allow(unsafe_code)] // The file is memory that another process may map as well, so it is no Rust slice.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, openat, statat, unlinkat};
+
+use super::record::{ENTRY_WORDS, HEADER_WORDS, Record, STATE};
+use crate::limits::RING_SIZE;
+use crate::sys::eventfd::EventFd;
+use crate::sys::mapped_file::{MappedFile, MappedFileError};
+use crate::sys::process_identity::ProcessIdentity;
+
+/// Bytes before the records.
+const FILE_HEADER_BYTES: usize = 4096;
+/// Bytes of the file for each ring, in whole pages. Most of them are never touched, and then take no memory.
+const RECORD_BYTES: usize = (8 * (HEADER_WORDS + ENTRY_WORDS * RING_SIZE as usize)).next_multiple_of(4096);
+/// Bytes of a record that have their memory from the start.
+const FIRST_BYTES: u64 = 4096;
+
+/// The words of the file's header.
+const MAGIC: u64 = u64::from_le_bytes(*b"LCrings2");
+const MAGIC_WORD: usize = 0;
+const BOOT_WORD: usize = 1;
+const PROCESS_WORD: usize = 2;
+const STARTED_WORD: usize = 3;
+
+/// Why there are no records.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordsError {
+    /// The kernel says no.
+    #[error("{0} cannot be used")]
+    Open(PathBuf, #[source] io::Error),
+    /// A symbolic link, a file where a directory should be, or the other way round, or a file with several names.
+    #[error("{path} is not {expected}; remove it")]
+    Kind {
+        /// Of what.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// Somebody else's.
+    #[error("{path} belongs to user {owner} and not to user {user}, who runs linecardd; remove it")]
+    Owner {
+        /// Of what.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        user: u32,
+    },
+    /// Others may write to it.
+    #[error("others than its owner may write to {path} (mode {mode:04o}): chmod go-w, or remove it")]
+    Writable {
+        /// To what.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Somebody has it.
+    #[error("another process is using {0}: give each linecardd an API socket in a directory of its own")]
+    InUse(PathBuf),
+    /// Contents that we have not written.
+    #[error("{0} was not written by this version of linecardd and is left alone; remove it")]
+    Foreign(PathBuf),
+    /// The kernel did not map it.
+    #[error("{0} cannot be mapped")]
+    Map(PathBuf, #[source] MappedFileError),
+    /// A ring that the port does not have.
+    #[error("there is no ring {0}")]
+    NoRing(usize),
+}
+
+/// The records of one port's rings, in one file. It goes when nothing is written in it and the port does.
+#[derive(Debug)]
+pub struct Records {
+    path: PathBuf,
+    directory: OwnedFd,
+    name: String,
+    rings: usize,
+    mapping: MappedFile,
+}
+
+impl Records {
+    /// Whether there is a file called `name` in `directory`, of whatever kind.
+    pub fn exist(directory: &Path, name: &str) -> bool {
+        fs::symlink_metadata(directory.join(name)).is_ok()
+    }
+
+    /// Opens or makes the file `name` in `directory` for so many rings, and the directory if need be. `attention` is
+    /// signalled should the file lose pages, which costs the records and nothing else: see [`Records::failed`].
+    ///
+    /// # Errors
+    /// The file cannot be made or mapped, or it cannot be trusted.
+    pub fn open(
+        directory: &Path,
+        name: &str,
+        rings: usize,
+        attention: Arc<EventFd>,
+    ) -> Result<Arc<Self>, RecordsError> {
+        let path = directory.join(name);
+        let directory = open_directory(directory)?;
+        let file = open_file(&directory, name, &path)?;
+        let failed = |error| RecordsError::Open(path.clone(), error);
+        let len = FILE_HEADER_BYTES + rings * RECORD_BYTES;
+        // What a port with more rings has left is longer; it is not cut.
+        if file.metadata().map_err(failed)?.len() < len as u64 {
+            file.set_len(len as u64).map_err(failed)?;
+        }
+        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, FILE_HEADER_BYTES as u64)
+            .map_err(|error| failed(error.into()))?;
+        let mapping =
+            MappedFile::of_ours(Arc::new(file), len, attention).map_err(|e| RecordsError::Map(path.clone(), e))?;
+        let records = Arc::new(Self { path, directory, name: name.into(), rings, mapping });
+        records.claim();
+        Ok(records)
+    }
+
+    /// Makes the file this boot's. Memory files of another have nothing to do with those of now, whatever their numbers.
+    fn claim(&self) {
+        let boot = boot();
+        if self.header(BOOT_WORD).load(Ordering::Acquire) != boot {
+            self.forget_all();
+            self.header(PROCESS_WORD).store(0, Ordering::Relaxed);
+        }
+        self.header(BOOT_WORD).store(boot, Ordering::Release);
+        self.header(MAGIC_WORD).store(MAGIC, Ordering::Release);
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file was found to lack pages. What is in it is not to be believed any more then: [`Records::abandon`].
+    pub fn failed(&self) -> bool {
+        self.mapping.failure().is_some()
+    }
+
+    /// Makes the file say nothing, past the mapping, parts of which do not lead there any more.
+    pub fn abandon(&self) {
+        for index in 0..self.rings {
+            let header = [0; 8 * HEADER_WORDS];
+            // What is not there, or cannot be written, says nothing either.
+            let _ = self.mapping.file().write_all_at(&header, (FILE_HEADER_BYTES + index * RECORD_BYTES) as u64);
+        }
+    }
+
+    /// The front end that the rings are of.
+    pub fn front_end(&self) -> Option<ProcessIdentity> {
+        let pid = i32::try_from(self.header(PROCESS_WORD).load(Ordering::Acquire)).ok().filter(|&pid| pid > 0)?;
+        Some(ProcessIdentity { pid, started: self.header(STARTED_WORD).load(Ordering::Acquire) })
+    }
+
+    /// Notes which front end the rings are of from now on, and forgets those of another. One whose process cannot be seen
+    /// may be the same.
+    pub fn set_front_end(&self, process: Option<ProcessIdentity>) {
+        let Some(process) = process else { return };
+        if self.front_end().is_some_and(|before| before != process) {
+            self.forget_all();
+        }
+        self.header(STARTED_WORD).store(process.started, Ordering::Relaxed);
+        self.header(PROCESS_WORD).store(process.pid.unsigned_abs().into(), Ordering::Release);
+    }
+
+    /// The record of ring number `index`, with room for a ring of `size`.
+    ///
+    /// # Errors
+    /// There is no such ring, or no memory for it.
+    pub fn record(self: &Arc<Self>, index: usize, size: u16) -> Result<Record, RecordsError> {
+        if index >= self.rings {
+            return Err(RecordsError::NoRing(index));
+        }
+        let offset = FILE_HEADER_BYTES + index * RECORD_BYTES;
+        fallocate(self.mapping.file(), FallocateFlags::KEEP_SIZE, offset as u64, FIRST_BYTES)
+            .map_err(|error| RecordsError::Open(self.path.clone(), error.into()))?;
+        let words = self.mapping.address().wrapping_add(offset).cast();
+        // SAFETY: `index` is below `rings` and `size` at most RING_SIZE, so all of the record is within the mapping, which
+        // begins at a page; a port has one ring of each number, and whoever runs that has it to himself.
+        Ok(unsafe { Record::in_file(words, size.min(RING_SIZE), Arc::clone(self)) })
+    }
+
+    /// Forgets ring number `index`: its front end has been told where it stands.
+    pub fn forget(&self, index: usize) {
+        if index < self.rings && !self.is_silent(index) {
+            self.word(FILE_HEADER_BYTES + index * RECORD_BYTES + 8 * STATE).store(0, Ordering::Release);
+        }
+    }
+
+    /// Forgets all rings: their front end is gone.
+    pub fn forget_all(&self) {
+        (0..self.rings).for_each(|index| self.forget(index));
+    }
+
+    /// Whether nothing is written of ring number `index`. The file is read and not the mapping: looking there would allocate the
+    /// page of a ring that nobody uses.
+    fn is_silent(&self, index: usize) -> bool {
+        let mut state = [0; 8];
+        let read = self
+            .mapping
+            .file()
+            .read_exact_at(&mut state, (FILE_HEADER_BYTES + index * RECORD_BYTES + 8 * STATE) as u64);
+        read.is_err() || state == [0; 8]
+    }
+
+    fn header(&self, word: usize) -> &AtomicU64 {
+        self.word(8 * word)
+    }
+
+    /// The word at byte `at`, a multiple of 8 within the mapping.
+    fn word(&self, at: usize) -> &AtomicU64 {
+        assert!(at.is_multiple_of(8) && at + 8 <= self.mapping.len());
+        let word = self.mapping.address().wrapping_add(at);
+        // SAFETY: the word is within the mapping, which lives as long as `self` and begins at a page; every access to it from
+        // this process is atomic or, where a ring runs, by its one thread. Where the file has no page any more, the
+        // mapping's watch puts one of ours.
+        unsafe { AtomicU64::from_ptr(word.cast()) }
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        let silent = (0..self.rings).all(|index| self.is_silent(index));
+        let same = |here: rustix::fs::Stat| {
+            let ours = self.mapping.file().metadata();
+            ours.is_ok_and(|ours| (ours.dev(), ours.ino()) == (here.st_dev, here.st_ino))
+        };
+        // The lock is ours, so nobody else has begun to use it.
+        if silent && statat(&self.directory, &*self.name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(same) {
+            // One that cannot be removed is read as saying nothing.
+            let _ = unlinkat(&self.directory, &*self.name, AtFlags::empty());
+        }
+    }
+}
+
+/// Opens the directory, which is made if there is none.
+fn open_directory(path: &Path) -> Result<OwnedFd, RecordsError> {
+    let failed = |error: io::Error| RecordsError::Open(path.into(), error);
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::open(path, flags, Mode::empty());
+    let opened = match open() {
+        Err(rustix::io::Errno::NOENT) => {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+            open()
+        }
+        other => other,
+    };
+    match opened {
+        Ok(directory) => {
+            trusted(&directory, path, "a directory")?;
+            Ok(directory)
+        }
+        // A symbolic link is one or the other, depending on where it leads.
+        Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+            Err(RecordsError::Kind { path: path.into(), expected: "a directory" })
+        }
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// Opens the file, which is made if there is none, and has it to itself.
+fn open_file(directory: &OwnedFd, name: &str, path: &Path) -> Result<File, RecordsError> {
+    let failed = |error: rustix::io::Errno| RecordsError::Open(path.into(), error.into());
+    // Opening anything but a regular file has no effect on it and does not wait.
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    // Who had it may have removed it between our opening and our locking it; a few such meetings are enough.
+    for _ in 0..8 {
+        let opened = openat(directory, name, flags, Mode::RUSR | Mode::WUSR);
+        let file = match opened {
+            Ok(file) => File::from(file),
+            Err(rustix::io::Errno::LOOP | rustix::io::Errno::ISDIR | rustix::io::Errno::NXIO) => {
+                return Err(RecordsError::Kind { path: path.into(), expected: "a regular file" });
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        trusted(&file, path, "a regular file")?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(RecordsError::InUse(path.into())),
+            Err(error) => return Err(failed(error)),
+        }
+        let stat = file.metadata().map_err(|error| RecordsError::Open(path.into(), error))?;
+        if stat.nlink() > 1 {
+            return Err(RecordsError::Kind { path: path.into(), expected: "a regular file with one name" });
+        }
+        if stat.nlink() == 1 {
+            let mut magic = [0; 8];
+            let ours = stat.len() == 0 || file.read_exact_at(&mut magic, 0).is_ok() && magic == MAGIC.to_ne_bytes();
+            return if ours { Ok(file) } else { Err(RecordsError::Foreign(path.into())) };
+        }
+    }
+    Err(RecordsError::InUse(path.into()))
+}
+
+/// Whether nobody but this user can have made or written what is open.
+fn trusted(open: impl AsFd, path: &Path, expected: &'static str) -> Result<(), RecordsError> {
+    let stat = rustix::fs::fstat(open).map_err(|error| RecordsError::Open(path.into(), error.into()))?;
+    let (mode, user) = (stat.st_mode, rustix::process::geteuid().as_raw());
+    let kind = rustix::fs::FileType::from_raw_mode(mode);
+    if !(kind.is_file() && expected != "a directory" || kind.is_dir()) {
+        return Err(RecordsError::Kind { path: path.into(), expected });
+    }
+    if stat.st_uid != user {
+        return Err(RecordsError::Owner { path: path.into(), owner: stat.st_uid, user });
+    }
+    if mode & 0o022 != 0 {
+        return Err(RecordsError::Writable { path: path.into(), mode: mode & 0o7777 });
+    }
+    Ok(())
+}
+
+/// Which boot of this host it is; 0 if the kernel does not say.
+fn boot() -> u64 {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    u64::from_str_radix(&digits, 16).unwrap_or(0)
+}
