@@ -87,7 +87,8 @@ pub const PORT_MACS_DEFAULT: u32 = 4096;
 pub const STORM_BROADCAST_DEFAULT: u32 = 1000;
 
 /// The same for multicasts. A stream of 4K video at 25 Mbit/s has 2,400 frames in a second, one of audio (AES67) 1000, what finds
-/// neighbours, routers and services (ND, MLD, VRRP, mDNS) some ten.
+/// neighbours, routers and services (ND, MLD, VRRP, mDNS) some ten. A Linux guest that is in none of the groups spends 10 % of a
+/// CPU on 1000 frames in a second, each with its interrupt, and 15 % on 5,000 and on 10,000, whose interrupts are held back.
 pub const STORM_MULTICAST_DEFAULT: u32 = 10_000;
 
 /// The same for frames to stations that nobody knows, which is what the first frames of a flow are, and all of a flow to a

@@ -27,7 +27,6 @@ pub(super) struct Portion {
     flooding: Flooding,
     /// The ports that the first frame goes to in this visit end before this one; 0 if it goes to all that are left.
     end: u16,
-    cut: bool,
     work: u32,
 }
 
@@ -63,7 +62,6 @@ impl Batch<'_> {
             self.bytes -= u64::from(frame.len);
             self.gso -= u32::from(frame.needs.is_gso());
         }
-        self.portion.cut = true;
     }
 
     /// Has only the first frame dealt with, and given to no port from place `end` of its network's list on.
