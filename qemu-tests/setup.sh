@@ -13,6 +13,7 @@ kit=${LINECARD_KIT_DIR:-${CARGO_TARGET_DIR:-$here/../target}/guest-kit}
 
 guests=(busybox-static dash ethtool iperf3 iproute2 iputils-ping kmod procps util-linux xz-utils zstd)
 peers=(dpdk dpdk-dev openvswitch-switch-dpdk tcpdump g++)    # dpdk-dev: testpmd and drivers; g++: libFuzzer of the fuzz targets
+firmware=(ipxe-qemu)
 libvirt=(libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu)
 toolchain=(gcc libc6-dev make)    # rustc links with cc
 
@@ -29,7 +30,7 @@ esac
 
 case "${1:-all}" in
     guests) wanted=("${guests[@]}" "${toolchain[@]}") with_qemu=() ;;
-    all) wanted=("${guests[@]}" "${toolchain[@]}" "${peers[@]}") with_qemu=("${libvirt[@]}") ;;
+    all) wanted=("${guests[@]}" "${toolchain[@]}" "${peers[@]}" "${firmware[@]}") with_qemu=("${libvirt[@]}") ;;
     *) die "usage: setup.sh [guests|all]" ;;
 esac
 
