@@ -35,9 +35,10 @@ fn thirty_two_idle_vnics_use_under_one_percent_of_a_core() {
         let shards = daemon.linecard(&["shard", "list"]).ok()?;
         shards.as_array()?.iter().all(|shard| shard["queues"] == shard["resting"]).then_some(())
     });
-    let (began, before) = (Instant::now(), daemon.processor_time());
+    let all = || daemon.processor_time() + Daemon::processor_time_of(daemon.relay());
+    let (began, before) = (Instant::now(), all());
     std::thread::sleep(Duration::from_secs(5));
-    let (used, passed) = (daemon.processor_time() - before, began.elapsed());
+    let (used, passed) = (all() - before, began.elapsed());
     println!("{VNICS} idle vNICs: {used:?} of processor time in {passed:?}");
     assert!(used < passed / 100, "{used:?} of processor time in {passed:?}");
 }

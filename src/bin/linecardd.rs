@@ -7,9 +7,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use linecard::cli::DaemonOptions;
 use linecard::daemon::{self, DaemonError};
+use linecard::port::vnic::relay;
 
 fn main() -> ExitCode {
     let options = DaemonOptions::parse();
+    if options.relay {
+        return relay::process::run().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     let ended = if options.check { daemon::check(&options.config) } else { daemon::run(&options.config) };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

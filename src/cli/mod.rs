@@ -51,6 +51,9 @@ pub struct DaemonOptions {
     /// Checks the configuration, says what is wrong with it and ends
     #[arg(long)]
     pub check: bool,
+    /// Looks at the descriptors of front ends for the daemon that started it (ARCHITECTURE.md)
+    #[arg(long, hide = true)]
+    pub relay: bool,
 }
 
 /// Looks at a running linecardd and changes what it does.

@@ -38,6 +38,7 @@ use crate::host;
 use crate::host::cpu::{CpuError, Cpus};
 use crate::host::cpu_plan::Choice;
 use crate::observe::metrics;
+use crate::port::vnic::relay;
 use crate::shard::{IdlePolicy, Policy, ShardError, Shards};
 use crate::sys::regular_file::{self, FileError, Symlinks};
 use crate::sys::signal;
@@ -73,6 +74,9 @@ pub enum DaemonError {
     /// tokio or a signal handler.
     #[error("cannot start the control threads")]
     Runtime(#[source] io::Error),
+    /// The process that looks at descriptors.
+    #[error("cannot start the relay, a process of this program that looks at the descriptors of front ends")]
+    Relay(#[source] io::Error),
     /// The API ended by itself.
     #[error("the API has ended")]
     Ended(#[source] io::Error),
@@ -102,6 +106,8 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     }
     let clock = Clock::start();
     let (shards, host, chosen) = start_shards(&plan.shards, clock)?;
+    // Off the shards' CPUs, as this thread is.
+    relay::start().map_err(DaemonError::Relay)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .enable_all()

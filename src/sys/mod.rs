@@ -12,5 +12,6 @@ pub mod sigbus;
 pub mod signal;
 pub mod socket;
 pub mod socket_file;
+pub mod stop_signals;
 pub mod tap;
 mod zeros;

@@ -112,6 +112,23 @@ impl Daemon {
         Pid::from_raw(self.child.id() as i32).expect("a pid above zero")
     }
 
+    /// The process that looks at descriptors for it.
+    #[track_caller]
+    pub fn relay(&self) -> Pid {
+        eventually("the daemon has a relay", || {
+            let own = self.child.id().to_string();
+            fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+                let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+                // Number, name in parentheses, state, parent (proc(5)).
+                let (head, fields) = stat.rsplit_once(')')?;
+                let (number, name) = head.split_once(" (")?;
+                let parent = fields.split_whitespace().nth(1)?;
+                let is_it = name == "linecard-relay" && parent == own && !fields.starts_with(" Z");
+                is_it.then(|| Pid::from_raw(number.parse().ok()?)).flatten()
+            })
+        })
+    }
+
     /// SIGTERM, and its exit status.
     pub fn terminate(&mut self) -> ExitStatus {
         kill_process(self.pid(), Signal::TERM).expect("a running daemon");
@@ -163,7 +180,12 @@ impl Daemon {
 
     /// Processor time that it has used so far, all threads, to the nanosecond (proc_pid_schedstat, first field).
     pub fn processor_time(&self) -> Duration {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("procfs");
+        Self::processor_time_of(self.pid())
+    }
+
+    /// The same of any process.
+    pub fn processor_time_of(process: Pid) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).expect("procfs");
         let of = |task: fs::DirEntry| {
             let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
             text.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0)

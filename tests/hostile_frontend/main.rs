@@ -6,8 +6,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod descriptors;
 #[path = "../frontend/mod.rs"]
 mod frontend;
+mod fuse;
 mod host;
 mod memory;
 mod messages;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
+use rustix::net::{Shutdown, SocketFlags};
 
 use super::attachment::Attachment;
 use crate::port::rate_limit::{Admission, RateLimit, log_limited};
@@ -114,9 +114,14 @@ pub(super) struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let endpoint = self.shared.table().endpoints.remove(&self.id);
-        if let Some(Endpoint { way: Way::Listen(listener), .. }) = endpoint.as_deref() {
+        if let Some(Endpoint { way: Way::Listen(listener), attachment, .. }) = endpoint.as_deref() {
             // The thread may hold the endpoint a moment longer, so closing alone would not end the events.
             let _ = epoll::delete(&self.shared.epoll, listener);
+            // Nobody comes any more, and who has come already is not closed together with the socket: see `FarEnd`.
+            let _ = rustix::net::shutdown(listener, Shutdown::Read);
+            while let Ok(stream) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
+                attachment.send_away(UnixStream::from(stream));
+            }
         }
     }
 }
@@ -189,6 +194,9 @@ impl Shared {
     }
 
     fn accept(self: &Arc<Self>, endpoint: &Endpoint, listener: &OwnedFd) {
+        if !endpoint.attachment.is_open() {
+            return self.rest(endpoint, listener, REST);
+        }
         if let Admission::Refused(left) = endpoint.rate.admit() {
             return self.rest(endpoint, listener, left);
         }
@@ -238,6 +246,9 @@ impl Shared {
     fn dial(self: &Arc<Self>, endpoint: &Endpoint, back_off: &Mutex<Duration>) {
         let nic = endpoint.attachment.nic();
         let path = &nic.config.socket;
+        if !endpoint.attachment.is_open() {
+            return self.try_later(endpoint.id, back_off);
+        }
         match socket_file::connect(path) {
             Ok(stream) => {
                 let (shared, id) = (Arc::clone(self), endpoint.id);

@@ -4,6 +4,7 @@
 //! and its rings are only just being stopped: then the new one waits for that, so that a VM that restarts quickly is not
 //! sent away.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use super::handler::Handler;
 use super::nic::Nic;
 use super::offence::Offence;
 use super::refusal::Refusal;
+use super::relay::{FarEnd, MOST_HELD, PortNumber};
 use super::session;
 use crate::mem::NodePages;
 use crate::port::LinkState;
@@ -35,9 +37,14 @@ const KEPT_OUT: Duration = Duration::from_secs(5);
 /// memory of its front end.
 const CLOSING: Duration = Duration::from_secs(2);
 
+/// Why a connection was ended that the relay could not go on with.
+const HELD: &str =
+    "last time it sent a descriptor that cannot be examined or closed, for its file system does not answer";
+
 /// The far end of a port: a connection or none.
 pub(super) struct Attachment {
     nic: Arc<Nic>,
+    number: PortNumber,
     slot: Mutex<Slot>,
     stopping: AtomicBool,
     connections: AtomicU64,
@@ -47,7 +54,7 @@ pub(super) struct Attachment {
 struct Slot {
     connection: Option<Arc<Connection>>,
     /// A front end that takes over as soon as the present one, which has hung up, is cleaned up.
-    next: Option<UnixStream>,
+    next: Option<FarEnd>,
     thread: Option<SessionThread>,
     closed: bool,
     /// What the port waits for while there is no connection.
@@ -63,21 +70,23 @@ struct SessionThread {
 
 /// One connected front end.
 struct Connection {
+    /// What the session reads from and writes to.
     stream: UnixStream,
+    far_end: FarEnd,
     handler: Arc<Handler>,
     peer: Peer,
 }
 
 impl Connection {
-    fn new(stream: UnixStream, nic: &Arc<Nic>) -> Self {
+    fn new(far_end: FarEnd, nic: &Arc<Nic>) -> io::Result<Self> {
         // Every Unix socket has a peer; the numbers are shown and nothing else.
-        let peer = peer(&stream).unwrap_or(Peer { pid: 0, uid: u32::MAX, gid: u32::MAX });
-        Self { stream, handler: Arc::new(Handler::new(Arc::clone(nic))), peer }
+        let peer = peer(&far_end).unwrap_or(Peer { pid: 0, uid: u32::MAX, gid: u32::MAX });
+        Ok(Self { stream: far_end.connect()?, far_end, handler: Arc::new(Handler::new(Arc::clone(nic))), peer })
     }
 
     /// Whether the front end has closed its side.
     fn has_hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let mut fds = [PollFd::new(&self.far_end, PollFlags::RDHUP)];
         let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         polled.is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
     }
@@ -89,6 +98,7 @@ impl Attachment {
         let slot = Slot { connection: None, next: None, thread: None, closed: false, waiting };
         Self {
             nic,
+            number: PortNumber::next(),
             slot: Mutex::new(slot),
             stopping: AtomicBool::new(false),
             connections: AtomicU64::new(0),
@@ -105,9 +115,27 @@ impl Attachment {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether connections may come. Not while descriptors of earlier ones hold the relay up: each connection could leave another.
+    pub(super) fn is_open(&self) -> bool {
+        let held = self.number.held();
+        if held >= MOST_HELD {
+            let what = format!("no connections: {held} descriptors of earlier ones cannot be closed");
+            if self.note_waiting(format!("{what}, for the file systems they are on do not answer")) {
+                log_limited!(self.nic.log, log::Level::Error, "{}: {what}", self.nic.config.name);
+            }
+        }
+        held < MOST_HELD
+    }
+
+    /// Lets go of a connection that nobody wants.
+    pub(super) fn send_away(&self, stream: UnixStream) {
+        drop(FarEnd::new(stream, self.number));
+    }
+
     /// Takes a new connection on, or closes it if the port has one; `false` if it was closed. `ended` hears how long a
     /// connection that was taken on has lasted, once the port is free again.
     pub(super) fn offer(self: &Arc<Self>, stream: UnixStream, ended: impl FnOnce(Duration) + Send + 'static) -> bool {
+        let far_end = FarEnd::new(stream, self.number);
         let mut slot = self.slot();
         if slot.closed {
             return false;
@@ -115,7 +143,7 @@ impl Attachment {
         let name = &self.nic.config.name;
         if let Some(current) = &slot.connection {
             if current.has_hung_up() {
-                slot.next = Some(stream);
+                slot.next = Some(far_end);
                 return true;
             }
             self.refused.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +157,7 @@ impl Attachment {
         }
         // The thread of the last connection has let go of the port, so it is about to return, and nobody waits for that here.
         slot.thread = None;
-        let first = self.connect(stream);
+        let Some(first) = self.connect(far_end, &mut slot) else { return false };
         let attachment = Arc::clone(self);
         let (alive, end) = mpsc::channel();
         let run = {
@@ -153,13 +181,21 @@ impl Attachment {
         }
     }
 
-    fn connect(&self, stream: UnixStream) -> Arc<Connection> {
+    fn connect(&self, far_end: FarEnd, slot: &mut Slot) -> Option<Arc<Connection>> {
+        let name = &self.nic.config.name;
+        let connection = match Connection::new(far_end, &self.nic) {
+            Ok(connection) => connection,
+            Err(error) => {
+                slot.waiting = format!("no resources for the front end: {error}");
+                log_limited!(self.nic.log, log::Level::Error, "{name}: no resources for the front end: {error}");
+                return None;
+            }
+        };
         self.connections.fetch_add(1, Ordering::Relaxed);
-        let connection = Connection::new(stream, &self.nic);
         self.nic.records.connected(connection.peer);
-        let (name, Peer { pid, uid, .. }) = (&self.nic.config.name, connection.peer);
+        let Peer { pid, uid, .. } = connection.peer;
         log_limited!(self.nic.log, log::Level::Info, "{name}: front end connected (process {pid}, user {uid})");
-        Arc::new(connection)
+        Some(Arc::new(connection))
     }
 
     /// The session thread.
@@ -175,7 +211,8 @@ impl Attachment {
             if let session::End::Offence(offence) = end {
                 self.keep_out(&current, offence);
             }
-            log_limited!(self.nic.log, log::Level::Info, "{}: front end gone: {end}", self.nic.config.name);
+            let held = if self.number.held() > 0 { format!("; {HELD}") } else { String::new() };
+            log_limited!(self.nic.log, log::Level::Info, "{}: front end gone: {end}{held}", self.nic.config.name);
             connection = self.finish(&end);
         }
         ended(started.elapsed());
@@ -202,10 +239,14 @@ impl Attachment {
         let mut slot = self.slot();
         let old = slot.connection.take();
         slot.waiting = match end {
+            _ if self.number.held() > 0 => {
+                format!("waiting for the VM at {}; {HELD}", self.nic.config.socket.display())
+            }
             session::End::Closed => format!("waiting for the VM at {}", self.nic.config.socket.display()),
             end => format!("waiting for the VM at {}; last time {end}", self.nic.config.socket.display()),
         };
-        let next = slot.next.take().filter(|_| !slot.closed).map(|next| self.connect(next));
+        let next = slot.next.take().filter(|_| !slot.closed);
+        let next = next.and_then(|next| self.connect(next, &mut slot));
         slot.connection.clone_from(&next);
         drop(slot);
         // What the connection held is let go of where nobody else waits.

@@ -5,6 +5,7 @@
 //! after which the connection goes on, from a broken one.
 
 use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,7 @@ use super::features;
 use super::message::Request;
 use super::nic::Nic;
 use super::refusal::Refusal;
+use super::relay::vetting;
 use super::view::DeviceView;
 use super::vring::Areas;
 use crate::ident::MacAddr;
@@ -246,7 +248,9 @@ impl VhostUserBackendReqHandler for Handler {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let files: std::result::Result<Vec<_>, _> = files.into_iter().map(memory_file).collect();
         self.answer(of(Req::SET_MEM_TABLE), |device| {
+            let files = files?;
             if regions.len() != files.len() {
                 return Err(Refusal::RegionFiles(regions.len(), files.len()));
             }
@@ -261,7 +265,8 @@ impl VhostUserBackendReqHandler for Handler {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        self.answer(of(Req::ADD_MEM_REG), |device| device.add_memory(region_request(region), file))?;
+        let file = memory_file(file);
+        self.answer(of(Req::ADD_MEM_REG), |device| device.add_memory(region_request(region), file?))?;
         Ok(None)
     }
 
@@ -368,7 +373,8 @@ impl VhostUserBackendReqHandler for Handler {
     }
 
     fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
-        self.answer(of(Req::SET_LOG_BASE), |device| device.set_log(file, log.mmap_offset, log.mmap_size))
+        let file = memory_file(file);
+        self.answer(of(Req::SET_LOG_BASE), |device| device.set_log(file?, log.mmap_offset, log.mmap_size))
     }
 }
 
@@ -377,7 +383,18 @@ const NOT_OFFERED: Result<()> = Err(Error::InvalidOperation("not offered"));
 /// Takes over the eventfd of a ring, before the device is held: what turns out to be none is closed here.
 fn event(index: u8, which: &'static str, file: Option<File>) -> std::result::Result<Option<EventFd>, Refusal> {
     let failed = |source| Refusal::Event(index.into(), which, source);
-    file.map(|file| EventFd::from_peer(file.into())).transpose().map_err(failed)
+    let take = |file| match vetting::refused(&file) {
+        Some(what) => {
+            Err(io::Error::new(ErrorKind::InvalidInput, format!("the descriptor is not an eventfd but {what}")))
+        }
+        None => EventFd::from_peer(file.into()),
+    };
+    file.map(take).transpose().map_err(failed)
+}
+
+/// The file of a region or a log, if it was let through.
+fn memory_file(file: File) -> std::result::Result<File, Refusal> {
+    vetting::refused(&file).map_or(Ok(file), |what| Err(Refusal::NoMemory(what)))
 }
 
 fn region_request(region: &VhostUserMemoryRegion) -> RegionRequest {

@@ -60,7 +60,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    fn parse(bytes: &[u8; HEADER_BYTES]) -> Self {
+    pub(super) fn parse(bytes: &[u8; HEADER_BYTES]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
         Self {
             request: Request(u32::from_ne_bytes([a, b, c, d])),
@@ -74,6 +74,11 @@ impl Header {
         self.flags & VERSION_MASK == VERSION
             && self.flags & FLAG_REPLY == 0
             && self.size as usize <= VHOST_USER_BODY_BYTES
+    }
+
+    /// Bytes of the body that follows.
+    pub(super) fn body_bytes(&self) -> usize {
+        self.size as usize
     }
 
     /// Whether the front end asks for an ack.
@@ -99,7 +104,7 @@ pub(super) enum Arrival {
 }
 
 /// Descriptors that the `vhost` crate takes with a message (its MAX_ATTACHED_FD_ENTRIES): those of a memory table.
-const DESCRIPTORS: usize = 32;
+pub(super) const DESCRIPTORS: usize = 32;
 
 /// Looks at what has arrived, without taking anything.
 pub(super) fn arrival(stream: &UnixStream) -> io::Result<Arrival> {

@@ -24,6 +24,7 @@ mod offence;
 mod queue;
 mod receive;
 mod refusal;
+pub mod relay;
 mod ring_records;
 mod session;
 mod steering;

@@ -41,6 +41,8 @@ pub(super) enum Refusal {
     Memory(#[from] MappingError),
     #[error("the dirty log is unusable")]
     Log(#[from] DirtyLogError),
+    #[error("its descriptor is no file on tmpfs or hugetlbfs but {0}: use memfd, /dev/shm or hugepages")]
+    NoMemory(String),
     #[error("{0} regions came with {1} descriptors")]
     RegionFiles(usize, usize),
     #[error("pages of the shared memory are missing; it has to be shared anew")]

@@ -1,0 +1,205 @@
+//! Beyond the points: descriptors that are no file of ours to wait for. Whoever closes the last descriptor of a TCP socket that
+//! lingers waits for its data to leave; whoever closes any descriptor of a file on a FUSE file system waits for its server. Both
+//! can be the front end's, and neither ever answers.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt;
+use rustix::process::{Signal, kill_process};
+
+use super::frontend::daemon::Daemon;
+use super::frontend::message::{self, VERSION};
+use super::frontend::nic::{Nic, NicConfig};
+use super::frontend::ram::Region;
+use super::frontend::session::{Session, feature, request, single_region};
+use super::frontend::witness::Witness;
+use super::frontend::{DEADLINE, eventually};
+use super::fuse::Fuse;
+use super::{MIB, Scene};
+
+/// Closing the last descriptor of this socket takes an hour. The other end, which must not go, is second.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (theirs, _) = listener.accept().unwrap();
+    sockopt::set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
+    ours.set_nonblocking(true).unwrap();
+    // Until the other end takes no more, and some time after that, as its window may still grow.
+    for _ in 0..4 {
+        while (&ours).write(&[0; 65536]).is_ok() {}
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    (ours, theirs)
+}
+
+/// Sends a message whose descriptor is `file`'s last: it comes with the first part of the message, and is closed here before
+/// the rest of it follows.
+fn send_last(session: &Session, request: u32, payload: &[u8], file: impl AsFd) {
+    let bytes = message::encode(request, VERSION, payload);
+    session.raw(&bytes[..12], &[file.as_fd()]).unwrap();
+    drop(file);
+    session.raw(&bytes[12..], &[]).unwrap();
+}
+
+/// The session of a front end that has asked for nothing yet, once nobody else is at the port.
+fn negotiated(daemon: &Daemon) -> Session {
+    eventually("a connection that stays", || {
+        let session = Session::connect(&daemon.socket("bad")).ok()?;
+        session.get_features().ok()?;
+        session.set_features(feature::VERSION_1 | feature::PROTOCOL_FEATURES, false).ok()?;
+        session.get_features().ok().map(|_| session)
+    })
+}
+
+/// The control side answers, whatever is asked.
+#[track_caller]
+fn expect_answers(daemon: &Daemon) {
+    for args in [
+        &["status"][..],
+        &["port", "list"],
+        &["port", "show", "bad"],
+        &["port", "show", "well-1"],
+        &["shard", "list"],
+        &["drops"],
+        &["apply"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_linecard"))
+            .arg("--api")
+            .arg(daemon.dir().join("api.sock"))
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begin = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if begin.elapsed() > DEADLINE {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("no answer to {args:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_lingers_holds_up_nobody() {
+    let mut scene = Scene::new();
+    for number in [request::SET_VRING_KICK, request::SET_VRING_CALL, request::SET_VRING_ERR, 4711] {
+        let session = negotiated(&scene.daemon);
+        let (socket, _other) = lingering();
+        send_last(&session, number, &0u64.to_le_bytes(), socket);
+        expect_answers(&scene.daemon);
+        // The connection is gone before its next message is read, or it is read after all; either way the port is free again.
+        drop(session);
+        scene.expect_usable("a socket that lingers");
+    }
+    let session = negotiated(&scene.daemon);
+    let (socket, _other) = lingering();
+    send_last(&session, request::SET_VRING_KICK, &0u64.to_le_bytes(), socket);
+    let Scene { witness, mut daemon, .. } = scene;
+    assert!(witness.finish() > 0);
+    assert!(daemon.terminate().success());
+}
+
+#[test]
+fn connections_that_are_refused_hold_up_nobody() {
+    let mut scene = Scene::new();
+    let nic = scene.nic();
+    // A second front end, which is closed before anything of it is read.
+    let (socket, _other) = lingering();
+    let second = UnixStream::connect(scene.daemon.socket("bad")).unwrap();
+    message::send(&second, &[0; 12], &[socket.as_fd()]).unwrap();
+    drop(socket);
+    eventually("it is closed", || {
+        let mut fds = [rustix::event::PollFd::new(&second, rustix::event::PollFlags::RDHUP)];
+        rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+        (!fds[0].revents().is_empty()).then_some(())
+    });
+    // Other ports take connections.
+    drop(nic);
+    scene.finish();
+}
+
+#[test]
+fn a_file_that_cannot_be_closed_does_not_outlive_the_daemon() {
+    let mut daemon = Daemon::with_ports(&["bad"]);
+    // Goes first, so that whoever waits is free to go.
+    let fuse = Fuse::mount();
+    let witness = Witness::start(&daemon.socket("well-1"), &daemon.socket("well-2"));
+    let session = negotiated(&daemon);
+    send_last(&session, request::SET_VRING_KICK, &0u64.to_le_bytes(), fuse.open());
+    eventually("somebody waits for the file system", || (fuse.held() > 0).then_some(()));
+    expect_answers(&daemon);
+    witness.keeps_going();
+    drop(session);
+    assert!(witness.finish() > 0);
+    // Nothing of it is left that another one would have to wait for.
+    kill_process(daemon.pid(), Signal::KILL).unwrap();
+    eventually("SIGKILL ends the daemon", || (!daemon.is_running()).then_some(()));
+    daemon.restart();
+    let nic = Nic::up(&daemon.socket("bad"), &NicConfig::default());
+    daemon.port_when("bad", "it is served again", |port| port.state() == "up");
+    drop(nic);
+    // The next one is told to end.
+    let session = negotiated(&daemon);
+    let held = fuse.held();
+    send_last(&session, request::SET_VRING_CALL, &0u64.to_le_bytes(), fuse.open());
+    eventually("somebody waits again", || (fuse.held() > held).then_some(()));
+    assert!(daemon.terminate().success());
+}
+
+#[test]
+fn descriptors_that_are_held_up_are_counted_and_bounded() {
+    let scene = Scene::new();
+    let fuse = Fuse::mount();
+    let region = Region::new(0, 0x1_0000_0000, MIB);
+    let cases = [(request::SET_VRING_ERR, 0u64.to_le_bytes().to_vec()), (request::ADD_MEM_REG, single_region(&region))];
+    for (number, payload) in cases {
+        let session = negotiated(&scene.daemon);
+        send_last(&session, number, &payload, fuse.open());
+        assert!(session.closes_within(DEADLINE), "request {number}: the connection goes on");
+        scene.witness.keeps_going();
+    }
+    // As many as a port may have: it takes nobody any more, and says why.
+    let waiting = UnixStream::connect(scene.daemon.socket("bad")).unwrap();
+    let port = scene.daemon.port_when("bad", "it takes nobody", |port| {
+        port.reason().is_some_and(|reason| reason.contains("no connections: 2 descriptors"))
+    });
+    assert_eq!(port.state(), "down");
+    expect_answers(&scene.daemon);
+    let sessions = |threads: &BTreeMap<String, usize>| threads.get("vhost-PORT").copied();
+    assert_eq!(sessions(&scene.daemon.footprint().threads), sessions(&scene.at_rest.threads));
+    scene.witness.keeps_going();
+    // Others are served, and so is this one once they are let go of.
+    drop(waiting);
+    fuse.release();
+    scene.finish();
+}
+
+#[test]
+fn a_relay_that_ends_is_started_again_and_front_ends_come_back() {
+    let mut scene = Scene::new();
+    let nic = scene.nic();
+    let relay = scene.daemon.relay();
+    assert!(scene.witness.finish() > 0);
+    kill_process(relay, Signal::KILL).unwrap();
+    assert!(nic.session().closes_within(DEADLINE), "its connections end with it");
+    assert_ne!(scene.daemon.relay(), relay);
+    drop(nic);
+    let good = Nic::up(&scene.daemon.socket("bad"), &NicConfig::default());
+    scene.daemon.port_when("bad", "it is served again", |port| port.state() == "up");
+    assert!(scene.daemon.log().contains("the relay has ended (signal: 9 (SIGKILL))"), "{}", scene.daemon.log());
+    // And it goes with its daemon, whatever ends that.
+    let relay = scene.daemon.relay();
+    scene.daemon.kill();
+    drop(good);
+    eventually("the relay is gone", || rustix::process::test_kill_process(relay).is_err().then_some(()));
+}
