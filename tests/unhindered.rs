@@ -223,3 +223,28 @@ fn an_answer_that_nobody_reads_is_given_up() {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+#[test]
+fn the_service_manager_hears_that_it_is_ready_and_alive() {
+    let directory = tempfile::tempdir().unwrap();
+    let (here, file) = (directory.path().display(), directory.path().join("linecard.yaml"));
+    fs::write(&file, format!("version: 1\ndaemon: {{ api: {here}/api.sock, state-dir: {here}/state }}\n")).unwrap();
+    let manager = std::os::unix::net::UnixDatagram::bind(directory.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_linecardd"));
+    command.env("NOTIFY_SOCKET", directory.path().join("notify")).env("WATCHDOG_USEC", "30000000");
+    let log = fs::File::create(directory.path().join("log")).unwrap();
+    let child = command.arg("--config").arg(&file).stderr(log).spawn().unwrap();
+    let daemon = Daemon::of(directory, child);
+    let mut wanted = vec!["READY=1", "STATUS=ports: 0 up, 0 down, 0 stopped", "WATCHDOG=1", "WATCHDOG=1"];
+    let mut message = [0; 1000];
+    while !wanted.is_empty() {
+        let length = manager.recv(&mut message).unwrap();
+        let told = text(&message[..length]);
+        for line in told.lines() {
+            let found = wanted.iter().position(|wanted| *wanted == line);
+            found.map(|at| wanted.remove(at));
+        }
+    }
+    drop(daemon);
+}

@@ -1,13 +1,15 @@
-//! The [`Controller`]: everything that changes or looks at the switch goes through it, one call at a time.
+//! The [`Controller`]: everything that changes or looks at the switch goes through it, changes one at a time.
 //!
-//! Calls may take as long as a turn of a shard or a system call takes, so the API makes them on threads that may block.
+//! A change may take as long as a turn of a shard or a system call takes, so the API makes them on threads that may block. Looking
+//! waits for none of them (`inspect`).
 //! A change is checked as a whole before any of it is done; what is refused changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -19,6 +21,7 @@ use super::report::{PlanReport, Step, StepReport, Subject};
 use super::running::Runtime;
 use super::store::{Store, StoreError};
 use super::upkeep::Samples;
+use super::view::{Facts, Shown};
 use crate::clock::Clock;
 use crate::config::{self, Diagnostics, Plan};
 use crate::host::cpu::{CpuError, Cpus};
@@ -27,6 +30,12 @@ use crate::ident::{MacAddr, Name, ParseError};
 use crate::shard::{ShardError, Shards};
 use crate::switch::Fdb;
 use crate::sys::regular_file::{self, FileError, Symlinks};
+
+/// How long a change waits for the one before it.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+
+/// How often it looks whether that has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Why a request to the controller was refused.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +77,9 @@ pub enum ControlError {
         /// Why.
         reason: String,
     },
+    /// A change before this one has not ended.
+    #[error("another change has been going on for more than {} s; nothing was changed", .0.as_secs())]
+    Busy(Duration),
     /// No number is left.
     #[error("there are {0} ports already, and that is the limit")]
     Full(usize),
@@ -99,6 +111,9 @@ impl ControlError {
             Self::NoSuchNetwork { .. } => Some("`linecard network list` shows the networks there are".into()),
             Self::Exists(name) => Some(format!("remove it first with `linecard port del {name}`, or use another name")),
             Self::FromFile { .. } => Some("take it out of the file, then `linecard apply`".into()),
+            Self::Busy(_) => {
+                Some("it waits for a shard, a port or the kernel; the log of linecardd may say more".into())
+            }
             Self::ReadFile { source: FileError::System(_), .. } => {
                 Some("give linecardd's user permission to read it".into())
             }
@@ -135,6 +150,11 @@ pub struct Controller {
     /// The NUMA nodes that they are on.
     pub(super) nodes: BTreeSet<u16>,
     pub(super) events: Arc<Events>,
+    /// What others see without waiting for the lock.
+    pub(super) shown: Arc<Shown>,
+    /// These are held for no longer than it takes to copy what is in them.
+    samples: Mutex<Samples>,
+    pub(super) links: Mutex<Links>,
     state: Mutex<State>,
 }
 
@@ -146,8 +166,6 @@ pub(super) struct State {
     pub(super) store: Store,
     pub(super) generation: u64,
     pub(super) refused: Option<String>,
-    pub(super) samples: Samples,
-    pub(super) links: Links,
     /// Why each shard is on its CPU, if the host chose it.
     pub(super) chosen: BTreeMap<u16, String>,
 }
@@ -170,19 +188,20 @@ impl Controller {
         // A RandomState is keyed with random numbers from the kernel.
         let random = || RandomState::new().hash_one(0);
         let fdb = Fdb::with_capacity(Fdb::CAPACITY_START, [random(), random()]);
+        let shown = Arc::new(Shown::new(shards.readings()));
+        let kinds = Kinds::start(plan.daemon.api.parent())?;
         let state = State {
             plan: plan.clone(),
-            runtime: Runtime::new(shards, Kinds::start(plan.daemon.api.parent())?, fdb),
+            runtime: Runtime::new(shards, kinds, fdb, Arc::clone(&shown)),
             store,
             generation: 0,
             refused: None,
-            samples: Samples::default(),
-            links: Links::default(),
             chosen,
         };
         let nodes = host.online.iter().map(|&cpu| host.node(cpu)).collect();
         let events = Arc::default();
-        Ok(Self { clock, started: plan, file: file.into(), host, nodes, events, state: Mutex::new(state) })
+        let (samples, links, state) = (Mutex::default(), Mutex::default(), Mutex::new(state));
+        Ok(Self { clock, started: plan, file: file.into(), host, nodes, events, shown, samples, links, state })
     }
 
     /// What happened, to be read, followed and added to.
@@ -197,7 +216,7 @@ impl Controller {
     pub fn begin(&self) -> Result<PlanReport, ControlError> {
         self.events.record(Event::DaemonStarted { version: env!("CARGO_PKG_VERSION").into() });
         let mut state = self.lock();
-        self.carry_out(&mut state, self.started.clone())
+        self.carry_out(&mut state, self.started.clone(), Vec::new())
     }
 
     /// Checks a configuration without looking at what runs: `text`, called `name`, or else the file as it is now.
@@ -214,9 +233,12 @@ impl Controller {
     /// The configuration cannot be read or does not hold together.
     pub fn plan(&self, text: Option<(&str, &str)>) -> Result<PlanReport, ControlError> {
         let plan = self.read(text)?;
-        let state = self.lock();
+        let found = self.stopped();
+        let state = self.change()?;
         let next = Desired::new(&plan, state.store.ports());
-        let actions = diff(&state.runtime.desired, &next, &state.runtime.stopped());
+        let mut stopped = state.runtime.stopped();
+        stopped.extend(found);
+        let actions = diff(&state.runtime.desired, &next, &stopped);
         Choice::of(&plan.shards, &self.host)?;
         let wanted = next.ports.iter().filter_map(|(name, wish)| Some((name, wish.plan.as_ref().ok()?)));
         let told = |(name, error): (&Name, ShardError)| (name.to_string(), format!("not served as asked: {error}"));
@@ -230,12 +252,14 @@ impl Controller {
     /// The configuration cannot be read or does not hold together; nothing changed.
     pub fn apply(&self, text: Option<(&str, &str)>) -> Result<PlanReport, ControlError> {
         let read = self.read(text);
-        let mut state = self.lock();
+        let stopped = self.stopped();
+        let mut state = self.change()?;
         state.refused = read.as_ref().err().map(ControlError::to_string);
+        self.show(&state);
         if let Some(reason) = state.refused.clone() {
             self.events.record(Event::ConfigurationRefused { reason });
         }
-        self.carry_out(&mut state, read?)
+        self.carry_out(&mut state, read?, stopped)
     }
 
     /// Makes a port that is not in the file, from what would be under its name there; it outlives the daemon.
@@ -244,7 +268,7 @@ impl Controller {
     /// It exists, does not hold together, cannot be opened or cannot be stored; nothing changed.
     pub fn add_port(&self, name: &str, written: Value) -> Result<(), ControlError> {
         let name: Name = name.parse()?;
-        let mut state = self.lock();
+        let mut state = self.change()?;
         let State { plan, runtime, store, .. } = &mut *state;
         if runtime.desired.ports.contains_key(&name) {
             return Err(ControlError::Exists(name));
@@ -271,7 +295,7 @@ impl Controller {
     /// # Errors
     /// There is none of that name, it is one of the file's, or the state directory cannot be written; nothing changed.
     pub fn remove_port(&self, name: &str) -> Result<(), ControlError> {
-        let mut state = self.lock();
+        let mut state = self.change()?;
         let State { runtime, store, .. } = &mut *state;
         let Some((name, wish)) = runtime.desired.ports.get_key_value(name) else {
             return Err(ControlError::NoSuchPort { name: name.into() });
@@ -298,9 +322,67 @@ impl Controller {
         state.runtime.shards.stop();
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    /// A controller of one shard with the configuration `text`, whose ports `stand_in` opens.
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used)]
+    pub(crate) fn for_test(file: &Path, stand_in: super::kinds::StandIn) -> Self {
+        let text = std::fs::read_to_string(file).unwrap();
+        let plan = config::check("test.yaml", &text).unwrap();
+        let (store, _) = Store::open(&plan.daemon.state_dir).unwrap();
+        let (clock, host) = (Clock::start(), Cpus::of_this_host().unwrap());
+        let cpus: Vec<u16> = Choice::of(&plan.shards, &host).unwrap().shared.clone();
+        let shards = Shards::start(&cpus, &[], crate::shard::IdlePolicy::Adaptive.into(), clock).unwrap();
+        let controller = Self::new(plan, file, store, shards, clock, host, BTreeMap::new()).unwrap();
+        controller.lock().runtime.stand_in(stand_in);
+        controller
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         // Every change leaves the state whole between two of its statements, so a panic elsewhere must not end the API.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, unless it is being changed.
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The state, to be changed, when the change before has ended.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub(super) fn change(&self) -> Result<MutexGuard<'_, State>, ControlError> {
+        let begin = std::time::Instant::now();
+        loop {
+            match self.try_lock() {
+                Some(state) => return Ok(state),
+                None if begin.elapsed() > PATIENCE => return Err(ControlError::Busy(PATIENCE)),
+                None => std::thread::sleep(LOOK_AGAIN),
+            }
+        }
+    }
+
+    pub(super) fn samples(&self) -> MutexGuard<'_, Samples> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names of the ports that were stopped after they had been opened.
+    fn stopped(&self) -> Vec<Name> {
+        self.shown.ports.load().stopped(&self.shown.calls)
+    }
+
+    /// Shows what is known of the configuration.
+    fn show(&self, state: &State) {
+        self.shown.facts.store(Arc::new(Facts {
+            generation: state.generation,
+            refused: state.refused.clone(),
+            restart_needed: self.restart_needed(&state.plan),
+            chosen: state.chosen.clone(),
+        }));
     }
 
     fn read(&self, text: Option<(&str, &str)>) -> Result<Plan, ControlError> {
@@ -315,7 +397,8 @@ impl Controller {
         checked.map_err(ControlError::Invalid)
     }
 
-    fn carry_out(&self, state: &mut State, plan: Plan) -> Result<PlanReport, ControlError> {
+    /// Carries out `plan`. Ports in `stopped` are tried again, as those are that could not be had.
+    fn carry_out(&self, state: &mut State, plan: Plan, stopped: Vec<Name>) -> Result<PlanReport, ControlError> {
         let choice = Choice::of(&plan.shards, &self.host)?;
         // New shards are there before the ports that need them; old ones go after the ports that can do without them.
         state.runtime.grow_shards(&choice)?;
@@ -329,18 +412,23 @@ impl Controller {
             state.store.remove(&name)?;
         }
         let next = Desired::new(&plan, state.store.ports());
-        let actions = diff(&state.runtime.desired, &next, &state.runtime.stopped());
+        let mut again = state.runtime.stopped();
+        again.extend(stopped);
+        let actions = diff(&state.runtime.desired, &next, &again);
         state.runtime.perform(&actions);
         state.runtime.shrink_shards();
+        state.runtime.show();
         state.chosen = choice.reasons;
         state.generation += 1;
         let mut report = self.report(&state.plan, &plan, &actions);
         let ports = state.runtime.ports.iter();
-        report.stopped = ports.filter_map(|(name, port)| Some((name.to_string(), port.port.clone().err()?))).collect();
+        report.stopped =
+            ports.filter_map(|(name, port)| Some((name.to_string(), port.port.as_ref().err()?.clone()))).collect();
         report.obstacles = state.runtime.obstacles();
         let (generation, steps) = (state.generation, report.steps.len());
         self.events.record(Event::ConfigurationApplied { generation, steps });
         state.plan = plan;
+        self.show(state);
         Ok(report)
     }
 

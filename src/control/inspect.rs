@@ -1,36 +1,40 @@
-//! Looking: what runs, turned into [`super::report`]s. Changes nothing.
+//! Looking: what runs, turned into [`super::report`]s. Changes nothing, and waits for no change and no port ([`super::view`],
+//! [`super::calls`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
-use super::controller::State;
 use super::desired::Wish;
-use super::events::Events;
 use super::report::{
     CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, MoveReport, NetworkReport, PortReport,
     PortState, ShardReport, StatusReport,
 };
-use super::running::Running;
+use super::view::{Facts, NetworkView, PortView, PortsView, ShardsView};
 use super::{ControlError, Controller, FdbFilter};
 use crate::config::{KindPlan, PortPlan};
-use crate::ident::Name;
-use crate::port::{LinkState, Notifications, Port};
+use crate::ident::{Name, PortIndex};
+use crate::port::{LinkState, Notifications};
 use crate::shard::{PortTotals, QueueMove};
 use crate::switch::{Fdb, FdbCounters, Flush, StormClass};
 use crate::verdict::DropReason;
 
+/// Said of a port that does not say it itself.
+const SILENT: &str = "it does not answer: it waits for its far end or for the kernel";
+
 impl Controller {
     /// The daemon as a whole.
     pub fn status(&self) -> StatusReport {
-        let state = self.lock();
+        let (view, shards, facts) = (self.shown.ports.load(), self.shown.shards.load(), self.shown.facts.load());
+        let mut links = view.ask(&self.shown.calls, |port| port.link());
         let mut frames = FrameTotals::default();
         let (mut up, mut down, mut stopped) = (0, 0, Vec::new());
-        for (name, running) in &state.runtime.ports {
-            match state.link(running).0 {
+        for (name, port) in &view.ports {
+            match link(port, links.remove(name).flatten()).0 {
                 PortState::Up => up += 1,
                 PortState::Down => down += 1,
                 PortState::Stopped => stopped.push(name.to_string()),
             }
-            let counters = state.counters(running);
+            let counters = counters(&shards, port);
             frames.rx_frames += counters.rx_frames;
             frames.rx_delivered += counters.rx_delivered;
             frames.rx_dropped += counters.rx_dropped;
@@ -42,23 +46,24 @@ impl Controller {
             pid: std::process::id(),
             uptime_seconds: self.clock.now().since(Default::default()).as_secs(),
             config: self.file.display().to_string(),
-            generation: state.generation,
-            refused: state.refused.clone(),
-            restart_needed: self.restart_needed(&state.plan),
-            networks: state.runtime.networks.len(),
+            generation: facts.generation,
+            refused: facts.refused.clone(),
+            restart_needed: facts.restart_needed.clone(),
+            networks: view.networks.len(),
             ports_up: up,
             ports_down: down,
             ports_stopped: stopped,
-            shards: state.runtime.shards.report().len(),
-            fdb: fdb_totals(&state.runtime.fdb),
+            shards: shards.readings.count(),
+            fdb: fdb_totals(&self.shown.fdb()),
             frames,
         }
     }
 
     /// Every port, without what its kind has to tell.
     pub fn ports(&self) -> Vec<PortReport> {
-        let state = self.lock();
-        state.runtime.ports.iter().filter_map(|(name, running)| state.port(name, running)).collect()
+        let (view, shards) = (self.shown.ports.load(), self.shown.shards.load());
+        let mut links = view.ask(&self.shown.calls, |port| port.link());
+        view.ports.iter().map(|(name, port)| report(&shards, name, port, links.remove(name).flatten())).collect()
     }
 
     /// One port, with what its kind has to tell.
@@ -66,34 +71,32 @@ impl Controller {
     /// # Errors
     /// There is none of that name.
     pub fn port(&self, name: &str) -> Result<PortReport, ControlError> {
-        let state = self.lock();
-        let found = state.runtime.ports.get_key_value(name);
-        let report = found.and_then(|(name, running)| {
-            let detail = running.port.as_ref().map(|port| port.detail()).ok();
-            Some(PortReport { detail, ..state.port(name, running)? })
-        });
-        report.ok_or_else(|| ControlError::NoSuchPort { name: name.into() })
+        let (view, shards) = (self.shown.ports.load(), self.shown.shards.load());
+        let Some((name, port)) = view.ports.get_key_value(name) else {
+            return Err(ControlError::NoSuchPort { name: name.into() });
+        };
+        let handles = port.port.iter().cloned().collect();
+        let asked = self.shown.calls.ask(handles, |_, port| (port.link(), port.detail()));
+        let (link, detail) = asked.into_iter().next().flatten().unzip();
+        Ok(PortReport { detail, ..report(&shards, name, port, link) })
     }
 
     /// Every network.
     pub fn networks(&self) -> Vec<NetworkReport> {
-        let state = self.lock();
-        let runtime = &state.runtime;
+        let view = self.shown.ports.load();
         let mut entries: BTreeMap<_, usize> = BTreeMap::new();
-        runtime.fdb.entries(self.clock.now().tick()).for_each(|entry| *entries.entry(entry.network).or_default() += 1);
-        let report = |(name, plan): (&Name, &crate::config::NetworkPlan)| NetworkReport {
+        self.shown
+            .fdb()
+            .entries(self.clock.now().tick())
+            .for_each(|entry| *entries.entry(entry.network).or_default() += 1);
+        let report = |(name, network): (&Name, &NetworkView)| NetworkReport {
             name: name.to_string(),
-            mac_age_seconds: plan.mac_age.as_secs(),
-            mac_limit: plan.mac_limit,
-            fdb_entries: runtime.networks.get(name).and_then(|number| entries.get(number)).copied().unwrap_or(0),
-            ports: runtime
-                .ports
-                .keys()
-                .filter(|port| runtime.plan(port).is_some_and(|plan| plan.network == *name))
-                .map(Name::to_string)
-                .collect(),
+            mac_age_seconds: network.plan.mac_age.as_secs(),
+            mac_limit: network.plan.mac_limit,
+            fdb_entries: network.number.and_then(|number| entries.get(&number)).copied().unwrap_or(0),
+            ports: view.ports.iter().filter(|(_, port)| port.is_in(name)).map(|(port, _)| port.to_string()).collect(),
         };
-        runtime.desired.networks.iter().map(report).collect()
+        view.networks.iter().map(report).collect()
     }
 
     /// The FDB entries that `filter` picks, by network and address.
@@ -101,11 +104,12 @@ impl Controller {
     /// # Errors
     /// The filter names a network or port that there is not.
     pub fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbReport>, ControlError> {
-        let state = self.lock();
-        let which = state.which(filter)?;
-        let networks: BTreeMap<_, _> = state.runtime.networks.iter().map(|(name, number)| (*number, name)).collect();
-        let ports: BTreeMap<_, _> = state.runtime.ports.iter().map(|(name, port)| (port.number, name)).collect();
-        let entries = state.runtime.fdb.entries(self.clock.now().tick()).filter(|entry| {
+        let (view, fdb) = (self.shown.ports.load(), self.shown.fdb());
+        let which = which(&view, filter)?;
+        let numbered = view.networks.iter().filter_map(|(name, network)| Some((network.number?, name)));
+        let networks: BTreeMap<_, _> = numbered.collect();
+        let ports = view.names();
+        let entries = fdb.entries(self.clock.now().tick()).filter(|entry| {
             which.network.is_none_or(|network| network == entry.network)
                 && which.port.is_none_or(|port| port == entry.port)
                 && which.mac.is_none_or(|mac| mac == entry.mac)
@@ -130,24 +134,27 @@ impl Controller {
     /// # Errors
     /// The filter names a network or port that there is not.
     pub fn flush_fdb(&self, filter: &FdbFilter) -> Result<usize, ControlError> {
-        let state = self.lock();
-        let which = state.which(filter)?;
+        // Not while the FDB is being replaced by a larger one.
+        let state = self.change()?;
+        let which = which(&self.shown.ports.load(), filter)?;
         Ok(state.runtime.fdb.flush(which))
     }
 
     /// What the rings of all ports count of notifications, by port and ring number.
     pub fn notifications(&self) -> Vec<(String, usize, Notifications)> {
-        let state = self.lock();
-        let open = state.runtime.ports.iter().filter_map(|(name, running)| Some((name, running.port.as_ref().ok()?)));
-        let rings = |port: &dyn Port| port.notifications().into_iter().enumerate();
-        open.flat_map(|(name, port)| rings(&**port).map(|(ring, counts)| (name.to_string(), ring, counts))).collect()
+        let view = self.shown.ports.load();
+        let answers = view.ask(&self.shown.calls, |port| port.notifications());
+        let rings = answers.into_iter().flat_map(|(name, rings)| {
+            let rings = rings.into_iter().flatten().enumerate();
+            rings.map(|(ring, counts)| (name.to_string(), ring, counts))
+        });
+        rings.collect()
     }
 
     /// Every shard.
     pub fn shards(&self) -> Vec<ShardReport> {
-        let state = self.lock();
-        let reports = state.runtime.shards.report();
-        reports.iter().map(|now| self.shard(&state, now)).collect()
+        let (shards, facts) = (self.shown.shards.load(), self.shown.facts.load());
+        shards.readings.report().iter().map(|now| self.shard(&facts, now)).collect()
     }
 
     /// What was dropped, at one port or at all of them, most frequent first.
@@ -155,14 +162,14 @@ impl Controller {
     /// # Errors
     /// There is no such port.
     pub fn drops(&self, port: Option<&str>) -> Result<Vec<DropReport>, ControlError> {
-        let state = self.lock();
-        if let Some(name) = port.filter(|name| !state.runtime.ports.contains_key(*name)) {
+        let (view, shards) = (self.shown.ports.load(), self.shown.shards.load());
+        if let Some(name) = port.filter(|name| !view.ports.contains_key(*name)) {
             return Err(ControlError::NoSuchPort { name: name.into() });
         }
-        let wanted = state.runtime.ports.iter().filter(|(name, _)| port.is_none_or(|port| port == name.as_str()));
+        let wanted = view.ports.iter().filter(|(name, _)| port.is_none_or(|port| port == name.as_str()));
         let mut list: Vec<_> = wanted
-            .flat_map(|(name, running)| {
-                let totals = state.runtime.shards.port_totals(running.number);
+            .flat_map(|(name, port)| {
+                let totals = shards.readings.port_totals(port.number);
                 DropReason::ALL.iter().flat_map(move |&reason| {
                     let rx = drops(name, Direction::Rx, reason, totals.rx_dropped[reason.index()]);
                     rx.into_iter().chain(drops(name, Direction::Tx, reason, totals.tx_dropped[reason.index()]))
@@ -175,25 +182,37 @@ impl Controller {
 
     /// What the balancer moved lately, oldest first.
     pub fn moves(&self) -> Vec<MoveReport> {
-        let state = self.lock();
-        let names: BTreeMap<_, _> = state.runtime.ports.iter().map(|(name, port)| (port.number, name)).collect();
+        let (view, shards) = (self.shown.ports.load(), self.shown.shards.load());
+        let names = view.names();
         let report = |moved: QueueMove| {
             // A port that has gone since has no name any more.
             let port = names.get(&moved.port)?.to_string();
             let QueueMove { at, queues, from, to, delay_micros, .. } = moved;
             Some(MoveReport { seconds_ago: self.clock.now().since(at).as_secs(), port, queues, from, to, delay_micros })
         };
-        state.runtime.shards.moves().into_iter().filter_map(report).collect()
+        shards.moves.iter().copied().filter_map(report).collect()
     }
 
-    fn shard(&self, state: &State, now: &crate::shard::ShardReport) -> ShardReport {
-        let before = state.samples.oldest(now.cpu);
+    /// Records which ports came up, went down or stopped since the last call.
+    pub(super) fn note_links(&self) {
+        let view = self.shown.ports.load();
+        let mut links = view.ask(&self.shown.calls, |port| port.link());
+        let ports = view.ports.iter().map(|(name, port)| {
+            let (state, reason) = link(port, links.remove(name).flatten());
+            (name.to_string(), state, reason)
+        });
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).note(ports, &self.events);
+    }
+
+    fn shard(&self, facts: &Facts, now: &crate::shard::ShardReport) -> ShardReport {
+        let samples = self.samples();
+        let before = samples.oldest(now.cpu);
         let since = |of: fn(&crate::shard::ShardReport) -> u64| of(now).saturating_sub(before.map_or(0, of)) as f64;
         let (busy, poll, sleep) = (since(|r| r.busy_cycles), since(|r| r.poll_cycles), since(|r| r.sleep_cycles));
         let percent = |part: f64| ratio(100.0 * part, busy + poll + sleep);
         ShardReport {
             cpu: now.cpu,
-            chosen: state.chosen.get(&now.cpu).cloned(),
+            chosen: facts.chosen.get(&now.cpu).cloned(),
             exclusive: now.exclusive,
             queues: now.queues,
             resting: now.resting,
@@ -216,97 +235,98 @@ impl Controller {
     }
 }
 
-impl State {
-    fn port(&self, name: &Name, running: &Running) -> Option<PortReport> {
-        let wish: &Wish = self.runtime.desired.ports.get(name)?;
-        let plan: Option<&PortPlan> = wish.plan.as_ref().ok();
-        let (state, reason) = self.link(running);
-        Some(PortReport {
-            name: name.to_string(),
-            kind: plan.map(|plan| plan.kind.key().into()),
-            network: plan.map(|plan| plan.network.to_string()),
-            profile: plan.and_then(|plan| plan.profile.as_ref()).map(Name::to_string),
-            latency_sensitivity: plan.map(|plan| plan.latency).unwrap_or_default(),
-            affinity: plan.map(|plan| plan.affinity).unwrap_or_default(),
-            cpus: BTreeSet::from_iter(self.runtime.shards.cpus_of(running.number)).into_iter().collect(),
-            compat: plan.filter(|plan| matches!(plan.kind, KindPlan::VhostUser(_))).map(|plan| plan.compat),
-            storm: plan.map(|plan| plan.storm).unwrap_or_default(),
-            offloads: plan.map(|plan| plan.offloads).unwrap_or_default(),
-            mtu: plan.and_then(|plan| plan.mtu),
-            mac: plan.and_then(|plan| plan.mac).map(|mac| mac.to_string()),
-            labels: plan.map(|plan| plan.labels.clone()).unwrap_or_default(),
-            origin: wish.origin,
-            state,
-            reason,
-            counters: self.counters(running),
-            config: plan.map(|plan| settings(&plan.kind)).unwrap_or_default(),
-            detail: None,
-        })
+impl PortView {
+    fn is_in(&self, network: &Name) -> bool {
+        self.wish.plan.as_ref().is_ok_and(|plan| plan.network == *network)
     }
+}
 
-    /// Records which ports came up, went down or stopped since the last call.
-    pub(super) fn note_links(&mut self, events: &Events) {
-        let mut links = std::mem::take(&mut self.links);
-        let ports = self.runtime.ports.iter().map(|(name, running)| {
-            let (state, reason) = self.link(running);
-            (name.to_string(), state, reason)
-        });
-        links.note(ports, events);
-        self.links = links;
+impl PortsView {
+    /// The ports' names by their numbers.
+    fn names(&self) -> BTreeMap<PortIndex, &Name> {
+        self.ports.iter().map(|(name, port)| (port.number, name)).collect()
     }
+}
 
-    fn link(&self, running: &Running) -> (PortState, Option<String>) {
-        match &running.port {
-            Err(reason) => (PortState::Stopped, Some(reason.clone())),
-            Ok(port) => match port.link() {
-                LinkState::Up => (PortState::Up, running.obstacle.clone().or_else(|| running.locality.remark.clone())),
-                LinkState::Down(reason) => {
-                    let obstacle = running.obstacle.iter().map(|obstacle| format!("; {obstacle}"));
-                    (PortState::Down, Some(reason + &obstacle.collect::<String>()))
-                }
-                LinkState::Stopped(reason) => (PortState::Stopped, Some(reason)),
-            },
+/// One port; `state` is what it says of its link, if it says anything.
+fn report(shards: &ShardsView, name: &Name, port: &PortView, state: Option<LinkState>) -> PortReport {
+    let wish: &Wish = &port.wish;
+    let plan: Option<&PortPlan> = wish.plan.as_ref().ok();
+    let (state, reason) = link(port, state);
+    PortReport {
+        name: name.to_string(),
+        kind: plan.map(|plan| plan.kind.key().into()),
+        network: plan.map(|plan| plan.network.to_string()),
+        profile: plan.and_then(|plan| plan.profile.as_ref()).map(Name::to_string),
+        latency_sensitivity: plan.map(|plan| plan.latency).unwrap_or_default(),
+        affinity: plan.map(|plan| plan.affinity).unwrap_or_default(),
+        cpus: shards.readings.cpus_of(port.number).to_vec(),
+        compat: plan.filter(|plan| matches!(plan.kind, KindPlan::VhostUser(_))).map(|plan| plan.compat),
+        storm: plan.map(|plan| plan.storm).unwrap_or_default(),
+        offloads: plan.map(|plan| plan.offloads).unwrap_or_default(),
+        mtu: plan.and_then(|plan| plan.mtu),
+        mac: plan.and_then(|plan| plan.mac).map(|mac| mac.to_string()),
+        labels: plan.map(|plan| plan.labels.clone()).unwrap_or_default(),
+        origin: wish.origin,
+        state,
+        reason,
+        counters: counters(shards, port),
+        config: plan.map(|plan| settings(&plan.kind)).unwrap_or_default(),
+        detail: None,
+    }
+}
+
+/// Whether a port carries frames, and what is to be said of that.
+fn link(port: &PortView, link: Option<LinkState>) -> (PortState, Option<String>) {
+    match (&port.port, link) {
+        (Err(reason), _) => (PortState::Stopped, Some(reason.clone())),
+        (Ok(_), None) => (PortState::Stopped, Some(SILENT.into())),
+        (Ok(_), Some(LinkState::Up)) => (PortState::Up, port.obstacle.clone().or_else(|| port.remark.clone())),
+        (Ok(_), Some(LinkState::Down(reason))) => {
+            let obstacle = port.obstacle.iter().map(|obstacle| format!("; {obstacle}"));
+            (PortState::Down, Some(reason + &obstacle.collect::<String>()))
         }
+        (Ok(_), Some(LinkState::Stopped(reason))) => (PortState::Stopped, Some(reason)),
     }
+}
 
-    pub(super) fn counters(&self, running: &Running) -> CounterReport {
-        let totals: PortTotals = self.runtime.shards.port_totals(running.number);
-        let by_reason = |counts: &[u64; DropReason::COUNT]| {
-            let named = DropReason::ALL.iter().map(|reason| (reason.name().to_string(), counts[reason.index()]));
-            named.filter(|(_, count)| *count > 0).collect()
-        };
-        CounterReport {
-            rx_frames: totals.rx_frames,
-            rx_bytes: totals.rx_bytes,
-            rx_delivered: totals.rx_delivered,
-            rx_dropped: totals.rx_dropped.iter().sum(),
-            rx_gso: totals.rx_gso,
-            mtu_exceeded_bytes: totals.mtu_exceeded_bytes,
-            tx_frames: totals.tx_frames,
-            tx_bytes: totals.tx_bytes,
-            tx_gso: totals.tx_gso,
-            tx_segmented: totals.tx_segmented,
-            tx_segments_dropped: totals.tx_segments_dropped,
-            tx_completed: totals.tx_completed,
-            tx_merged: totals.tx_merged,
-            tx_dropped: totals.tx_dropped.iter().sum(),
-            drops: by_reason(&totals.rx_dropped),
-            tx_drops: by_reason(&totals.tx_dropped),
-            storm_drops: storm_drops(running.storm.refused()),
-        }
+fn counters(shards: &ShardsView, port: &PortView) -> CounterReport {
+    let totals: PortTotals = shards.readings.port_totals(port.number);
+    let by_reason = |counts: &[u64; DropReason::COUNT]| {
+        let named = DropReason::ALL.iter().map(|reason| (reason.name().to_string(), counts[reason.index()]));
+        named.filter(|(_, count)| *count > 0).collect()
+    };
+    CounterReport {
+        rx_frames: totals.rx_frames,
+        rx_bytes: totals.rx_bytes,
+        rx_delivered: totals.rx_delivered,
+        rx_dropped: totals.rx_dropped.iter().sum(),
+        rx_gso: totals.rx_gso,
+        mtu_exceeded_bytes: totals.mtu_exceeded_bytes,
+        tx_frames: totals.tx_frames,
+        tx_bytes: totals.tx_bytes,
+        tx_gso: totals.tx_gso,
+        tx_segmented: totals.tx_segmented,
+        tx_segments_dropped: totals.tx_segments_dropped,
+        tx_completed: totals.tx_completed,
+        tx_merged: totals.tx_merged,
+        tx_dropped: totals.tx_dropped.iter().sum(),
+        drops: by_reason(&totals.rx_dropped),
+        tx_drops: by_reason(&totals.tx_dropped),
+        storm_drops: storm_drops(port.storm.refused()),
     }
+}
 
-    fn which(&self, filter: &FdbFilter) -> Result<Flush, ControlError> {
-        let network = filter.network.as_deref().map(|name| {
-            let found = self.runtime.networks.get(name).copied();
-            found.ok_or_else(|| ControlError::NoSuchNetwork { name: name.into() })
-        });
-        let port = filter.port.as_deref().map(|name| {
-            let found = self.runtime.ports.get(name).map(|running| running.number);
-            found.ok_or_else(|| ControlError::NoSuchPort { name: name.into() })
-        });
-        Ok(Flush { network: network.transpose()?, port: port.transpose()?, mac: filter.mac })
-    }
+fn which(view: &PortsView, filter: &FdbFilter) -> Result<Flush, ControlError> {
+    let network = filter.network.as_deref().map(|name| {
+        let found = view.networks.get(name).and_then(|network| network.number);
+        found.ok_or_else(|| ControlError::NoSuchNetwork { name: name.into() })
+    });
+    let port = filter.port.as_deref().map(|name| {
+        let found = view.ports.get(name).map(|port| port.number);
+        found.ok_or_else(|| ControlError::NoSuchPort { name: name.into() })
+    });
+    Ok(Flush { network: network.transpose()?, port: port.transpose()?, mac: filter.mac })
 }
 
 /// What storm control dropped, by class.

@@ -32,17 +32,32 @@ pub(super) struct Kinds {
     acceptor: Acceptor,
     /// Where vNICs note how far they are in packed rings.
     records: Option<PathBuf>,
+    #[cfg(test)]
+    pub(super) stand_in: Option<StandIn>,
 }
+
+/// Opens ports in place of their kinds.
+#[cfg(test)]
+pub(crate) type StandIn = Box<dyn Fn(&Name) -> Option<Arc<dyn Port>> + Send + Sync>;
 
 impl Kinds {
     /// Starts the thread that waits for VMs. `run` is the directory of what lives as long as this host is up, such as the
     /// API's socket.
     pub(super) fn start(run: Option<&Path>) -> io::Result<Self> {
-        Ok(Self { acceptor: Acceptor::start()?, records: run.map(|run| run.join("rings")) })
+        Ok(Self {
+            acceptor: Acceptor::start()?,
+            records: run.map(|run| run.join("rings")),
+            #[cfg(test)]
+            stand_in: None,
+        })
     }
 
     /// Opens the port called `name`.
     pub(super) fn open(&self, name: &Name, plan: &PortPlan) -> Result<Arc<dyn Port>, OpenError> {
+        #[cfg(test)]
+        if let Some(port) = self.stand_in.as_ref().and_then(|stand_in| stand_in(name)) {
+            return Ok(port);
+        }
         let port: Arc<dyn Port> = match &plan.kind {
             KindPlan::VhostUser(vhost_user) => {
                 let config = VnicConfig { records: self.records.clone(), ..vnic(name, plan, vhost_user)? };

@@ -7,17 +7,22 @@
 //!
 //! On a host whose CPUs are all on one node nothing of this is done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::running::Runtime;
+use super::calls::Handle;
+use super::running::{Running, Runtime};
 use crate::clock::Instant;
 use crate::host::cpu;
-use crate::ident::LatencySensitivity;
+use crate::ident::{LatencySensitivity, Name};
 use crate::mem::NodePages;
 
 /// How long what was seen of a guest's memory is taken to be true.
 const AGAIN: Duration = Duration::from_secs(30);
+
+/// What a look at a port's memory found: nothing while there is no guest.
+pub(super) type Found = Option<NodePages>;
 
 /// What is known of a port's guest memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,10 +36,15 @@ pub(super) struct Locality {
 }
 
 impl Locality {
+    /// Whether it is time to look at the memory again.
+    fn is_due(&self, now: Instant) -> bool {
+        self.seen.is_none_or(|seen| now.since(seen) >= AGAIN)
+    }
+
     /// Looks at the memory again if it is time to: `look` finds where it is, or nothing while there is no guest. `nodes` are
     /// those that have CPUs; memory on another is near to none of them.
     fn look(&mut self, nodes: &BTreeSet<u16>, now: Instant, look: impl FnOnce() -> Option<NodePages>) {
-        if self.seen.is_some_and(|seen| now.since(seen) < AGAIN) {
+        if !self.is_due(now) {
             return;
         }
         // A guest that went mostly comes back to the same memory, so what was known is kept until the next one is seen.
@@ -47,16 +57,27 @@ impl Locality {
 }
 
 impl Runtime {
+    /// The ports whose memory is to be looked at now; none on a host that has one node.
+    pub(super) fn to_locate(&self, nodes: &BTreeSet<u16>, now: Instant) -> Vec<(Name, Arc<Handle>)> {
+        let due = |running: &Running| nodes.len() > 1 && running.served.is_some() && running.locality.is_due(now);
+        let due = self.ports.iter().filter(|(_, running)| due(running));
+        due.filter_map(|(name, running)| Some((name.clone(), Arc::clone(running.port.as_ref().ok()?)))).collect()
+    }
+
     /// Has ports served on the node of their guest's memory, where their level asks for it and a shard of it has room. `nodes`
-    /// are the NUMA nodes that have CPUs.
-    pub(super) fn settle(&mut self, nodes: &BTreeSet<u16>, now: Instant) {
+    /// are the NUMA nodes that have CPUs; `found` says where the memory is of those that were looked at. Returns whether there is
+    /// something else to be said of a port than before.
+    pub(super) fn settle(&mut self, nodes: &BTreeSet<u16>, now: Instant, found: &mut BTreeMap<Name, Found>) -> bool {
         if nodes.len() < 2 {
-            return;
+            return false;
         }
+        let mut news = false;
         for (name, running) in &mut self.ports {
-            let (Ok(port), Some(service)) = (&running.port, &running.served) else { continue };
+            let (Ok(_), Some(service)) = (&running.port, &running.served) else { continue };
             let locality = &mut running.locality;
-            locality.look(nodes, now, || port.memory_nodes());
+            if let Some(found) = found.remove(name) {
+                locality.look(nodes, now, || found);
+            }
             if self.shards.settle(running.number, locality.node) {
                 let cpus: BTreeSet<u16> = self.shards.cpus_of(running.number).into_iter().collect();
                 let node = locality.node.unwrap_or_default();
@@ -66,11 +87,13 @@ impl Runtime {
                 );
             }
             let remark = remark(service.latency, locality.node, &self.shards.nodes_of(running.number));
-            if let Some(news) = remark.as_ref().filter(|_| remark != locality.remark) {
-                log::warn!("port {name}: {news}");
+            if let Some(said) = remark.as_ref().filter(|_| remark != locality.remark) {
+                log::warn!("port {name}: {said}");
             }
+            news |= remark != locality.remark;
             locality.remark = remark;
         }
+        news
     }
 }
 

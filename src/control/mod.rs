@@ -4,9 +4,12 @@
 //! [`Controller`] does it, one change at a time under one lock, and keeps going when a single port cannot be had:
 //! that port is shown as stopped, with its reason, and tried again with the next change. [`http`] is the way in.
 //!
+//! Looking takes no lock that a change holds (`view`), and what a port is asked or told holds nobody up (`calls`).
+//!
 //! Shards never wait for anything here. They see a change when new [`crate::shard::Tables`] are published, and the control
 //! side waits for them, never the other way round.
 
+mod calls;
 mod controller;
 pub mod desired;
 pub mod diff;
@@ -21,6 +24,12 @@ mod running;
 pub mod store;
 mod storms;
 mod upkeep;
+mod view;
+
+#[cfg(test)]
+pub(crate) mod stuck;
+#[cfg(test)]
+mod tests;
 
 pub use controller::{ControlError, Controller, FdbFilter};
 

@@ -4,15 +4,17 @@
 //!
 //! - A port comes: it is opened, its counters are cleared, tables with it are published, then its queues get a shard.
 //! - A port goes: tables without it are published, and when that returns no shard can deliver to it; its queues are taken
-//!   from their shards, and it is dropped. Only then are its FDB entries forgotten, or a shard could learn it anew, and
-//!   only then is its number free.
+//!   from their shards, and another thread ends it, which is waited for, but not for ever. Only then are its FDB entries
+//!   forgotten, or a shard could learn it anew. Its number is free, and a port of its name is opened again, when it has ended.
 //! - Pins are not patched by each action but settled afterwards against what the ports say, so that two ports may swap
 //!   addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::calls::{Ended, Handle};
 use super::desired::Desired;
 use super::diff::Action;
 use super::events::Events;
@@ -20,8 +22,9 @@ use super::kinds::{self, Kinds};
 use super::locality::Locality;
 use super::numbers::Numbers;
 use super::storms::Storms;
+use super::view::{NetworkView, PortView, PortsView, ShardsView, Shown};
 use crate::clock::Instant;
-use crate::config::PortPlan;
+use crate::config::{NetworkPlan, PortPlan};
 use crate::host::cpu;
 use crate::host::cpu_plan::Choice;
 use crate::host::dma_latency::DmaLatency;
@@ -37,7 +40,9 @@ pub(super) struct Running {
     /// Its number, for as long as it has the name.
     pub(super) number: PortIndex,
     /// The port, or why there is none.
-    pub(super) port: Result<Arc<dyn Port>, String>,
+    pub(super) port: Result<Arc<Handle>, String>,
+    /// Of the port that was here before: whether it has ended.
+    before: Option<Arc<Ended>>,
     /// How the shards serve it, if they do, but for the NUMA node, which is not asked for but found.
     pub(super) served: Option<Service>,
     /// Why that is not as it should be.
@@ -57,6 +62,7 @@ impl Running {
         Self {
             number,
             port: Err(reason.into()),
+            before: None,
             served: None,
             obstacle: None,
             was_high: false,
@@ -66,6 +72,11 @@ impl Running {
         }
     }
 
+    /// The port, if it was opened.
+    fn opened(&self) -> Option<&Arc<dyn Port>> {
+        self.port.as_ref().ok()?.port()
+    }
+
     /// The shards serve it at `high`, or did until this very change.
     fn is_high(&self) -> bool {
         self.was_high || self.served.as_ref().is_some_and(|service| service.latency == LatencySensitivity::High)
@@ -73,9 +84,6 @@ impl Running {
 
     /// The shards serve it so now.
     fn serve(&mut self, service: Service) {
-        if let Ok(port) = &self.port {
-            port.set_latency(service.latency);
-        }
         (self.served, self.obstacle, self.was_high) = (Some(service), None, false);
     }
 }
@@ -93,11 +101,22 @@ pub(super) struct Runtime {
     pins: BTreeMap<(NetworkIndex, MacAddr), PortIndex>,
     port_numbers: Numbers,
     network_numbers: Numbers,
+    /// Numbers of ports that were removed, which are free when those have ended.
+    leaving: Vec<(PortIndex, Arc<Ended>)>,
+    /// Where others see what runs.
+    shown: Arc<Shown>,
 }
+
+/// How long a change waits for ports to end.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// Why a port is not opened whose predecessor has not ended.
+const NOT_ENDED: &str =
+    "what was here before has not ended: it waits for its far end or for the kernel; `linecard apply` tries again";
 
 impl Runtime {
     /// Nothing runs yet but the shards.
-    pub(super) fn new(shards: Shards, kinds: Kinds, fdb: Fdb) -> Self {
+    pub(super) fn new(shards: Shards, kinds: Kinds, fdb: Fdb, shown: Arc<Shown>) -> Self {
         Self {
             desired: Desired::default(),
             ports: BTreeMap::new(),
@@ -109,7 +128,51 @@ impl Runtime {
             pins: BTreeMap::new(),
             port_numbers: Numbers::below(PORTS),
             network_numbers: Numbers::below(NETWORKS),
+            leaving: Vec::new(),
+            shown,
         }
+    }
+
+    /// Has ports opened by `stand_in` that it has something for.
+    #[cfg(test)]
+    pub(super) fn stand_in(&mut self, stand_in: kinds::StandIn) {
+        self.kinds.stand_in = Some(stand_in);
+    }
+
+    /// Shows what runs now to those who look.
+    pub(super) fn show(&self) {
+        let port = |(name, running): (&Name, &Running)| {
+            let view = PortView {
+                number: running.number,
+                wish: self.desired.ports.get(name)?.clone(),
+                port: running.port.clone(),
+                obstacle: running.obstacle.clone(),
+                remark: running.locality.remark.clone(),
+                storm: Arc::clone(&running.storm),
+            };
+            Some((name.clone(), view))
+        };
+        let network = |(name, plan): (&Name, &NetworkPlan)| {
+            (name.clone(), NetworkView { number: self.networks.get(name).copied(), plan: plan.clone() })
+        };
+        let ports = self.ports.iter().filter_map(port).collect();
+        let networks = self.desired.networks.iter().map(network).collect();
+        self.show_shards();
+        self.shown.ports.store(Arc::new(PortsView { ports, networks }));
+    }
+
+    /// Shows where ports are served now.
+    pub(super) fn show_shards(&self) {
+        let view = ShardsView { readings: self.shards.readings(), moves: self.shards.moves() };
+        self.shown.shards.store(Arc::new(view));
+    }
+
+    /// Frees the numbers of ports that have ended since they were removed.
+    pub(super) fn free_numbers(&mut self) {
+        let (free, leaving) = std::mem::take(&mut self.leaving).into_iter().partition(|(_, ended)| ended.is_set());
+        self.leaving = leaving;
+        let free: Vec<(PortIndex, _)> = free;
+        free.into_iter().for_each(|(number, _)| self.port_numbers.give_back(number.0));
     }
 
     /// Names of the ports that could not be had.
@@ -125,30 +188,41 @@ impl Runtime {
 
     /// Carries out what [`super::diff::diff`] found, in its order.
     pub(super) fn perform(&mut self, actions: &[Action]) {
+        self.free_numbers();
         self.close(actions);
         let before = self.places();
+        let mut changed = Vec::new();
         for action in actions {
             self.desired.perform(action);
             match action {
                 Action::AddNetwork(name, _) => self.add_network(name),
                 Action::AddPort(name, _) => self.add_port(name),
                 Action::RemakePort(name, ..) | Action::RetryPort(name) => self.open(name),
-                Action::ChangePort(name, ..) => self.retune(name),
+                Action::ChangePort(name, ..) => changed.push(name),
                 Action::RemovePort(_) | Action::ChangeNetwork(..) | Action::RemoveNetwork(_) => {}
             }
         }
+        self.retune(&changed);
         self.publish();
         self.settle_pins();
         self.attach();
         self.leave_networks(&before, actions);
+        self.show();
     }
 
-    /// Tells a running port what changed that it knows about; the rest is in the tables.
-    fn retune(&self, name: &Name) {
-        if let (Some(Running { port: Ok(port), .. }), Some(plan)) = (self.ports.get(name), self.plan(name)) {
-            port.set_mtu(plan.mtu);
-            port.set_offloads(kinds::offloads(plan));
-        }
+    /// Tells running ports what changed that they know about; the rest is in the tables.
+    fn retune(&self, names: &[&Name]) {
+        let tuned = |name: &&Name| {
+            let handle = Arc::clone(self.ports.get(*name)?.port.as_ref().ok()?);
+            let plan = self.plan(name)?;
+            Some((handle, (plan.mtu, kinds::offloads(plan))))
+        };
+        let (handles, settings): (Vec<_>, Vec<_>) = names.iter().filter_map(tuned).unzip();
+        self.shown.calls.tell(handles, move |at, port| {
+            let (mtu, offloads) = settings[at];
+            port.set_mtu(mtu);
+            port.set_offloads(offloads);
+        });
     }
 
     /// Publishes a larger FDB if it is time for one.
@@ -185,11 +259,18 @@ impl Runtime {
             let Some(running) = self.ports.get_mut(name) else { continue };
             let was_high = running.is_high();
             let (number, storm, storms) = (running.number, Arc::clone(&running.storm), running.storms);
-            let fresh = Running { was_high, storm, storms, ..Running::without(number, "it is being made anew") };
+            let before = running.port.as_ref().map_or_else(|_| running.before.clone(), |handle| Some(handle.ended()));
+            let fresh = Running {
+                was_high,
+                storm,
+                storms,
+                before: before.clone(),
+                ..Running::without(number, "it is being made anew")
+            };
             let closed = std::mem::replace(running, fresh).port;
-            ending.extend(closed.ok().map(|port| (running.number, port)));
+            ending.extend(closed.ok().map(|handle| (number, handle)));
             if matches!(action, Action::RemovePort(_)) {
-                removed.push(running.number);
+                removed.push((number, before));
                 self.ports.remove(name);
                 log::info!("port {name}: removed");
             }
@@ -197,13 +278,21 @@ impl Runtime {
         if !ending.is_empty() {
             self.publish();
             ending.iter().for_each(|(number, _)| self.shards.detach(*number));
+            // Nobody finds them any more, so they end when who is looking at them now has done that.
+            self.show();
+            let ends: Vec<_> = ending.iter().map(|(_, handle)| handle.ended()).collect();
             drop(ending);
+            Ended::wait_for(&ends, ENDING);
         }
-        for number in removed {
+        for (number, before) in removed {
             self.fdb.forget_port(number);
             self.pins.retain(|_, port| *port != number);
-            self.port_numbers.give_back(number.0);
+            match before {
+                Some(ended) => self.leaving.push((number, ended)),
+                None => self.port_numbers.give_back(number.0),
+            }
         }
+        self.free_numbers();
     }
 
     fn add_network(&mut self, name: &Name) {
@@ -225,8 +314,13 @@ impl Runtime {
     }
 
     fn open(&mut self, name: &Name) {
+        let before = self.ports.get(name).and_then(|running| running.before.as_ref());
         let opened = match self.desired.ports.get(name).map(|wish| &wish.plan) {
-            Some(Ok(plan)) => self.kinds.open(name, plan).map_err(|error| super::chain(&error)),
+            Some(Ok(_)) if before.is_some_and(|ended| !ended.is_set()) => Err(NOT_ENDED.into()),
+            Some(Ok(plan)) => match self.kinds.open(name, plan) {
+                Ok(port) => Ok(Handle::new(port, &self.shown.calls)),
+                Err(error) => Err(super::chain(&error)),
+            },
             Some(Err(reason)) => Err(reason.clone()),
             None => return,
         };
@@ -247,7 +341,7 @@ impl Runtime {
     }
 
     fn open_ports(&self) -> impl Iterator<Item = (&Running, &PortPlan, &Arc<dyn Port>)> {
-        self.ports.iter().filter_map(|(name, running)| Some((running, self.plan(name)?, running.port.as_ref().ok()?)))
+        self.ports.iter().filter_map(|(name, running)| Some((running, self.plan(name)?, running.opened()?)))
     }
 
     /// Gives new ports a shard, and those whose service changed perhaps another one. One that cannot have what it asks for is
@@ -263,7 +357,8 @@ impl Runtime {
             _ => 0,
         });
         for (name, running) in ports {
-            let (Some(plan), Ok(port)) = (wish(name), &running.port) else { continue };
+            let (Some(plan), Ok(handle)) = (wish(name), &running.port) else { continue };
+            let Some(port) = handle.port() else { continue };
             let service = plan.service();
             if running.served.as_ref() == Some(&service) {
                 running.obstacle = None;
@@ -275,11 +370,12 @@ impl Runtime {
             wishes.push(Wish { port: running.number, queues: port.receive_queues(), service: placed });
             changed.push((name, running, service));
         }
-        let mut refused = Vec::new();
+        let (mut refused, mut served) = (Vec::new(), Vec::new());
         for ((name, running, service), done) in changed.into_iter().zip(self.shards.attach_together(wishes)) {
             match done {
                 Ok(()) => {
                     log_move(name, running.served.is_some(), &service, &self.shards.cpus_of(running.number));
+                    served.extend(running.port.as_ref().ok().map(|handle| (Arc::clone(handle), service.latency)));
                     running.serve(service);
                 }
                 // Its CPU is no exclusive one any more: when its shard ends, it is asked once more and told then.
@@ -292,6 +388,8 @@ impl Runtime {
                 Err(error) => refused.push((running.number, error.to_string())),
             }
         }
+        let (handles, levels): (Vec<_>, Vec<_>) = served.into_iter().unzip();
+        self.shown.calls.tell(handles, move |at, port| port.set_latency(levels[at]));
         self.stop(&refused);
         self.keep_awake();
     }
@@ -346,7 +444,8 @@ impl Runtime {
             let Some((_, reason)) = refused.iter().find(|(number, _)| *number == running.number) else { continue };
             log::error!("port {name}: stopped: {reason}");
             let (storm, storms) = (Arc::clone(&running.storm), running.storms);
-            let stopped = Running { storm, storms, ..Running::without(running.number, reason) };
+            let before = running.port.as_ref().ok().map(|handle| handle.ended());
+            let stopped = Running { storm, storms, before, ..Running::without(running.number, reason) };
             ending.push(std::mem::replace(running, stopped).port);
         }
         if !ending.is_empty() {

@@ -29,19 +29,29 @@ impl Samples {
 }
 
 impl Controller {
-    /// To be called once a second: that is also the balancer's interval.
+    /// To be called once a second, by a thread that may wait: that is also the balancer's interval.
     pub fn upkeep(&self) {
-        let mut state = self.lock();
-        let swept = state.runtime.shards.tables().switch.sweep(self.clock.now().tick());
+        let tables = self.shown.shards.load().readings.tables();
+        let swept = tables.switch.sweep(self.clock.now().tick());
         if swept.aged > 0 {
             log::debug!("FDB: {} stations were silent for too long", swept.aged);
         }
-        state.runtime.grow_fdb();
-        let reports = state.runtime.shards.report();
-        state.samples.note(reports);
-        state.runtime.settle(&self.nodes, self.clock.now());
-        state.runtime.balance(self.clock.now());
-        state.note_links(&self.events);
-        state.runtime.watch_storms(&self.events);
+        self.samples().note(self.shown.shards.load().readings.report());
+        self.note_links();
+        // The rest can wait for a change that is going on.
+        let Some(state) = self.try_lock() else { return };
+        let to_locate = state.runtime.to_locate(&self.nodes, self.clock.now());
+        drop(state);
+        let (names, handles): (Vec<_>, Vec<_>) = to_locate.into_iter().unzip();
+        let found = self.shown.calls.ask(handles, |_, port| port.memory_nodes());
+        let mut found = names.into_iter().zip(found).filter_map(|(name, found)| Some((name, found?))).collect();
+        let Some(mut state) = self.try_lock() else { return };
+        let runtime = &mut state.runtime;
+        runtime.free_numbers();
+        runtime.grow_fdb();
+        let news = runtime.settle(&self.nodes, self.clock.now(), &mut found);
+        runtime.balance(self.clock.now());
+        runtime.watch_storms(&self.events);
+        if news { runtime.show() } else { runtime.show_shards() }
     }
 }

@@ -291,3 +291,6 @@ async fn until_told(changes: &Changes, api: &mut JoinHandle<()>, mut signals: Si
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

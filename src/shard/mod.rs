@@ -36,6 +36,7 @@ mod idle;
 mod moves;
 mod outbox;
 mod placement;
+mod readings;
 mod roster;
 mod stamp;
 mod wake;
@@ -65,6 +66,7 @@ use moves::History;
 pub use moves::QueueMove;
 use placement::{Seat, choose_together};
 pub use placement::{Service, preview};
+pub use readings::Readings;
 use stamp::Alarm;
 use wake::Engagement;
 use watchdog::Watchdog;
@@ -450,28 +452,33 @@ impl Shard {
     }
 
     fn report(&self, queues: usize) -> ShardReport {
-        let blocks = self.crew.blocks();
-        let sum = |of: fn(&ShardCounters) -> &Counter| blocks.iter().map(|block| of(&block.counters).get()).sum();
-        let (held_up, stuck) = self.crew.evictions();
-        ShardReport {
-            cpu: self.cpu,
-            exclusive: self.exclusive,
-            queues,
-            resting: blocks.iter().map(|block| block.resting.load(Ordering::Relaxed) as usize).sum(),
-            batches: sum(|counters| &counters.batches),
-            frames: sum(|counters| &counters.frames),
-            busy_cycles: sum(|counters| &counters.busy_cycles),
-            poll_cycles: sum(|counters| &counters.poll_cycles),
-            sleep_cycles: sum(|counters| &counters.sleep_cycles),
-            sleeps: sum(|counters| &counters.sleeps),
-            held_up,
-            stuck,
-        }
+        report(&self.crew, self.exclusive, queues)
     }
 
     /// Cycles that it was busy so far.
     fn busy_cycles(&self) -> u64 {
         self.crew.blocks().iter().map(|block| block.counters.busy_cycles.get()).sum()
+    }
+}
+
+/// What the shard of this crew did, which owns so many queues.
+fn report(crew: &Crew, exclusive: bool, queues: usize) -> ShardReport {
+    let blocks = crew.blocks();
+    let sum = |of: fn(&ShardCounters) -> &Counter| blocks.iter().map(|block| of(&block.counters).get()).sum();
+    let (held_up, stuck) = crew.evictions();
+    ShardReport {
+        cpu: crew.cpu(),
+        exclusive,
+        queues,
+        resting: blocks.iter().map(|block| block.resting.load(Ordering::Relaxed) as usize).sum(),
+        batches: sum(|counters| &counters.batches),
+        frames: sum(|counters| &counters.frames),
+        busy_cycles: sum(|counters| &counters.busy_cycles),
+        poll_cycles: sum(|counters| &counters.poll_cycles),
+        sleep_cycles: sum(|counters| &counters.sleep_cycles),
+        sleeps: sum(|counters| &counters.sleeps),
+        held_up,
+        stuck,
     }
 }
 

@@ -56,6 +56,7 @@ impl From<ControlError> for Refused {
             ControlError::Exists(_) | ControlError::FromFile { .. } | ControlError::Open { .. } => StatusCode::CONFLICT,
             ControlError::Cpu(_) | ControlError::Shard(_) => StatusCode::CONFLICT,
             ControlError::Invalid(_) | ControlError::Name(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ControlError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             ControlError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
             ControlError::Store(_) | ControlError::ReadFile { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };

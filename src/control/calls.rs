@@ -1,0 +1,249 @@
+//! Calls of ports, made where they hold up nobody else: [`Calls`].
+//!
+//! What a port does when it is asked, tuned or ended depends on its far end and on the kernel: a file that a peer shared is closed, a
+//! lock is held by a shard that waits for a guest's page, the kernel changes network devices. No kind of port means to wait for
+//! that; one that does all the same costs a thread, and a second of whoever asks first, and nothing else. Such a port is *silent*
+//! until its call returns, and nobody asks it anything meanwhile.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::port::Port;
+
+/// How long a port may take to answer. Far more than it takes, however busy the host is.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a thread stays without anything to do.
+const IDLE: Duration = Duration::from_secs(5);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads for calls that may never return: as many as there are such calls, and one or two for all others.
+#[derive(Clone, Default)]
+pub(super) struct Calls(Arc<Threads>);
+
+#[derive(Default)]
+struct Threads {
+    queue: Mutex<Queue>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Threads that wait for a job.
+    idle: usize,
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these guard is whole between two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Calls {
+    /// Has `job` done soon, by another thread. Does not wait.
+    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let mut queue = held(&self.0.queue);
+        queue.jobs.push_back(Box::new(job));
+        if queue.jobs.len() <= queue.idle {
+            self.0.more.notify_one();
+            return;
+        }
+        drop(queue);
+        let threads = Arc::clone(&self.0);
+        let started = thread::Builder::new().name("port-calls".into()).spawn(move || threads.work());
+        if let Err(error) = started {
+            log::error!("no thread for a call of a port: {error}");
+            // Whoever is at work takes it; if nobody is, it is done here.
+            let job = held(&self.0.queue).jobs.pop_back();
+            job.into_iter().for_each(|job| job());
+        }
+    }
+
+    /// The answer of each of `ports` to `question`, which hears where in them it is; `None` of those that are silent.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        ports: Vec<Arc<Handle>>,
+        question: impl Fn(usize, &dyn Port) -> T + Send + Sync + 'static,
+    ) -> Vec<Option<T>> {
+        if ports.is_empty() {
+            return Vec::new();
+        }
+        let answers = ports.iter().map(|_| None).collect();
+        let round = Arc::new(Round {
+            ports,
+            question,
+            state: Mutex::new(RoundState { next: 0, asker: 0, answers }),
+            done: Condvar::new(),
+        });
+        self.walk(&round, 0);
+        let mut state = held(&round.state);
+        while state.next < round.ports.len() {
+            let before = state.next;
+            let waited = round.done.wait_timeout_while(state, PATIENCE, |state| state.next < round.ports.len());
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if state.next == before {
+                // Somebody else goes on with the others.
+                round.ports[before].silent.store(true, Ordering::Release);
+                state.next += 1;
+                state.asker += 1;
+                self.walk(&round, state.asker);
+            }
+        }
+        std::mem::take(&mut state.answers)
+    }
+
+    /// Tells each of `ports` something, and waits until they have taken it in; one that is silent takes it in when it can.
+    pub(super) fn tell(&self, ports: Vec<Arc<Handle>>, news: impl Fn(usize, &dyn Port) + Send + Sync + 'static) {
+        let news = Arc::new(news);
+        let told = {
+            let news = Arc::clone(&news);
+            self.ask(ports.clone(), move |at, port| news(at, port))
+        };
+        for (at, handle) in ports.into_iter().enumerate().filter(|(at, _)| told[*at].is_none()) {
+            let news = Arc::clone(&news);
+            self.run(move || handle.port().into_iter().for_each(|port| news(at, &**port)));
+        }
+    }
+
+    fn walk<T: Send + 'static>(
+        &self,
+        round: &Arc<Round<T, impl Fn(usize, &dyn Port) -> T + Send + Sync + 'static>>,
+        asker: usize,
+    ) {
+        let round = Arc::clone(round);
+        self.run(move || round.walk(asker));
+    }
+}
+
+impl Threads {
+    fn work(&self) {
+        while let Some(job) = self.next() {
+            // It has been reported by the hook; what it was to do is not done.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut queue = held(&self.queue);
+        if queue.jobs.is_empty() {
+            queue.idle += 1;
+            let waited = self.more.wait_timeout_while(queue, IDLE, |queue| queue.jobs.is_empty());
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            queue.idle -= 1;
+        }
+        queue.jobs.pop_front()
+    }
+}
+
+/// One question to many ports.
+struct Round<T, Q> {
+    ports: Vec<Arc<Handle>>,
+    question: Q,
+    state: Mutex<RoundState<T>>,
+    done: Condvar,
+}
+
+struct RoundState<T> {
+    /// The port that is being asked.
+    next: usize,
+    /// Who asks: a thread that was passed over asks nobody else.
+    asker: usize,
+    answers: Vec<Option<T>>,
+}
+
+impl<T, Q: Fn(usize, &dyn Port) -> T> Round<T, Q> {
+    fn walk(&self, asker: usize) {
+        let mut state = held(&self.state);
+        while state.asker == asker && state.next < self.ports.len() {
+            let at = state.next;
+            let mut answer = None;
+            if !self.ports[at].is_silent() {
+                drop(state);
+                answer = self.ports[at].port().map(|port| (self.question)(at, &**port));
+                state = held(&self.state);
+                if state.asker != asker {
+                    self.ports[at].silent.store(false, Ordering::Release);
+                    return;
+                }
+            }
+            state.answers[at] = answer;
+            state.next += 1;
+        }
+        drop(state);
+        self.done.notify_all();
+    }
+}
+
+/// A port that was opened. When the last who has it lets go, it is ended by another thread: that may take as long as its far end
+/// has it take.
+pub(super) struct Handle {
+    /// Taken by its end only.
+    port: Option<Arc<dyn Port>>,
+    calls: Calls,
+    silent: AtomicBool,
+    ended: Arc<Ended>,
+}
+
+impl Handle {
+    pub(super) fn new(port: Arc<dyn Port>, calls: &Calls) -> Arc<Self> {
+        let (calls, silent, ended) = (calls.clone(), AtomicBool::new(false), Arc::default());
+        Arc::new(Self { port: Some(port), calls, silent, ended })
+    }
+
+    /// The port, for what never waits: its queues.
+    pub(super) fn port(&self) -> Option<&Arc<dyn Port>> {
+        self.port.as_ref()
+    }
+
+    /// Whether a call of it has not returned for too long.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Acquire)
+    }
+
+    /// What becomes true when the port has ended.
+    pub(super) fn ended(&self) -> Arc<Ended> {
+        Arc::clone(&self.ended)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let (port, ended) = (self.port.take(), Arc::clone(&self.ended));
+        self.calls.run(move || {
+            drop(port);
+            ended.set();
+        });
+    }
+}
+
+/// Something that happens once.
+#[derive(Default)]
+pub(super) struct Ended {
+    is: Mutex<bool>,
+    news: Condvar,
+}
+
+impl Ended {
+    pub(super) fn is_set(&self) -> bool {
+        *held(&self.is)
+    }
+
+    fn set(&self) {
+        *held(&self.is) = true;
+        self.news.notify_all();
+    }
+
+    /// Waits until all of them have happened, but no longer than `patience` altogether.
+    pub(super) fn wait_for(all: &[Arc<Self>], patience: Duration) {
+        let deadline = Instant::now() + patience;
+        for one in all {
+            let left = deadline.saturating_duration_since(Instant::now());
+            drop(one.news.wait_timeout_while(held(&one.is), left, |is| !*is));
+        }
+    }
+}
