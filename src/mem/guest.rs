@@ -98,7 +98,7 @@ struct Entry {
 }
 
 // SAFETY: `host` points into the mapping that the `Arc<Region>` beside it keeps; it is only handed out in spans, whose
-// accesses tolerate concurrent use.
+// accesses tolerate concurrent use and any contents.
 unsafe impl Send for GuestMemory {}
 // SAFETY: as above; the map itself is immutable.
 unsafe impl Sync for GuestMemory {}
@@ -194,7 +194,8 @@ impl<'m> Window<'m> {
     pub fn span(&self, guest: u64, len: u32) -> Option<Span<'m>> {
         let offset = guest.wrapping_sub(self.entry.guest);
         if offset < self.entry.len && u64::from(len) <= self.entry.len - offset {
-            // SAFETY: as for `Entry::span`: within a live mapping, which the `GuestMemory` of `'m` keeps.
+            // SAFETY: as for `Entry::span`: within a live mapping, which the `GuestMemory` of `'m` keeps, and stays readable and
+            // writable whatever its file does.
             return Some(unsafe { Span::from_raw(self.entry.host.add(offset as usize), len) });
         }
         None
@@ -205,8 +206,9 @@ impl Entry {
     #[inline]
     fn span(&self, offset: u64, len: u32) -> Span<'_> {
         // SAFETY: callers have checked that `offset + len` lies within `self.len`, the length of a live mapping that is
-        // readable and writable; the span borrows the map, whose `Arc<Region>` keeps the mapping. No Rust reference into
-        // guest memory is ever made.
+        // readable and writable; the span borrows the map, whose `Arc<Region>` keeps the mapping, and keeps it so: where the
+        // file has no page any more, the mapping's watch puts one of ours (`sys::mapped_file`). No Rust reference into guest
+        // memory is ever made.
         unsafe { Span::from_raw(self.host.add(offset as usize), len) }
     }
 }

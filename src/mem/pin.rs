@@ -9,6 +9,7 @@
 
 use std::os::linux::fs::MetadataExt;
 
+use rustix::io::Errno;
 use rustix::mm::{Advice, MlockFlags, madvise, mlock_with, munlock};
 
 use super::GuestMemory;
@@ -31,14 +32,21 @@ impl GuestMemory {
         let mut pinned = Pinned::Whole;
         for region in self.regions() {
             let (address, len) = (region.host_address() as *mut _, region.len as usize);
-            // SAFETY: exactly a mapping of ours, which `region` keeps; neither call changes what is in it, and a fault that
-            // either of them meets is returned as an error.
-            unsafe {
+            // SAFETY: exactly a mapping of ours, in whole pages of its file, which `region` keeps; neither call changes what is
+            // in it, and a page that the file does not have is an error of theirs (EFAULT) and no signal.
+            let ahead = unsafe {
                 mlock_with(address, len, MlockFlags::ONFAULT)?;
-                match region.is_allocated() {
-                    true => madvise(address, len, Advice::LinuxPopulateWrite)?,
-                    false => pinned = Pinned::Sparse,
+                if region.is_allocated() {
+                    madvise(address, len, Advice::LinuxPopulateWrite)
+                } else {
+                    Err(Errno::FAULT)
                 }
+            };
+            match ahead {
+                Ok(()) => {}
+                // A file that was cut just now is no more all there than one that never was.
+                Err(Errno::FAULT) => pinned = Pinned::Sparse,
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(pinned)
@@ -55,11 +63,15 @@ impl GuestMemory {
 }
 
 impl super::Region {
-    /// Whether the file behind it has all its pages.
+    /// Whether the file behind it has all its pages, and is what is mapped: where it was found to lack some, there is a file of
+    /// ours, of any size and with nothing in it.
     fn is_allocated(&self) -> bool {
+        let Some(mapped) = self.mapped_file().filter(|mapped| mapped.failure().is_none()) else { return false };
+        let end = mapped.offset() + mapped.len() as u64;
         // Blocks have 512 bytes whatever the file system (stat(2)).
-        let whole = |file: std::fs::Metadata| file.st_blocks().saturating_mul(512) >= file.st_size();
-        self.mapped_file().and_then(|mapped| mapped.file().metadata().ok()).is_some_and(whole)
+        let whole =
+            |file: std::fs::Metadata| file.st_size() >= end && file.st_blocks().saturating_mul(512) >= file.st_size();
+        mapped.file().metadata().is_ok_and(whole)
     }
 }
 
@@ -106,5 +118,21 @@ mod tests {
         assert_eq!(locked(address), LEN / 1024);
         whole.memory().unpin();
         assert_eq!(locked(address), 0);
+    }
+
+    #[test]
+    fn memory_whose_file_is_gone_is_not_mapped_ahead() {
+        let file = File::from(memfd_create("pin", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(LEN).unwrap();
+        let memory = shared(&file);
+        file.set_len(0).unwrap();
+        assert_eq!(memory.memory().pin().unwrap(), Pinned::Sparse, "a file of no bytes has all that it should have");
+        let mut byte = [1];
+        memory.memory().span(0, 1, &mut 0).unwrap().read(&mut byte);
+        assert!(memory.failed());
+        file.set_len(LEN).unwrap();
+        file.write_all_at(&[1; LEN as usize], 0).unwrap();
+        // What is mapped now are pages of ours, which are not there and are not to be made.
+        assert_eq!(memory.memory().pin().unwrap(), Pinned::Sparse);
     }
 }

@@ -34,8 +34,8 @@ impl<'m> Span<'m> {
     /// A span over raw memory.
     ///
     /// # Safety
-    /// `address..address + len` must be mapped readable and writable for all of `'m`, and no Rust reference to any of it
-    /// may be alive during `'m`.
+    /// `address..address + len` must be mapped readable and writable for all of `'m`, pages of it that a peer's file loses
+    /// included, and no Rust reference to any of it may be alive during `'m`.
     pub(crate) unsafe fn from_raw(address: *mut u8, len: u32) -> Self {
         Self { address, len, memory: PhantomData }
     }

@@ -158,7 +158,9 @@ impl Ring {
     }
 }
 
-/// Host address of one area of a ring, checked for its whole length and alignment.
+/// Host address of one area of a ring, checked for its whole length and alignment. For as long as somebody keeps `memory`, all
+/// of it can be read and written, whatever others do to it: its contents change at any time, and where the file behind it
+/// loses pages there are zeros ([`crate::sys::mapped_file`]).
 pub(super) fn area(
     memory: &GuestMemory,
     area: &'static str,

@@ -193,7 +193,8 @@ impl Records {
             .map_err(|error| RecordsError::Open(self.path.clone(), error.into()))?;
         let words = self.mapping.address().wrapping_add(offset).cast();
         // SAFETY: `index` is below `rings` and `size` at most RING_SIZE, so all of the record is within the mapping, which
-        // begins at a page; a port has one ring of each number, and whoever runs that has it to himself.
+        // begins at a page; a port has one ring of each number, and whoever runs that has it to himself. All accesses are
+        // atomic or volatile, also those of a shard that is held up in a ring which was given up.
         Ok(unsafe { Record::in_file(words, size.min(RING_SIZE), Arc::clone(self)) })
     }
 
