@@ -8,14 +8,25 @@
 use std::ops::Range;
 
 use super::Batch;
+use crate::ident::MacAddr;
 
 /// How far the first frame of a queue is, if it takes several visits to be flooded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flooding {
     /// Of the ports in its network those before this one, by their place in the network's list, have been served.
     pub next: u16,
     /// One of them took it.
     pub delivered: bool,
+    /// What it was held against the port's bounds as: where it goes, and how many frames it is on the wire. The sender may have
+    /// put another frame in its place since.
+    pub held_as: (MacAddr, u32),
+}
+
+impl Default for Flooding {
+    /// Not begun.
+    fn default() -> Self {
+        Self { next: 0, delivered: false, held_as: (MacAddr([0; 6]), 0) }
+    }
 }
 
 /// What of a batch is dealt with, by the batch.
@@ -64,10 +75,12 @@ impl Batch<'_> {
         }
     }
 
-    /// Has only the first frame dealt with, and given to no port from place `end` of its network's list on.
-    pub fn flood_in_part(&mut self, end: u16) {
+    /// Has only the first frame dealt with, which was held against the port's bounds as `held_as`, and given to no port from
+    /// place `end` of its network's list on.
+    pub fn flood_in_part(&mut self, end: u16, held_as: (MacAddr, u32)) {
         self.cut(1);
         self.portion.end = end;
+        self.portion.flooding.held_as = held_as;
     }
 
     /// Forgets that the first frame was begun: it is another one now.
@@ -114,7 +127,7 @@ impl Batch<'_> {
     pub fn note_flooded(&mut self, delivered: bool) -> bool {
         let Portion { flooding, end, .. } = &mut self.portion;
         let delivered = delivered || flooding.delivered;
-        *flooding = if *end > 0 { Flooding { next: *end, delivered } } else { Flooding::default() };
+        *flooding = if *end > 0 { Flooding { next: *end, delivered, ..*flooding } } else { Flooding::default() };
         delivered
     }
 

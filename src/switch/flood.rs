@@ -19,7 +19,7 @@ use crate::verdict::{DropReason, Verdict};
 /// Drops what its port may not have flooded, and cuts `batch` to what fits one visit. Flooded frames go to `members` ports.
 #[inline(never)]
 pub(super) fn bound(batch: &mut Batch<'_>, members: usize, storm: &Storm, now: Tick) {
-    if batch.is_begun() && batch.frames().first().is_none_or(|frame| frame.verdict != Verdict::Flood) {
+    if batch.is_begun() && !is_same(batch) {
         batch.begin_anew();
     }
     let (mut visit, divisible) = (Visit { work: 0, ports: 0 }, batch.is_divisible());
@@ -28,7 +28,7 @@ pub(super) fn bound(batch: &mut Batch<'_>, members: usize, storm: &Storm, now: T
         let begun = index == 0 && batch.is_begun();
         let ports = batch.flood_range(index, members);
         let (frame, head) = batch.decide(index);
-        let work = work(frame, head);
+        let (work, frames) = (work(frame, head), frame.wire_frames(head));
         if frame.verdict == Verdict::Flood {
             let class = StormClass::of(head.destination());
             if !begun && !storm.has_room(class, now) {
@@ -41,7 +41,7 @@ pub(super) fn bound(batch: &mut Batch<'_>, members: usize, storm: &Storm, now: T
                 batch.cut(index);
                 break;
             }
-            if !begun && !storm.take(class, frame.wire_frames(head), now) {
+            if !begun && !storm.take(class, frames, now) {
                 frame.verdict = Verdict::Drop(DropReason::StormLimited);
                 refused[class as usize] += 1;
                 continue;
@@ -49,7 +49,8 @@ pub(super) fn bound(batch: &mut Batch<'_>, members: usize, storm: &Storm, now: T
             let served = if fits { ports.len() } else { Visit::most_ports(work) };
             visit.flood(served, work);
             if !fits {
-                batch.flood_in_part((ports.start + served) as u16);
+                let destination = head.destination();
+                batch.flood_in_part((ports.start + served) as u16, (destination, frames));
                 break;
             }
         } else if frame.needs.is_gso() && matches!(frame.verdict, Verdict::Deliver(_)) {
@@ -62,6 +63,14 @@ pub(super) fn bound(batch: &mut Batch<'_>, members: usize, storm: &Storm, now: T
     }
     batch.note_work(visit.work);
     storm.note_refused(refused);
+}
+
+/// Whether the first frame, which was begun, is still what was held against the port's bounds then.
+fn is_same(batch: &Batch<'_>) -> bool {
+    batch.frames().first().is_some_and(|frame| {
+        let head = batch.head(0);
+        frame.verdict == Verdict::Flood && batch.flooding().held_as == (head.destination(), frame.wire_frames(head))
+    })
 }
 
 /// What a visit comes to so far.

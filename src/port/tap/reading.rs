@@ -120,7 +120,7 @@ mod tests {
             let batch = reading.lend(&mut heads, Needs::NONE);
             got.extend((0..dealt_with).map(|index| bytes(&batch, index)[0]));
             drop(batch);
-            reading.note(dealt_with, Flooding { next: dealt_with as u16, delivered: false });
+            reading.note(dealt_with, Flooding { next: dealt_with as u16, ..Flooding::default() });
         }
         assert_eq!(got, (1..=70).collect::<Vec<u8>>());
         assert!(!reading.is_pending());

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::frame::{Batch, Flooding, heads};
+use crate::ident::MacAddr;
 use crate::port::testing::bytes;
 use crate::port::{Receive, Received};
 
@@ -30,6 +31,9 @@ fn sender(host: &Host, guest: &Guest, frames: u16) -> (Arc<Vnic>, Raw) {
     (port, qemu)
 }
 
+/// Any.
+const HELD_AS: (MacAddr, u32) = (MacAddr::BROADCAST, 1);
+
 /// One visit in which `decide` has its way; the numbers of the frames that were in the batch before.
 fn visit(queue: &dyn Receive, decide: impl Fn(&mut Batch<'_>)) -> (Received, Vec<u8>) {
     let (mut heads, mut seen) = (heads(), Vec::new());
@@ -54,13 +58,14 @@ fn what_was_not_dealt_with_is_the_guests_until_it_was() {
     assert_eq!(visit(queue, |batch| batch.cut(3)), (Received::Frames(3), (0..10).collect()));
     assert_eq!(used(&guest), 3);
     let part = |batch: &mut Batch<'_>| {
-        batch.flood_in_part(5);
+        batch.flood_in_part(5, HELD_AS);
         batch.note_flooded(true);
     };
     assert_eq!(visit(queue, part), (Received::Frames(0), (3..10).collect()));
     assert!(!queue.arm(), "a queue with a frame that is begun does not rest");
     queue.disarm();
-    let begun = |batch: &mut Batch<'_>| assert_eq!(batch.flooding(), Flooding { next: 5, delivered: true });
+    let begun =
+        |batch: &mut Batch<'_>| assert_eq!(batch.flooding(), Flooding { next: 5, delivered: true, held_as: HELD_AS });
     let rest = |batch: &mut Batch<'_>| {
         begun(batch);
         batch.cut(1);
@@ -87,7 +92,7 @@ fn an_announcement_that_takes_several_visits_is_made_to_the_end_before_the_ring_
     assert!(qemu.done_raw(19, &[2, 0, 0, 0, 0, 9, 0, 0], &[]));
     let queue = &*port.receive_queues()[0];
     let part = |batch: &mut Batch<'_>| {
-        batch.flood_in_part(5);
+        batch.flood_in_part(5, HELD_AS);
         batch.note_flooded(true);
     };
     assert_eq!(visit(queue, part), (Received::Frames(0), vec![0xff]));
