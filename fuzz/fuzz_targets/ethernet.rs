@@ -78,7 +78,7 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(frame.verdict, batch.frames()[0].verdict);
         }
         if wait > 0 {
-            tables.sweep(Tick(now));
+            tables.sweep(Tick(now), |_| false);
         }
     }
     let entries: Vec<_> = tables.fdb.entries(Tick(now)).collect();

@@ -1,7 +1,7 @@
 //! Looking: what runs, turned into [`super::report`]s. Changes nothing, and waits for no change and no port ([`super::view`],
 //! [`super::calls`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use super::desired::Wish;
@@ -194,14 +194,21 @@ impl Controller {
     }
 
     /// Records which ports came up, went down or stopped since the last call.
-    pub(super) fn note_links(&self) {
+    pub(super) fn note_links(&self) -> BTreeSet<PortIndex> {
         let view = self.shown.ports.load();
         let mut links = view.ask(&self.shown.calls, |port| port.link());
+        let mut down = BTreeSet::new();
         let ports = view.ports.iter().map(|(name, port)| {
-            let (state, reason) = link(port, links.remove(name).flatten());
+            let answer = links.remove(name).flatten();
+            // Of one that does not answer nobody knows.
+            if port.port.is_err() || answer.as_ref().is_some_and(|link| *link != LinkState::Up) {
+                down.insert(port.number);
+            }
+            let (state, reason) = link(port, answer);
             (name.to_string(), state, reason)
         });
         self.links.lock().unwrap_or_else(PoisonError::into_inner).note(ports, &self.events);
+        down
     }
 
     fn shard(&self, facts: &Facts, now: &crate::shard::ShardReport) -> ShardReport {

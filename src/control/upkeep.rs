@@ -32,12 +32,12 @@ impl Controller {
     /// To be called once a second, by a thread that may wait: that is also the balancer's interval.
     pub fn upkeep(&self) {
         let tables = self.shown.shards.load().readings.tables();
-        let swept = tables.switch.sweep(self.clock.now().tick());
+        let down = self.note_links();
+        let swept = tables.switch.sweep(self.clock.now().tick(), |port| down.contains(&port));
         if swept.aged > 0 {
             log::debug!("FDB: {} stations were silent for too long", swept.aged);
         }
         self.samples().note(self.shown.shards.load().readings.report());
-        self.note_links();
         // The rest can wait for a change that is going on.
         let Some(state) = self.try_lock() else { return };
         let to_locate = state.runtime.to_locate(&self.nodes, self.clock.now());

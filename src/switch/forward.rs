@@ -2,7 +2,9 @@
 //!
 //! In this order: the source is a station's address; the payload is within the port's MTU; the destination is not kept
 //! to the link; the source is learned; the destination's port is looked up. A frame that fails an earlier check does not
-//! teach the switch anything. Frames that may become many, because they are flooded or to be segmented, are then held against
+//! teach the switch anything. One whose source is known to be at another port, because it was configured there or moves too
+//! often, goes nowhere: it is a copy that a loop brought back, or from somebody who borrowed the address.
+//! Frames that may become many, because they are flooded or to be segmented, are then held against
 //! what their port may have flooded and what fits one visit ([`flood::bound`]); a batch without such does not get there.
 //!
 //! Frames of one flow come in runs, and within a batch time stands still, so two frames with the same addresses get the
@@ -15,7 +17,7 @@ use crate::clock::Tick;
 use crate::frame::{Batch, Head, longest_within};
 use crate::ident::{NetworkIndex, PortIndex};
 use crate::switch::fdb::Key;
-use crate::switch::{Fdb, Limits, Storm, Tables, flood};
+use crate::switch::{Fdb, Learned, Limits, Storm, Tables, flood};
 use crate::verdict::{DropReason, Verdict};
 
 /// Decides on every pending frame of `batch`, which came from port `ingress`. Frames that are dropped already stay so.
@@ -142,8 +144,11 @@ impl<'t> Ingress<'t> {
             return Verdict::Drop(DropReason::LinkLocalGroup);
         }
         if *learned != Some(source) {
-            self.fdb.learn_key(source, self.port, self.limits, self.now);
-            *learned = Some(source);
+            match self.fdb.learn_key(source, self.port, self.limits, self.now) {
+                Learned::Damped => return Verdict::Drop(DropReason::SourceDamped),
+                Learned::Pinned => return Verdict::Drop(DropReason::SourcePinned),
+                _ => *learned = Some(source),
+            }
         }
         if destination.is_group() {
             return self.flood();

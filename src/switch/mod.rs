@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use fdb::{
-    FLAP_HOLD_DOWN, FLAP_MOVES, FLAP_WINDOW, Fdb, FdbCounters, FdbEntry, Flush, Learned, Limits, PinError, Swept,
+    FLAP_HOLD_DOWN, FLAP_MOVES, FLAP_WINDOW, Fdb, FdbCounters, FdbEntry, Flush, Incident, IncidentKind, Learned,
+    Limits, PinError, Swept,
 };
 pub use forward::process;
 pub use storm::{Storm, StormClass, StormRates};
@@ -69,8 +70,9 @@ impl Tables {
         self.networks.get(network.index())?.as_ref()
     }
 
-    /// Forgets stations that have been silent for their network's MAC age. See [`Fdb::sweep`].
-    pub fn sweep(&self, now: Tick) -> Swept {
-        self.fdb.sweep(now, |network| self.network(network).map(|row| row.mac_age))
+    /// Forgets stations that have been silent for their network's MAC age, and has ports that are down hold none. See
+    /// [`Fdb::sweep`].
+    pub fn sweep(&self, now: Tick, is_down: impl Fn(PortIndex) -> bool) -> Swept {
+        self.fdb.sweep(now, |network| self.network(network).map(|row| row.mac_age), is_down)
     }
 }

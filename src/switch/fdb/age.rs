@@ -26,8 +26,14 @@ pub struct FdbEntry {
     pub age: Option<Duration>,
     /// Whether the configuration entered it.
     pub pinned: bool,
-    /// How often it moved in quick succession, or tried to; more than [`super::FLAP_MOVES`] says that it is damped.
+    /// How often it moved in quick succession, or tried to.
     pub moves: u8,
+    /// It moved too often: frames from it are dropped at other ports.
+    pub damped: bool,
+    /// Where it was before it began to move, if it has.
+    pub home: Option<PortIndex>,
+    /// Its port was down and has not seen it since.
+    pub vacant: bool,
 }
 
 /// What a sweep took out.
@@ -60,10 +66,16 @@ impl Flush {
 
 impl Fdb {
     /// Takes out learned entries whose station has been silent for as long as `mac_age` says of its network, or whose
-    /// network it does not know; forgets the moves of stations that have settled; takes out second entries of a station.
+    /// network it does not know; forgets the moves of stations that have settled; takes out second entries of a station. Those
+    /// whose port is down are marked as vacant.
     ///
-    /// To be called about once a second; at least every 150 s, for the reason that `Value` in `entry` gives.
-    pub fn sweep(&self, now: Tick, mac_age: impl Fn(NetworkIndex) -> Option<Duration>) -> Swept {
+    /// To be called about once a second; at least every 60 s, for the reason that `Value` in `entry` gives.
+    pub fn sweep(
+        &self,
+        now: Tick,
+        mac_age: impl Fn(NetworkIndex) -> Option<Duration>,
+        is_down: impl Fn(PortIndex) -> bool,
+    ) -> Swept {
         let mut swept = Swept::default();
         for slot in self.slots() {
             let Some((key, value)) = slot.entry() else { continue };
@@ -73,6 +85,8 @@ impl Fdb {
                 swept.aged += usize::from(self.take_out(slot, value));
             } else if self.is_second(slot, key) {
                 swept.duplicates += usize::from(self.take_out(slot, value));
+            } else if !value.is_vacant() && is_down(value.port()) {
+                slot.replace(value, value.vacated());
             } else if let Some(settled) = value.decayed(now) {
                 slot.replace(value, settled);
             }
@@ -83,13 +97,30 @@ impl Fdb {
 
     /// Takes out the learned entries that match `which`; returns how many. Pins stay.
     pub fn flush(&self, which: Flush) -> usize {
-        self.take_out_all(|key, value| !value.is_pinned() && which.matches(key, value))
+        let flushed = self.take_out_all(|key, value| !value.is_pinned() && which.matches(key, value));
+        if let Some(port) = which.port {
+            self.forget_home(port, |key| which.network.is_none_or(|network| network == key.network()));
+        }
+        flushed
     }
 
     /// Takes out all entries of a port that is gone, pinned ones too; returns how many. To be called when no shard
     /// forwards by tables with the port any more, or it may be learned once again.
     pub fn forget_port(&self, port: PortIndex) -> usize {
-        self.take_out_all(|_, value| value.port() == port)
+        let forgotten = self.take_out_all(|_, value| value.port() == port);
+        self.forget_home(port, |_| true);
+        forgotten
+    }
+
+    /// Has stations belong where they are that were at `port` before they began to move, of those that `which` picks.
+    fn forget_home(&self, port: PortIndex, which: impl Fn(Key) -> bool) {
+        for slot in self.slots() {
+            let at_home_there = |value: Value| value.moves() > 0 && value.home() == port;
+            if let Some((_, value)) = slot.entry().filter(|(key, value)| at_home_there(*value) && which(*key)) {
+                // If a shard changes it just now, the port is a hint that is no good for some time.
+                slot.replace(value, value.settled());
+            }
+        }
     }
 
     /// The entries, in no order. Each is what it was at some moment of the walk.
@@ -101,6 +132,9 @@ impl Fdb {
             age: (!value.is_pinned()).then(|| value.age(now)),
             pinned: value.is_pinned(),
             moves: value.moves(),
+            damped: value.is_damped(),
+            home: (value.moves() > 0).then(|| value.home()),
+            vacant: value.is_vacant(),
         })
     }
 

@@ -79,7 +79,9 @@ pub(super) struct Counts {
     pub(super) moved: AtomicU64,
     pub(super) damped: AtomicU64,
     refused: AtomicU64,
-    pub(super) full: AtomicU64,
+    full: AtomicU64,
+    /// Those of `full` that this table had no place for.
+    unplaced: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +102,7 @@ impl Counts {
             damped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             full: AtomicU64::new(0),
+            unplaced: AtomicUsize::new(0),
         }
     }
 
@@ -107,8 +110,10 @@ impl Counts {
     pub(super) fn entered(&self, key: Key, value: Value) {
         self.entries.fetch_add(1, Relaxed);
         if !value.is_pinned() {
-            self.take_port(value.port(), u32::MAX);
-            self.take_network(key.network(), u32::MAX);
+            self.add_port(value.port());
+            if let Some(count) = self.networks.get(key.network().index()) {
+                count.fetch_add(1, Relaxed);
+            }
         }
     }
 
@@ -118,6 +123,14 @@ impl Counts {
         if !value.is_pinned() {
             self.release_port(value.port());
             self.release_network(key.network());
+        }
+    }
+
+    /// Counts one more station at `port`, whatever the limit and what others do at this moment: until they are done, the count
+    /// may be below zero, which looks like a very large one.
+    pub(super) fn add_port(&self, port: PortIndex) {
+        if let Some(count) = self.ports.get(port.index()) {
+            count.learned.fetch_add(1, Relaxed);
         }
     }
 
@@ -166,6 +179,19 @@ impl Counts {
         if let Some(count) = self.ports.get(port.index()) {
             count.refused.fetch_add(1, Relaxed);
         }
+    }
+
+    /// A station was not learned for want of room: of the host's limit, or else of a place in this table.
+    pub(super) fn no_room(&self, placeless: bool) {
+        self.full.fetch_add(1, Relaxed);
+        if placeless {
+            self.unplaced.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// How many entries there are and should be.
+    pub(super) fn wanted(&self) -> usize {
+        self.entries.load(Relaxed).saturating_add(self.unplaced.load(Relaxed))
     }
 
     /// Takes over what happened in the table that this one replaces. Its entries have been counted as they came in.

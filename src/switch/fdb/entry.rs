@@ -2,23 +2,48 @@
 //!
 //! Both fit an atomic word, so an entry needs no lock. A value is never the number zero: zero marks a slot whose key is
 //! just being put in or taken out. Flap damping is decided here, on values alone.
+//!
+//! # Which port has a station that is seen at several
+//!
+//! A move is followed at once: after a live migration the first frame must do. But a loop moves addresses within
+//! microseconds, and a guest may borrow another's. So a station that moved [`FLAP_MOVES`] times, each move within
+//! [`FLAP_WINDOW`] of the one before, is *damped* with the next one, and goes back to its *home*: the port at which it was
+//! before the first of these moves. Frames with its address from other ports are dropped from then on
+//! (`switch::forward`), which ends what goes round in a loop. While it is damped,
+//!
+//! - it is followed to its home at once. Whoever was there first and still talks has his address back with his next frame,
+//!   whatever others send, and in a loop that is the real station: copies come in after the frame that they are of.
+//! - it is followed elsewhere when the port at which it is has not seen it for `FLAP_WINDOW`. Who borrowed an address and
+//!   fell silent, or was unplugged, does not keep it, and what others tried meanwhile does not matter: it is the silence
+//!   of the holder that counts. In a loop nothing comes in so late.
+//! - otherwise it stays.
+//!
+//! It is damped until nothing but its own port has seen it for [`FLAP_HOLD_DOWN`], and is remembered to belong to its home so
+//! long. What this cannot tell apart is a guest that takes an address whose owner is silent for longer than that, and a
+//! station that has moved: only `mac:` in the owner's port can.
+//!
+//! A port that is down holds nothing: its stations are marked *vacant*, stay where they are so that frames to them are not
+//! flooded, and are followed anywhere as if they were new.
 
 use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::ident::{MacAddr, NetworkIndex, PortIndex};
+use crate::limits::PORTS;
 
 /// Moves in quick succession that are followed; the next one is damped. RFC 7432, 15.1 declares a MAC address duplicate
 /// after 5 moves; no migration, failover of a guest's bond or VRRP election moves an address as often.
 pub const FLAP_MOVES: u8 = 5;
 
-/// Moves that are no further apart than this are in quick succession. A loop moves addresses within microseconds, and
-/// again with each frame of the real station, which is seldom silent for 10 s; live migrations are further apart.
+/// Moves that are no further apart than this are in quick succession, and a port that has not seen a damped station for
+/// this long gives it up. A loop moves addresses within microseconds, and again with each frame of the real station, which
+/// is seldom silent for 10 s; live migrations are further apart.
 pub const FLAP_WINDOW: Duration = Duration::from_secs(10);
 
-/// A damped station stays where it is until nothing has tried to move it for this long. Longer than the pauses of TCP's
-/// retransmission and ARP's retries, so that a loop that still exists does not start the flapping again.
-pub const FLAP_HOLD_DOWN: Duration = Duration::from_secs(30);
+/// A damped station is so until nothing has tried to move it for this long. Longer than a station in use is silent: TCP's
+/// longest pause between retransmissions (RFC 6298, 2.5: at least 60 s) and ARP's timeout, or whoever took its address in such
+/// a pause would be the one who was there first.
+pub const FLAP_HOLD_DOWN: Duration = Duration::from_secs(120);
 
 const MAC_MASK: u64 = (1 << 48) - 1;
 
@@ -76,11 +101,12 @@ impl Key {
     }
 }
 
-/// Where a station is: from the lowest bit 16 bits port, 32 bits tick when it was last seen, 11 bits of the tick when
-/// it last moved or tried to, 3 bits number of moves in quick succession, then "pinned" and "valid".
+/// Where a station is: from the lowest bit 12 bits port, 12 bits home, 24 bits tick when it was last seen at its port,
+/// 11 bits of the tick when it last moved or another port saw it, 3 bits number of moves in quick succession, then "pinned"
+/// and "valid".
 ///
-/// 11 bits of a tick go round in 205 s, far more than the hold-down time; the sweep clears the moves of a station that
-/// has been quiet for that, so that an old move is not taken for a recent one when they have gone round.
+/// 24 bits of a tick go round in 19 days, 11 bits in 205 s; the longest MAC age is 12 days. The sweep takes out or settles
+/// an entry in between, so that an old tick is not taken for a recent one when they have gone round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Value(u64);
 
@@ -89,35 +115,48 @@ pub(super) struct Value(u64);
 pub(super) enum Move {
     /// It is there now.
     Follow(Value),
+    /// It has moved too often: it is at its home now, which is neither.
+    Return(Value),
     /// It has moved too often and stays; the value notes the attempt.
-    Damp(Value),
+    Stay(Value),
 }
 
 impl Value {
-    const SEEN_SHIFT: u32 = 16;
+    const PORT_MASK: u64 = 0xfff;
+    const HOME_SHIFT: u32 = 12;
+    const SEEN_SHIFT: u32 = 24;
+    const SEEN_MASK: u32 = 0xff_ffff;
     const TRIED_SHIFT: u32 = 48;
     const TRIED_MASK: u32 = 0x7ff;
     const MOVES_SHIFT: u32 = 59;
+    const MOVES_MASK: u8 = 0x7;
     const PINNED: u64 = 1 << 62;
     const VALID: u64 = 1 << 63;
 
-    /// How many moves the count can say: one more than are followed marks a damped station.
+    /// In place of a number of moves: one more than are followed.
     const DAMPED: u8 = FLAP_MOVES + 1;
+    /// In place of a number of moves: the station's port was down.
+    const VACANT: u8 = FLAP_MOVES + 2;
+
+    /// Shards read the clock at different moments: an entry that was seen so many ticks "later" is meant, not one of 19 days.
+    const LATE: u32 = 0xffff;
 
     #[inline]
-    fn pack(port: PortIndex, seen: Tick) -> Self {
-        Self(Self::VALID | u64::from(seen.0) << Self::SEEN_SHIFT | u64::from(port.0))
+    fn pack(port: PortIndex, home: PortIndex, seen: Tick) -> Self {
+        let seen = u64::from(seen.0 & Self::SEEN_MASK) << Self::SEEN_SHIFT;
+        let home = (u64::from(home.0) & Self::PORT_MASK) << Self::HOME_SHIFT;
+        Self(Self::VALID | seen | home | u64::from(port.0) & Self::PORT_MASK)
     }
 
     /// A station that was just seen for the first time.
     #[inline]
     pub(super) fn learned(port: PortIndex, now: Tick) -> Self {
-        Self::pack(port, now)
+        Self::pack(port, port, now)
     }
 
     /// A station that its port's configuration names.
     pub(super) fn pinned(port: PortIndex) -> Self {
-        Self(Self::pack(port, Tick(0)).0 | Self::PINNED)
+        Self(Self::pack(port, port, Tick(0)).0 | Self::PINNED)
     }
 
     /// The value that a slot's word holds, unless the slot is in transition.
@@ -133,12 +172,18 @@ impl Value {
 
     #[inline]
     pub(super) fn port(self) -> PortIndex {
-        PortIndex(self.0 as u16)
+        PortIndex((self.0 & Self::PORT_MASK) as u16)
     }
 
+    /// Where it was before it began to move.
+    pub(super) fn home(self) -> PortIndex {
+        PortIndex((self.0 >> Self::HOME_SHIFT & Self::PORT_MASK) as u16)
+    }
+
+    /// Whether it was last seen at its port in this tick.
     #[inline]
-    pub(super) fn seen(self) -> Tick {
-        Tick((self.0 >> Self::SEEN_SHIFT) as u32)
+    pub(super) fn is_fresh(self, now: Tick) -> bool {
+        (self.0 >> Self::SEEN_SHIFT) as u32 & Self::SEEN_MASK == now.0 & Self::SEEN_MASK
     }
 
     #[inline]
@@ -146,39 +191,92 @@ impl Value {
         self.0 & Self::PINNED != 0
     }
 
+    /// How often it moved in quick succession, or tried to.
     pub(super) fn moves(self) -> u8 {
-        (self.0 >> Self::MOVES_SHIFT) as u8 & 0x7
+        if self.is_vacant() { 0 } else { self.count() }
+    }
+
+    /// Whether it has moved too often.
+    pub(super) fn is_damped(self) -> bool {
+        self.count() == Self::DAMPED
+    }
+
+    /// Whether its port was down and has not seen it since.
+    pub(super) fn is_vacant(self) -> bool {
+        self.count() == Self::VACANT
+    }
+
+    fn count(self) -> u8 {
+        (self.0 >> Self::MOVES_SHIFT) as u8 & Self::MOVES_MASK
     }
 
     /// The same, seen at its port again.
     #[inline]
     pub(super) fn seen_at(self, now: Tick) -> Self {
-        Self(self.0 & !(0xffff_ffff << Self::SEEN_SHIFT) | u64::from(now.0) << Self::SEEN_SHIFT)
+        if self.is_vacant() {
+            return Self::learned(self.port(), now);
+        }
+        let seen = u64::from(now.0 & Self::SEEN_MASK) << Self::SEEN_SHIFT;
+        Self(self.0 & !(u64::from(Self::SEEN_MASK) << Self::SEEN_SHIFT) | seen)
     }
 
-    /// How long ago the station was last seen. Shards read the clock at different moments, so an entry may be seen
-    /// "later" than `now`: that is no time at all, not 13 years.
+    /// How long ago the station was last seen at its port.
     pub(super) fn age(self, now: Tick) -> Duration {
-        let late = (now.0.wrapping_sub(self.seen().0) as i32) < 0;
-        if late { Duration::ZERO } else { now.since(self.seen()) }
+        let seen = (self.0 >> Self::SEEN_SHIFT) as u32;
+        let ticks = now.0.wrapping_sub(seen) & Self::SEEN_MASK;
+        let late = ticks >= Self::SEEN_MASK - Self::LATE;
+        Tick(if late { 0 } else { ticks }).since(Tick(0))
     }
 
     /// The station was seen at `port`, which is not its own.
     pub(super) fn moved(self, port: PortIndex, now: Tick) -> Move {
         let quiet = self.quiet(now);
-        let (moves, follow) = match self.moves() {
+        match self.count() {
+            Self::DAMPED if quiet < FLAP_HOLD_DOWN => self.contested(port, now),
+            FLAP_MOVES if quiet < FLAP_WINDOW => self.damped(port, now),
+            moves @ 1..FLAP_MOVES if quiet < FLAP_WINDOW => {
+                Move::Follow(Self::pack(port, self.home(), now).tried(moves + 1, now))
+            }
+            Self::VACANT => Move::Follow(Self::learned(port, now)),
             // An earlier burst of moves is over; this is the first of a new one.
-            Self::DAMPED if quiet >= FLAP_HOLD_DOWN => (1, true),
-            0..=FLAP_MOVES if quiet >= FLAP_WINDOW => (1, true),
-            moves @ 0..FLAP_MOVES => (moves + 1, true),
-            _ => (Self::DAMPED, false),
-        };
-        if follow { Move::Follow(Self::pack(port, now).tried(moves, now)) } else { Move::Damp(self.tried(moves, now)) }
+            _ => Move::Follow(Self::pack(port, self.port(), now).tried(1, now)),
+        }
+    }
+
+    /// It is seen at `port`, and that is one move too many. At its home it counts as just seen: that gives its station the time
+    /// to say something.
+    fn damped(self, port: PortIndex, now: Tick) -> Move {
+        let home = self.home();
+        if self.port() == home {
+            return Move::Stay(self.tried(Self::DAMPED, now));
+        }
+        let back = Self::pack(home, home, now).tried(Self::DAMPED, now);
+        if port == home { Move::Follow(back) } else { Move::Return(back) }
+    }
+
+    /// It is damped, and is seen at `port`.
+    fn contested(self, port: PortIndex, now: Tick) -> Move {
+        if port == self.home() || self.age(now) >= FLAP_WINDOW {
+            Move::Follow(Self::pack(port, self.home(), now).tried(Self::DAMPED, now))
+        } else {
+            Move::Stay(self.tried(Self::DAMPED, now))
+        }
     }
 
     /// The same without its moves, if it had any and has been quiet for the hold-down time.
     pub(super) fn decayed(self, now: Tick) -> Option<Self> {
-        (self.moves() > 0 && self.quiet(now) >= FLAP_HOLD_DOWN).then(|| self.tried(0, Tick(0)))
+        (self.moves() > 0 && self.quiet(now) >= FLAP_HOLD_DOWN).then(|| self.settled())
+    }
+
+    /// The same as if it had never moved.
+    pub(super) fn settled(self) -> Self {
+        let home = u64::from(self.port().0) << Self::HOME_SHIFT;
+        Self(self.0 & !(Self::PORT_MASK << Self::HOME_SHIFT) | home).tried(0, Tick(0))
+    }
+
+    /// The same, when its port is down.
+    pub(super) fn vacated(self) -> Self {
+        self.settled().tried(Self::VACANT, Tick(0))
     }
 
     /// How long ago the station last moved or tried to, as far as 11 bits can tell.
@@ -195,7 +293,8 @@ impl Value {
     }
 }
 
-const _: () = assert!(Value::DAMPED <= 7, "the number of moves has 3 bits");
+const _: () = assert!(Value::VACANT <= Value::MOVES_MASK, "the number of moves has 3 bits");
+const _: () = assert!(PORTS <= Value::PORT_MASK as usize + 1, "a port has 12 bits");
 
 #[cfg(test)]
 mod tests {
@@ -205,67 +304,120 @@ mod tests {
 
     #[test]
     fn fields_do_not_touch_each_other() {
-        let value = Value::learned(PortIndex(0xffff), Tick(0)).tried(7, Tick(0));
-        assert_eq!((value.port(), value.seen(), value.moves()), (PortIndex(0xffff), Tick(0), 7));
-        let value = value.seen_at(Tick(u32::MAX));
-        assert_eq!(
-            (value.port(), value.seen(), value.moves(), value.is_pinned()),
-            (PortIndex(0xffff), Tick(u32::MAX), 7, false)
-        );
-        let value = Value::pinned(PortIndex(0)).tried(0, Tick(u32::MAX));
-        assert_eq!((value.port(), value.seen(), value.moves(), value.is_pinned()), (PortIndex(0), Tick(0), 0, true));
+        let fields = |v: Value| (v.port(), v.home(), v.age(Tick(0)), v.moves(), v.is_pinned());
+        let value = Value::pack(PortIndex(0xfff), PortIndex(0), Tick(0)).tried(6, Tick(0));
+        assert_eq!(fields(value), (PortIndex(0xfff), PortIndex(0), Duration::ZERO, 6, false));
+        let value = Value::pack(PortIndex(0), PortIndex(0xfff), Tick(1 << 20)).tried(0, Tick(u32::MAX));
+        let age = Tick((1 << 24) - (1 << 20)).since(Tick(0));
+        assert_eq!(fields(value), (PortIndex(0), PortIndex(0xfff), age, 0, false));
+        let value = Value::pinned(PortIndex(0)).seen_at(Tick(u32::MAX - 5)).tried(0, Tick(u32::MAX));
+        assert_eq!(fields(value), (PortIndex(0), PortIndex(0), Duration::from_millis(600), 0, true));
         let key = Key::new(NetworkIndex(0xfedc), MacAddr([0xfe, 1, 2, 3, 4, 5]));
         assert_eq!((key.network(), key.mac()), (NetworkIndex(0xfedc), MacAddr([0xfe, 1, 2, 3, 4, 5])));
     }
 
-    /// The value after the move attempt, and whether it was followed.
-    fn step(value: Value, port: u16, now: u32) -> (Value, bool) {
-        match value.moved(PortIndex(port), Tick(now)) {
-            Move::Follow(value) => (value, true),
-            Move::Damp(value) => (value, false),
+    /// A station that is seen at one port after the other.
+    struct Station(Value);
+
+    impl Station {
+        /// At port 0, with the moves that are followed made to and fro between it and port 1, ten a second. The next one is
+        /// damped. Past the point where the 11 bits of the tick have gone round.
+        fn restless() -> (Self, u32) {
+            let mut station = Self(Value::learned(PortIndex(0), Tick(5000)));
+            for n in 1..=u32::from(FLAP_MOVES) {
+                assert!(station.at((n % 2) as u16, 5000 + n), "move {n}");
+                assert_eq!((u32::from(station.0.moves()), station.0.home()), (n, PortIndex(0)));
+            }
+            (station, 5000 + u32::from(FLAP_MOVES))
+        }
+
+        /// Whether a sighting at `port` leaves it there.
+        fn at(&mut self, port: u16, now: u32) -> bool {
+            self.0 = match self.0 {
+                value if value.port().0 == port => value.seen_at(Tick(now)),
+                value => match value.moved(PortIndex(port), Tick(now)) {
+                    Move::Follow(value) | Move::Return(value) | Move::Stay(value) => value,
+                },
+            };
+            self.0.port().0 == port
+        }
+    }
+
+    /// The guest at port 1 borrows the address of the one at port 0.
+    #[test]
+    fn whoever_was_there_first_has_the_address_as_long_as_he_talks() {
+        let (mut station, now) = Station::restless();
+        assert_eq!(station.0.port(), PortIndex(1));
+        assert!(!station.at(2, now + 1) && station.0.port() == PortIndex(0), "it goes home, whoever tries");
+        for n in 0..100 * SECOND {
+            assert!(!station.at(1, now + 2 + n) && station.0.is_damped());
+            assert!(n % (9 * SECOND) != 0 || station.at(0, now + 2 + n));
         }
     }
 
     #[test]
-    fn a_flapping_station_stays_until_it_was_quiet_for_the_hold_down() {
-        // The start is past the point where the 11 bits have gone round.
-        let mut now = 5000;
-        let mut value = Value::learned(PortIndex(0), Tick(now));
-        for n in 1..=FLAP_MOVES {
-            now += SECOND;
-            let followed;
-            (value, followed) = step(value, u16::from(n), now);
-            assert!(followed && value.moves() == n && value.port() == PortIndex(u16::from(n)));
+    fn who_takes_the_address_of_a_silent_station_gives_it_back_at_its_first_frame() {
+        let (mut station, now) = Station::restless();
+        assert!(station.at(0, now + 1) && station.0.is_damped());
+        let silent = now + 1 + 10 * SECOND;
+        assert!(!station.at(1, silent - 1) && station.at(1, silent));
+        for n in 0..119 * SECOND {
+            assert!(station.at(1, silent + n));
         }
-        let stays = value.port();
-        for _ in 0..20 {
-            let followed;
-            (value, followed) = step(value, 9, now);
-            assert!(!followed && value.port() == stays, "each attempt starts the hold-down again");
-            now += 29 * SECOND;
+        assert!(station.at(0, silent + 119 * SECOND), "after 119 s of the borrower alone");
+        assert!(!station.at(1, silent + 119 * SECOND) && !station.at(2, silent + 119 * SECOND));
+    }
+
+    #[test]
+    fn a_silent_holder_gives_the_address_up_however_often_others_tried() {
+        let (mut station, now) = Station::restless();
+        station.at(2, now + 1);
+        // Port 0, its home, never speaks up.
+        let tries: Vec<bool> = (0..10 * SECOND).map(|n| station.at(2, now + 2 + n)).collect();
+        assert_eq!(tries.iter().position(|followed| *followed), Some(10 * SECOND as usize - 1));
+        assert!(!station.at(3, now + 12 * SECOND), "who has it and talks keeps it, though it is not his home");
+        assert!(station.at(0, now + 12 * SECOND), "but the home is free to have it back");
+    }
+
+    #[test]
+    fn damping_ends_when_nobody_tried_for_the_hold_down() {
+        let (mut station, now) = Station::restless();
+        station.at(2, now);
+        let (before, after) = (now + 120 * SECOND - 1, now + 120 * SECOND);
+        for port in [0, 2] {
+            assert!(station.at(0, before - 1), "it is seen at its port all the time");
+            let mut late = Station(station.0);
+            assert!(!late.at(3, before) && late.0.is_damped());
+            let mut later = Station(station.0);
+            assert!(later.at(3, after) && later.0.moves() == 1 && later.0.home() == PortIndex(0), "{port}");
         }
-        now -= 29 * SECOND;
-        now += 30 * SECOND;
-        let (value, followed) = step(value, 9, now);
-        assert!(followed && value.port() == PortIndex(9) && value.moves() == 1);
     }
 
     #[test]
     fn moves_far_apart_are_always_followed() {
-        let mut value = Value::learned(PortIndex(0), Tick(0));
+        let mut station = Station(Value::learned(PortIndex(0), Tick(0)));
         for n in 1..50u16 {
-            let followed;
-            (value, followed) = step(value, n, u32::from(n) * 11 * SECOND);
-            assert!(followed && value.moves() == 1);
+            assert!(station.at(n, u32::from(n) * 11 * SECOND));
+            assert_eq!((station.0.moves(), station.0.home()), (1, PortIndex(n - 1)));
         }
     }
 
     #[test]
+    fn a_port_that_is_down_holds_nothing() {
+        let (station, now) = Station::restless();
+        let vacant = station.0.vacated();
+        assert!(vacant.is_vacant() && vacant.moves() == 0 && vacant.port() == PortIndex(1));
+        assert_eq!(vacant.moved(PortIndex(7), Tick(now)), Move::Follow(Value::learned(PortIndex(7), Tick(now))));
+        assert_eq!(vacant.seen_at(Tick(now)), Value::learned(PortIndex(1), Tick(now)), "it is up again");
+        assert_eq!(vacant.decayed(Tick(now + 9000)), None);
+    }
+
+    #[test]
     fn moves_decay_once_the_hold_down_is_over() {
-        let (value, _) = step(Value::learned(PortIndex(0), Tick(0)), 1, 100);
-        assert_eq!(value.decayed(Tick(100 + 30 * SECOND - 1)), None);
-        let decayed = value.decayed(Tick(100 + 30 * SECOND));
-        assert!(decayed.is_some_and(|v| v.moves() == 0 && v.port() == PortIndex(1) && v.seen() == Tick(100)));
+        let (station, now) = Station::restless();
+        assert_eq!(station.0.decayed(Tick(now + 120 * SECOND - 1)), None);
+        let decayed = station.0.decayed(Tick(now + 120 * SECOND));
+        assert_eq!(decayed, Some(Value::learned(PortIndex(1), Tick(now))));
         assert_eq!(Value::learned(PortIndex(0), Tick(0)).decayed(Tick(9000)), None);
     }
 
@@ -275,5 +427,7 @@ mod tests {
         assert_eq!(value.age(Tick(9)), Duration::ZERO);
         assert_eq!(value.age(Tick(25)), Duration::from_millis(1500));
         assert_eq!(Value::learned(PortIndex(0), Tick(u32::MAX)).age(Tick(0)), Duration::from_millis(100));
+        // The longest MAC age that can be configured, and as long as a sweep may be late.
+        assert_eq!(value.age(Tick(10_000_600)), Duration::from_secs(1_000_059));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::Fdb;
 use super::bucket::Slot;
 use super::entry::{Key, Move, Value};
+use super::incidents::IncidentKind;
 use crate::clock::Tick;
 use crate::ident::{MacAddr, NetworkIndex, PortIndex};
 use crate::limits::FDB_ENTRIES;
@@ -30,7 +31,7 @@ pub enum Learned {
     New,
     /// It was known at another port and is here now.
     Moved,
-    /// It has moved too often and stays where it was; see [`super::FLAP_MOVES`].
+    /// It has moved too often and is at another port; see [`super::FLAP_MOVES`].
     Damped,
     /// It is pinned at another port and stays there.
     Pinned,
@@ -54,30 +55,37 @@ impl Fdb {
     pub(in crate::switch) fn learn_key(&self, key: Key, port: PortIndex, limits: Limits, now: Tick) -> Learned {
         match self.find(key) {
             // Refreshed only when the tick has changed: a store per frame would have shards fight for the line.
-            Some((_, value)) if value.port() == port && (value.seen() == now || value.is_pinned()) => Learned::Known,
+            Some((_, value)) if value.port() == port && (value.is_fresh(now) || value.is_pinned()) => Learned::Known,
             Some((slot, value)) if value.port() == port => {
                 // If this fails another shard has changed the entry at this very moment, and what it wrote is as good.
                 slot.replace(value, value.seen_at(now));
                 Learned::Known
             }
-            Some((slot, value)) => self.relocate(slot, value, port, limits, now),
+            Some((slot, value)) => self.relocate(slot, key, value, port, limits, now),
             None => self.enter(key, Value::learned(port, now), limits),
         }
     }
 
     /// A station was seen at `port` and is known at another one.
     #[cold]
-    fn relocate(&self, slot: &Slot, value: Value, port: PortIndex, limits: Limits, now: Tick) -> Learned {
+    fn relocate(&self, slot: &Slot, key: Key, value: Value, port: PortIndex, limits: Limits, now: Tick) -> Learned {
         if value.is_pinned() {
+            self.incidents.note(IncidentKind::Pinned, key, port, value.port());
             return Learned::Pinned;
         }
         match value.moved(port, now) {
-            Move::Damp(damped) => {
+            Move::Stay(damped) => {
                 if damped != value {
                     slot.replace(value, damped);
                 }
-                self.counts.damped.fetch_add(1, Relaxed);
-                Learned::Damped
+                self.damped(key, port, value.port())
+            }
+            Move::Return(home) => {
+                // Counted before it can be seen there and move on. It was there before, and that port's limit is not at hand.
+                self.counts.add_port(home.port());
+                let returned = slot.replace(value, home);
+                self.counts.release_port(if returned { value.port() } else { home.port() });
+                self.damped(key, port, home.port())
             }
             Move::Follow(_) if !self.counts.take_port(port, limits.port) => {
                 self.counts.refuse(port);
@@ -86,6 +94,7 @@ impl Fdb {
             Move::Follow(moved) if slot.replace(value, moved) => {
                 self.counts.release_port(value.port());
                 self.counts.moved.fetch_add(1, Relaxed);
+                self.incidents.note(IncidentKind::Moved, key, port, value.port());
                 Learned::Moved
             }
             Move::Follow(_) => {
@@ -94,6 +103,12 @@ impl Fdb {
                 Learned::Known
             }
         }
+    }
+
+    fn damped(&self, key: Key, port: PortIndex, stays: PortIndex) -> Learned {
+        self.counts.damped.fetch_add(1, Relaxed);
+        self.incidents.note(IncidentKind::Damped, key, port, stays);
+        Learned::Damped
     }
 
     /// A station was seen that is not known.
@@ -121,7 +136,7 @@ impl Fdb {
         }
         self.counts.release_port(value.port());
         self.counts.release_network(key.network());
-        self.counts.full.fetch_add(1, Relaxed);
+        self.counts.no_room(taken);
         Learned::Full
     }
 }

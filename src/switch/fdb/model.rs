@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{FLAP_HOLD_DOWN, FLAP_MOVES, FLAP_WINDOW, Fdb, Learned, Limits};
+use super::{FLAP_HOLD_DOWN, FLAP_MOVES, FLAP_WINDOW, Fdb, FdbEntry, Flush, Learned, Limits};
 use crate::clock::Tick;
 use crate::ident::{MacAddr, NetworkIndex, PortIndex};
 
@@ -12,9 +12,46 @@ use crate::ident::{MacAddr, NetworkIndex, PortIndex};
 struct Known {
     port: PortIndex,
     seen: Tick,
+    /// The port before the first of the moves.
+    home: PortIndex,
     moves: u8,
+    damped: bool,
     tried: Tick,
+    vacant: bool,
     pinned: bool,
+}
+
+impl Known {
+    fn new(port: PortIndex, seen: Tick) -> Self {
+        let tried = Tick(0);
+        Self { port, seen, home: port, moves: 0, damped: false, tried, vacant: false, pinned: false }
+    }
+
+    /// What a sighting at another port leads to, and whether it is followed.
+    fn moved(self, port: PortIndex, now: Tick) -> (Self, bool) {
+        let quiet = now.since(self.tried);
+        let there = Self { port, seen: now, tried: now, ..self };
+        if self.vacant {
+            return (Self::new(port, now), true);
+        }
+        if self.damped && quiet < FLAP_HOLD_DOWN {
+            let free = port == self.home || now.since(self.seen) >= FLAP_WINDOW;
+            return if free { (there, true) } else { (Self { tried: now, ..self }, false) };
+        }
+        if self.damped || self.moves == 0 || quiet >= FLAP_WINDOW {
+            return (Self { home: self.port, moves: 1, damped: false, ..there }, true);
+        }
+        let moves = self.moves + 1;
+        if moves <= FLAP_MOVES {
+            return (Self { moves, ..there }, true);
+        }
+        let seen = if self.port == self.home { self.seen } else { now };
+        (Self { port: self.home, seen, moves, damped: true, tried: now, ..self }, port == self.home)
+    }
+
+    fn settle(&mut self) {
+        (self.home, self.moves, self.damped, self.tried) = (self.port, 0, false, Tick(0));
+    }
 }
 
 #[derive(Debug, Default)]
@@ -35,11 +72,14 @@ impl Model {
             if port_is_full || network_is_full {
                 return Learned::Refused;
             }
-            self.0.insert((network, mac), Known { port, seen: now, moves: 0, tried: Tick(0), pinned: false });
+            self.0.insert((network, mac), Known::new(port, now));
             return Learned::New;
         };
         if known.port == port {
-            if !known.pinned {
+            // Within the tick in which it was seen last nothing is written.
+            if known.vacant && known.seen != now {
+                *known = Known::new(port, now);
+            } else if !known.pinned {
                 known.seen = now;
             }
             return Learned::Known;
@@ -47,19 +87,12 @@ impl Model {
         if known.pinned {
             return Learned::Pinned;
         }
-        let quiet = now.since(known.tried);
-        let damped = known.moves > FLAP_MOVES;
-        let fresh = known.moves == 0 || quiet >= if damped { FLAP_HOLD_DOWN } else { FLAP_WINDOW };
-        if !fresh && known.moves >= FLAP_MOVES {
-            (known.moves, known.tried) = (FLAP_MOVES + 1, now);
-            return Learned::Damped;
-        }
-        if port_is_full {
+        let (next, followed) = known.moved(port, now);
+        if followed && port_is_full {
             return Learned::Refused;
         }
-        let moves = if fresh { 1 } else { known.moves + 1 };
-        *known = Known { port, seen: now, moves, tried: now, pinned: false };
-        Learned::Moved
+        *known = next;
+        if followed { Learned::Moved } else { Learned::Damped }
     }
 
     pub(in crate::switch) fn lookup(&self, network: NetworkIndex, mac: MacAddr) -> Option<PortIndex> {
@@ -67,7 +100,7 @@ impl Model {
     }
 
     pub(in crate::switch) fn pin(&mut self, network: NetworkIndex, mac: MacAddr, port: PortIndex) {
-        self.0.insert((network, mac), Known { port, seen: Tick(0), moves: 0, tried: Tick(0), pinned: true });
+        self.0.insert((network, mac), Known { pinned: true, ..Known::new(port, Tick(0)) });
     }
 
     pub(in crate::switch) fn unpin(&mut self, network: NetworkIndex, mac: MacAddr) -> bool {
@@ -78,32 +111,59 @@ impl Model {
         pinned
     }
 
-    pub(in crate::switch) fn sweep(&mut self, now: Tick, mac_age: impl Fn(NetworkIndex) -> Option<Duration>) -> usize {
+    pub(in crate::switch) fn sweep(
+        &mut self,
+        now: Tick,
+        mac_age: impl Fn(NetworkIndex) -> Option<Duration>,
+        is_down: impl Fn(PortIndex) -> bool,
+    ) -> usize {
         let aged = self.retain(|network, known| {
             known.pinned || mac_age(network).is_some_and(|limit| now.since(known.seen) < limit)
         });
-        for known in self.0.values_mut().filter(|known| now.since(known.tried) >= FLAP_HOLD_DOWN) {
-            known.moves = 0;
+        for known in self.0.values_mut().filter(|known| !known.pinned) {
+            if is_down(known.port) || now.since(known.tried) >= FLAP_HOLD_DOWN {
+                known.settle();
+            }
+            known.vacant |= is_down(known.port);
         }
         aged
     }
 
-    pub(in crate::switch) fn flush(&mut self, network: NetworkIndex) -> usize {
-        self.retain(|n, known| known.pinned || n != network)
+    pub(in crate::switch) fn flush(&mut self, which: Flush) -> usize {
+        let Flush { network, port, .. } = which;
+        let in_network = |n| network.is_none_or(|network| network == n);
+        let flushed = self.retain(|n, known| known.pinned || !in_network(n) || port.is_some_and(|p| p != known.port));
+        if let Some(port) = port {
+            self.forget_home(port, in_network);
+        }
+        flushed
     }
 
     pub(in crate::switch) fn forget_port(&mut self, port: PortIndex) -> usize {
-        self.retain(|_, known| known.port != port)
+        let forgotten = self.retain(|_, known| known.port != port);
+        self.forget_home(port, |_| true);
+        forgotten
+    }
+
+    fn forget_home(&mut self, port: PortIndex, which: impl Fn(NetworkIndex) -> bool) {
+        let known = self.0.iter_mut().filter(|((network, _), known)| which(*network) && known.home == port);
+        known.filter(|(_, known)| known.moves > 0).for_each(|(_, known)| known.settle());
     }
 
     /// Fails the test unless `fdb` has the very same entries and counts them rightly.
     pub(in crate::switch) fn assert_same(&self, fdb: &Fdb, now: Tick) {
-        let row = |network, mac, port, age, pinned, moves| (network, mac, port, age, pinned, moves);
-        let mut got: Vec<_> =
-            fdb.entries(now).map(|e| row(e.network, e.mac, e.port, e.age, e.pinned, e.moves)).collect();
-        got.sort_unstable();
-        let want = self.0.iter().map(|(&(network, mac), known)| {
-            row(network, mac, known.port, (!known.pinned).then(|| now.since(known.seen)), known.pinned, known.moves)
+        let mut got: Vec<_> = fdb.entries(now).collect();
+        got.sort_unstable_by_key(|entry| (entry.network, entry.mac));
+        let want = self.0.iter().map(|(&(network, mac), known)| FdbEntry {
+            network,
+            mac,
+            port: known.port,
+            age: (!known.pinned).then(|| now.since(known.seen)),
+            pinned: known.pinned,
+            moves: known.moves,
+            damped: known.damped,
+            home: (known.moves > 0).then_some(known.home),
+            vacant: known.vacant,
         });
         assert_eq!(got, want.collect::<Vec<_>>());
         assert_eq!(fdb.len(), got.len());

@@ -12,7 +12,7 @@ use crate::frame;
 use crate::ident::MacAddr;
 use crate::mem::Span;
 use crate::switch::fdb::model::Model;
-use crate::switch::{FLAP_MOVES, NetworkRow, PortRow};
+use crate::switch::{FLAP_MOVES, IncidentKind, Learned, NetworkRow, PortRow};
 use crate::wire::ethernet;
 
 const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0xa]);
@@ -171,6 +171,7 @@ fn no_frame_leaves_its_network_whatever_the_fdb_says() {
     assert_eq!(run(&tables, 0, 0, &[sent(B, A), sent(C, A)]), [dropped(DropReason::NoDestination); 2]);
     // The same address in another network is another station.
     run(&tables, 4, 0, &[sent(MacAddr::BROADCAST, A)]);
+    tables.fdb.unpin(NetworkIndex(0), B);
     assert_eq!(one(&tables, 1, sent(A, B)), deliver(0));
 }
 
@@ -192,15 +193,56 @@ fn stations_move_age_and_flap_in_virtual_time() {
     one(&tables, 0, sent(MULTICAST, A));
     run(&tables, 2, 10, &[sent(MULTICAST, A)]);
     assert_eq!(run(&tables, 1, 10, &[sent(A, B)]), [deliver(2)]);
-    assert_eq!((tables.sweep(Tick(609)).aged, tables.sweep(Tick(610)).aged), (0, 2));
+    assert_eq!((tables.sweep(Tick(609), |_| false).aged, tables.sweep(Tick(610), |_| false).aged), (0, 2));
     assert_eq!(run(&tables, 1, 610, &[sent(A, B)]), [Verdict::Flood]);
-    // Seen at port 0, moved to and fro five times, then tried twice more to get back from port 1 to port 0.
-    for n in 0..10 {
-        run(&tables, n % 2, 700, &[sent(MULTICAST, C)]);
-    }
+    // Seen at port 0, and then in turn there and at port 1, which has it four times before it is damped and goes home.
+    let verdicts: Vec<_> = (0..12).map(|n| run(&tables, n % 2, 700, &[sent(MULTICAST, C)])[0]).collect();
+    let damped = dropped(DropReason::SourceDamped);
+    let flooded = verdicts.iter().take_while(|verdict| **verdict == Verdict::Flood).count();
+    assert_eq!(flooded, 2 + usize::from(FLAP_MOVES));
+    assert_eq!(verdicts[flooded..], [damped, Verdict::Flood, damped, Verdict::Flood, damped]);
     let counters = tables.fdb.counters();
-    assert_eq!((counters.moved, counters.damped), (1 + u64::from(FLAP_MOVES), 2));
-    assert_eq!(run(&tables, 2, 700, &[sent(C, A)]), [deliver(1)]);
+    assert_eq!((counters.moved, counters.damped), (2 + u64::from(FLAP_MOVES), 3));
+    assert_eq!(run(&tables, 2, 700, &[sent(C, A)]), [deliver(0)]);
+}
+
+/// A frame of C with the addresses that a loop of ports 1 and 2 brings back.
+#[test]
+fn a_loop_ends_and_takes_nothing_from_whom_it_is_about() {
+    let tables = tables();
+    // The copies of one broadcast come in at the port that its last copy was not from, as long as they are flooded.
+    one(&tables, 0, sent(MULTICAST, C));
+    let mut copies = std::collections::VecDeque::from([1u16, 2]);
+    let mut rounds = 0;
+    while let Some(port) = copies.pop_front() {
+        rounds += 1;
+        if one(&tables, port, sent(MULTICAST, C)) == Verdict::Flood {
+            copies.push_back(3 - port);
+        }
+        assert!(rounds < 20, "it goes round for ever");
+    }
+    // C is where it was, and every frame of its own is good, also when copies come between two of them.
+    for _ in 0..5 {
+        assert_eq!(one(&tables, 1, sent(B, C)), dropped(DropReason::SourceDamped));
+        assert_eq!(one(&tables, 0, sent(MULTICAST, C)), Verdict::Flood);
+        assert_eq!(one(&tables, 2, sent(C, B)), deliver(0));
+    }
+    let (incidents, lost) = tables.fdb.take_incidents();
+    let kind = |port| incidents.iter().any(|i| (i.kind, i.port.0, i.other.0) == (IncidentKind::Damped, port, 0));
+    assert!(kind(1) && kind(2) && lost == 0, "{incidents:?}");
+}
+
+#[test]
+fn a_pinned_address_is_good_at_its_own_port_only() {
+    let tables = tables();
+    tables.fdb.pin(NetworkIndex(0), C, PortIndex(0)).unwrap();
+    let pinned = dropped(DropReason::SourcePinned);
+    let frames = [sent(B, C), sent(B, A), sent(B, C), sent(A, C), sent(MULTICAST, C)];
+    assert_eq!(run(&tables, 1, 0, &frames), [pinned, Verdict::Flood, pinned, pinned, pinned]);
+    assert_eq!(one(&tables, 0, sent(A, C)), deliver(1));
+    let (incidents, _) = tables.fdb.take_incidents();
+    let told: Vec<_> = incidents.iter().map(|i| (i.kind, i.mac, i.port.0, i.other.0)).collect();
+    assert_eq!(told, [(IncidentKind::Pinned, C, 1, 0)]);
 }
 
 /// What `process` has to decide, frame by frame, without a memo.
@@ -222,7 +264,11 @@ fn expected(model: &mut Model, tables: &Tables, ingress: u16, now: u32, frame: &
         return dropped(DropReason::LinkLocalGroup);
     }
     let limits = Limits { port: row.macs, network: network.mac_limit };
-    model.learn(row.network, frame.source, port, limits, Tick(now));
+    match model.learn(row.network, frame.source, port, limits, Tick(now)) {
+        Learned::Damped => return dropped(DropReason::SourceDamped),
+        Learned::Pinned => return dropped(DropReason::SourcePinned),
+        _ => {}
+    }
     let known = model.lookup(row.network, frame.destination).filter(|_| !frame.destination.is_group());
     let in_network = |port| tables.port(port).is_some_and(|other| other.network == row.network);
     match known {
@@ -299,7 +345,7 @@ proptest! {
         for (ingress, wait, frames) in batches {
             now += wait;
             let age = |network| tables.network(network).map(|row| row.mac_age);
-            prop_assert_eq!(tables.sweep(Tick(now)).aged, model.sweep(Tick(now), age));
+            prop_assert_eq!(tables.sweep(Tick(now), |_| false).aged, model.sweep(Tick(now), age, |_| false));
             let want: Vec<Verdict> =
                 frames.iter().map(|frame| expected(&mut model, &tables, ingress, now, frame)).collect();
             prop_assert_eq!(run(&tables, ingress, now, &frames), want);
