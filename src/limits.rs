@@ -138,6 +138,9 @@ pub const LOOPBACK_BYTES: u32 = 2 * 1024 * 1024;
 /// Bytes of a capture file that a `replay` port sends from; all of it is held in memory.
 pub const REPLAY_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Stations that are told of because one port sees them where they are not.
+pub const PORT_CONFLICTS: usize = 32;
+
 /// Events that are kept for whoever asks: some hours of a busy host, in less than a MiB.
 pub const EVENTS: usize = 1024;
 

@@ -71,9 +71,9 @@ drop_reasons! {
     /// The source address is a group address or all zero.
     SourceInvalid => "source-invalid", "No station may send from such an address; look at the VM.";
     /// The source address is one that stays at another port, because it was seen at several in turn too often.
-    SourceDamped => "source-damped", "Give each VM a MAC address of its own, and take apart what connects two ports; `linecard port show` names the other one.";
+    SourceDamped => "source-damped", "Give each VM a MAC address of its own, and take apart what connects two ports: `linecard port show` names the other one.";
     /// The source address is the configured one (`mac`) of another port.
-    SourcePinned => "source-pinned", "The VM uses another one's address, or connects two ports; `linecard port show` names the other one.";
+    SourcePinned => "source-pinned", "The VM uses another one's address, or connects two ports: `linecard port show` names the other one.";
     /// The destination is one of the addresses that bridges keep to the link (IEEE 802.1Q, table 8-1).
     LinkLocalGroup => "link-local-group", "Nothing to do: LLDP, LACP, STP and pause frames end at the switch.";
     /// The destination is behind the port that the frame came from.

@@ -3,10 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::PortSettings;
-use super::format::{exact, size, table};
+use super::format::{duration, exact, size, table};
 use super::tables::{origin, received, state};
 use crate::config::{Offloads, StormRate, StormRates};
-use crate::control::report::{CounterReport, PortReport, PortState};
+use crate::control::report::{ConflictReason, ConflictReport, CounterReport, PortReport, PortState};
 use crate::host::cpu::list;
 use crate::printable;
 use crate::verdict::DropReason;
@@ -15,6 +15,7 @@ use crate::verdict::DropReason;
 pub(super) fn show(port: &PortReport) -> String {
     let mut text = headline(port);
     text += &table(&[], &[], facts(port).into_iter().map(|(key, value)| vec![key, value]));
+    text += &conflicts(port);
     text += &traffic(port);
     for (title, drops) in [("from it", &port.counters.drops), ("on the way to it", &port.counters.tx_drops)] {
         if !drops.is_empty() {
@@ -27,6 +28,24 @@ pub(super) fn show(port: &PortReport) -> String {
         }
     }
     text + &detail(port.detail.as_ref())
+}
+
+/// Addresses that are seen at two ports, one of which is this.
+fn conflicts(port: &PortReport) -> String {
+    let line = |conflict: &ConflictReport| {
+        let ConflictReport { mac, reason, port, stays_at, count, seconds_ago } = conflict;
+        let reason = match reason {
+            ConflictReason::Damped => DropReason::SourceDamped,
+            ConflictReason::Pinned => DropReason::SourcePinned,
+        };
+        let (times, ago) = (exact(*count), duration(*seconds_ago));
+        format!(
+            "  {mac} is at port {stays_at} and was seen at port {port}, {times} times, {ago} ago: {}\n",
+            reason.name()
+        )
+    };
+    let lines: String = port.conflicts.iter().map(line).collect();
+    if lines.is_empty() { lines } else { format!("\naddresses seen at two ports:\n{lines}") }
 }
 
 fn headline(port: &PortReport) -> String {

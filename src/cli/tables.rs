@@ -3,7 +3,8 @@
 use super::format::{count, duration, exact, several, size, table};
 use crate::control::desired::Origin;
 use crate::control::report::{
-    Direction, DropReport, FdbReport, MoveReport, NetworkReport, PortReport, PortState, ShardReport, StatusReport,
+    Direction, DropReport, FdbReport, LoopReport, MoveReport, NetworkReport, PortReport, PortState, ShardReport,
+    StatusReport,
 };
 use crate::host::cpu_plan::{CpuPlan, CpuUse, Role};
 
@@ -26,6 +27,13 @@ pub(super) fn status(status: &StatusReport) -> String {
     }
     if let Some(refused) = &status.refused {
         text += &format!("\nthe last configuration was refused: {refused}\n");
+    }
+    for LoopReport { network, ports, stations } in &status.loops {
+        let (ports, stations) =
+            (ports.join(" and "), several(usize::try_from(*stations).unwrap_or(usize::MAX), "station"));
+        text += &format!(
+            "\nnetwork {network}: ports {ports} seem to be connected to each other ({stations} seen at both)\n"
+        );
     }
     for change in &status.restart_needed {
         text += &format!("\n{} has changed in the file: restart linecardd for it\n", change.key);
@@ -92,10 +100,10 @@ pub(super) fn networks(networks: &[NetworkReport]) -> String {
 pub(super) fn fdb(entries: &[FdbReport]) -> String {
     let row = |entry: &FdbReport| {
         let idle = entry.idle_seconds.map_or_else(|| "pinned".into(), duration);
-        vec![entry.network.clone(), entry.mac.clone(), entry.port.clone(), idle]
+        vec![entry.network.clone(), entry.mac.clone(), entry.port.clone(), idle, entry.also_at.join(" ")]
     };
     or("no stations are known", entries.len(), || {
-        table(&["NETWORK", "MAC", "PORT", "SILENT FOR"], &[], entries.iter().map(row))
+        table(&["NETWORK", "MAC", "PORT", "SILENT FOR", "SEEN AT"], &[], entries.iter().map(row))
     })
 }
 

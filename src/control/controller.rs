@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::conflicts::Conflicts;
 use super::desired::{Desired, Origin, Wish};
 use super::diff::{Action, Change, changes, diff};
 use super::events::{Event, Events, Links};
@@ -155,6 +156,7 @@ pub struct Controller {
     /// These are held for no longer than it takes to copy what is in them.
     samples: Mutex<Samples>,
     pub(super) links: Mutex<Links>,
+    pub(super) conflicts: Mutex<Conflicts>,
     state: Mutex<State>,
 }
 
@@ -200,8 +202,10 @@ impl Controller {
         };
         let nodes = host.online.iter().map(|&cpu| host.node(cpu)).collect();
         let events = Arc::default();
-        let (samples, links, state) = (Mutex::default(), Mutex::default(), Mutex::new(state));
-        Ok(Self { clock, started: plan, file: file.into(), host, nodes, events, shown, samples, links, state })
+        let (samples, links, conflicts, state) =
+            (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::new(state));
+        let file = file.into();
+        Ok(Self { clock, started: plan, file, host, nodes, events, shown, samples, links, conflicts, state })
     }
 
     /// What happened, to be read, followed and added to.

@@ -55,6 +55,7 @@ impl Controller {
             ports_stopped: stopped,
             shards: shards.readings.count(),
             fdb: fdb_totals(&self.shown.fdb()),
+            loops: self.conflicts().loops(),
             frames,
         }
     }
@@ -63,7 +64,12 @@ impl Controller {
     pub fn ports(&self) -> Vec<PortReport> {
         let (view, shards) = (self.shown.ports.load(), self.shown.shards.load());
         let mut links = view.ask(&self.shown.calls, |port| port.link());
-        view.ports.iter().map(|(name, port)| report(&shards, name, port, links.remove(name).flatten())).collect()
+        let conflicts = self.conflicts();
+        let report = |(name, port): (&Name, &PortView)| PortReport {
+            conflicts: conflicts.of_port(name.as_str()),
+            ..report(&shards, name, port, links.remove(name).flatten())
+        };
+        view.ports.iter().map(report).collect()
     }
 
     /// One port, with what its kind has to tell.
@@ -78,7 +84,8 @@ impl Controller {
         let handles = port.port.iter().cloned().collect();
         let asked = self.shown.calls.ask(handles, |_, port| (port.link(), port.detail()));
         let (link, detail) = asked.into_iter().next().flatten().unzip();
-        Ok(PortReport { detail, ..report(&shards, name, port, link) })
+        let conflicts = self.conflicts().of_port(name.as_str());
+        Ok(PortReport { detail, conflicts, ..report(&shards, name, port, link) })
     }
 
     /// Every network.
@@ -108,7 +115,7 @@ impl Controller {
         let which = which(&view, filter)?;
         let numbered = view.networks.iter().filter_map(|(name, network)| Some((network.number?, name)));
         let networks: BTreeMap<_, _> = numbered.collect();
-        let ports = view.names();
+        let (ports, conflicts) = (view.names(), self.conflicts());
         let entries = fdb.entries(self.clock.now().tick()).filter(|entry| {
             which.network.is_none_or(|network| network == entry.network)
                 && which.port.is_none_or(|port| port == entry.port)
@@ -116,8 +123,12 @@ impl Controller {
         });
         let mut list: Vec<_> = entries
             .filter_map(|entry| {
+                let network = networks.get(&entry.network)?.to_string();
                 Some(FdbReport {
-                    network: networks.get(&entry.network)?.to_string(),
+                    also_at: conflicts.also_at(&network, entry.mac),
+                    damped: entry.damped,
+                    home: entry.home.and_then(|home| ports.get(&home)).map(|name| name.to_string()),
+                    network,
                     mac: entry.mac.to_string(),
                     port: ports.get(&entry.port)?.to_string(),
                     pinned: entry.pinned,
@@ -277,6 +288,7 @@ fn report(shards: &ShardsView, name: &Name, port: &PortView, state: Option<LinkS
         origin: wish.origin,
         state,
         reason,
+        conflicts: Vec::new(),
         counters: counters(shards, port),
         config: plan.map(|plan| settings(&plan.kind)).unwrap_or_default(),
         detail: None,

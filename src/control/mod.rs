@@ -10,6 +10,7 @@
 //! side waits for them, never the other way round.
 
 mod calls;
+mod conflicts;
 mod controller;
 pub mod desired;
 pub mod diff;

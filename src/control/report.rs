@@ -43,6 +43,9 @@ pub struct StatusReport {
     pub shards: usize,
     /// The FDB.
     pub fdb: FdbTotals,
+    /// Ports that seem to be connected to each other.
+    #[serde(default)]
+    pub loops: Vec<LoopReport>,
     /// Frames of all ports together.
     pub frames: FrameTotals,
 }
@@ -79,6 +82,46 @@ pub struct FdbTotals {
     pub refused: u64,
     /// Stations not learned for want of room.
     pub full: u64,
+}
+
+/// Two ports that seem to be connected to each other by their far ends: what goes out at one comes in at the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct LoopReport {
+    /// The network.
+    pub network: String,
+    /// The ports.
+    pub ports: Vec<String>,
+    /// How many stations of other ports were seen at both.
+    pub stations: u64,
+}
+
+/// Why frames of a station are dropped where they come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConflictReason {
+    /// Its address was seen at several ports in turn too often.
+    Damped,
+    /// Its address is configured for another port.
+    Pinned,
+}
+
+/// A station whose address is seen at a port where it is not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct ConflictReport {
+    /// The address.
+    pub mac: String,
+    /// Why it is not believed to be there.
+    pub reason: ConflictReason,
+    /// Where it is seen.
+    pub port: String,
+    /// Where it stays.
+    pub stays_at: String,
+    /// How often it was seen where it is not. Frames that follow each other with one source count once.
+    pub count: u64,
+    /// Seconds since the last time.
+    pub seconds_ago: u64,
 }
 
 /// What a port has of `up`, `down` and `stopped`.
@@ -139,6 +182,9 @@ pub struct PortReport {
     pub state: PortState,
     /// Why not.
     pub reason: Option<String>,
+    /// Addresses that are seen here and are another port's, and those of this one that are seen elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<ConflictReport>,
     /// What went through it since it was added.
     pub counters: CounterReport,
     /// The settings of its kind, as in the file.
@@ -225,6 +271,15 @@ pub struct FdbReport {
     pub pinned: bool,
     /// Seconds since a frame came from the address; nothing for a pinned one.
     pub idle_seconds: Option<u64>,
+    /// Whether it was seen at several ports in turn too often, so that its frames are dropped at others than `port`.
+    #[serde(default)]
+    pub damped: bool,
+    /// The port where it was before it began to move, if it has lately.
+    #[serde(default)]
+    pub home: Option<String>,
+    /// Other ports where it was seen lately.
+    #[serde(default)]
+    pub also_at: Vec<String>,
 }
 
 /// One worker thread. Shares of time are over the last seconds, the rest since the daemon started.

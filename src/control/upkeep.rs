@@ -38,6 +38,7 @@ impl Controller {
             log::debug!("FDB: {} stations were silent for too long", swept.aged);
         }
         self.samples().note(self.shown.shards.load().readings.report());
+        self.note_conflicts();
         // The rest can wait for a change that is going on.
         let Some(state) = self.try_lock() else { return };
         let to_locate = state.runtime.to_locate(&self.nodes, self.clock.now());

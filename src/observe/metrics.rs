@@ -128,6 +128,7 @@ fn daemon(encoder: &mut DescriptorEncoder, status: &StatusReport) -> std::fmt::R
     counters(encoder, "fdb_aged", "Stations forgotten because they were silent", one(fdb.aged))?;
     counters(encoder, "fdb_moves", "Stations that moved to another port", one(fdb.moved))?;
     counters(encoder, "fdb_damped", "Moves not followed because there were too many", one(fdb.damped))?;
+    gauges(encoder, "loops_suspected", "Pairs of ports that seem to be connected", one(status.loops.len() as i64))?;
     counters(encoder, "fdb_refused", "Stations not learned because of a limit", one(fdb.refused))?;
     counters(encoder, "fdb_full", "Stations not learned for want of room", one(fdb.full))
 }
@@ -137,6 +138,8 @@ fn ports(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Res
     gauges(encoder, "port_info", "A port, what it is and its labels", ports.iter().map(|port| (info(port), 1)))?;
     let up = ports.iter().map(|port| (by_port(port), i64::from(port.state == PortState::Up)));
     gauges(encoder, "port_up", "1 if the port carries frames", up)?;
+    let conflicts = ports.iter().map(|port| (by_port(port), port.conflicts.len() as i64));
+    gauges(encoder, "port_address_conflicts", "Addresses seen at this port and another one", conflicts)?;
     let each = |of: fn(&CounterReport) -> u64| ports.iter().map(move |port| (by_port(port), of(&port.counters)));
     counters(encoder, "port_rx_packets", "Frames received from the port", each(|c| c.rx_frames))?;
     counters(encoder, "port_rx_bytes", "Their bytes, without FCS", each(|c| c.rx_bytes))?;

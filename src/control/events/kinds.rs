@@ -111,13 +111,27 @@ pub enum Event {
         /// How many moves were not followed since the last such record.
         count: u64,
     },
-    /// Frames come in at one port with many addresses of stations behind others: their far ends are connected to each other.
+    /// A station's address was seen at another port than the one that it is configured for (`mac`); what comes with it from
+    /// there is dropped.
+    AddressPinned {
+        /// Its network.
+        network: String,
+        /// The address.
+        mac: String,
+        /// Where it was seen.
+        port: String,
+        /// Whose it is.
+        other_port: String,
+        /// How often since the last such record.
+        count: u64,
+    },
+    /// Frames come in at two ports with addresses of stations behind others: their far ends are connected to each other.
     LoopSuspected {
         /// The network.
         network: String,
-        /// Where the frames come in.
+        /// One of the ports.
         port: String,
-        /// Another port where they come in, or else one of those where their stations are.
+        /// The other one.
         other_port: String,
         /// How many addresses.
         count: u64,
@@ -165,6 +179,7 @@ impl Event {
             Self::PortBarred { .. } => "port-barred",
             Self::AddressMoved { .. } => "address-moved",
             Self::AddressDamped { .. } => "address-damped",
+            Self::AddressPinned { .. } => "address-pinned",
             Self::LoopSuspected { .. } => "loop-suspected",
             Self::ShardStalled { .. } => "shard-stalled",
             Self::StormBegan { .. } => "storm-began",
@@ -185,6 +200,7 @@ impl Event {
             | Self::PortBarred { port, .. }
             | Self::AddressMoved { port, .. }
             | Self::AddressDamped { port, .. }
+            | Self::AddressPinned { port, .. }
             | Self::LoopSuspected { port, .. }
             | Self::ShardStalled { port, .. }
             | Self::StormBegan { port, .. }
@@ -216,6 +232,7 @@ impl Event {
             Self::ConfigurationRefused { .. } | Self::PortStopped { .. } => Level::Error,
             Self::PortBarred { .. }
             | Self::AddressDamped { .. }
+            | Self::AddressPinned { .. }
             | Self::LoopSuspected { .. }
             | Self::ShardStalled { .. }
             | Self::StormBegan { .. } => Level::Warn,
@@ -244,6 +261,11 @@ impl fmt::Display for Event {
                 f,
                 "network {network}: {mac} is at ports {other_port} and {port} in turn: it stays at {other_port}, and {count} \
                  times {port} was not believed"
+            ),
+            Self::AddressPinned { network, mac, port, other_port, count } => write!(
+                f,
+                "network {network}: {mac} is the address of port {other_port} and was seen at port {port} {count} times: what \
+                 comes with it from there is dropped"
             ),
             Self::LoopSuspected { network, port, other_port, count } => write!(
                 f,

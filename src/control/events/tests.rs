@@ -45,6 +45,7 @@ fn a_kinds_name_is_the_one_that_is_written() {
         Event::PortBarred { port: port(), reason: text(), seconds: 5 },
         Event::AddressMoved { network: text(), mac: text(), port: port(), other_port: text(), count: 1 },
         Event::AddressDamped { network: text(), mac: text(), port: port(), other_port: text(), count: 1 },
+        Event::AddressPinned { network: text(), mac: text(), port: port(), other_port: text(), count: 1 },
         Event::LoopSuspected { network: text(), port: port(), other_port: text(), count: 1 },
         Event::ShardStalled { cpu: 0, port: port(), milliseconds: 1 },
         Event::StormBegan { port: port(), traffic: Traffic::Broadcast, limit: 1 },

@@ -1,0 +1,306 @@
+//! Stations that are seen at ports where they are not, as the shards noted it, told as events and kept for whoever looks:
+//! [`Conflicts`]. And what they say together: that two ports are connected to each other.
+//!
+//! A conflict goes on being told once a minute and is forgotten when nothing was seen of it for the FDB's hold-down. Ports are
+//! kept by name, because numbers are given to others. What one port can cause is bounded, so that it hides no other's.
+
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::Controller;
+use super::events::{Event, Events};
+use super::report::{ConflictReason, ConflictReport, LoopReport};
+use crate::clock::Instant;
+use crate::ident::{MacAddr, NetworkIndex, PortIndex};
+use crate::limits::PORT_CONFLICTS;
+use crate::switch::{FLAP_HOLD_DOWN, FLAP_WINDOW, Incident, IncidentKind};
+
+/// How often a conflict, or a loop, that goes on is told.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// What is going on.
+#[derive(Debug, Default)]
+pub(super) struct Conflicts {
+    /// When the shards' notes were taken in last.
+    now: Instant,
+    stations: BTreeMap<(String, MacAddr), Conflict>,
+    /// When each pair of ports was told of last, and when it was seen last. By network, and the ports in order.
+    loops: BTreeMap<(String, String, String), Loop>,
+}
+
+/// One station that is seen at other ports than its own.
+#[derive(Debug)]
+struct Conflict {
+    reason: ConflictReason,
+    stays_at: String,
+    /// Where it is seen, too.
+    sightings: BTreeMap<String, Sighting>,
+}
+
+#[derive(Debug, Default)]
+struct Sighting {
+    last: Instant,
+    count: u64,
+    untold: u64,
+    told: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Loop {
+    last: Instant,
+    told: Option<Instant>,
+    stations: u64,
+}
+
+/// What an incident is about, by name; nothing for a port or a network that has gone since.
+struct Named {
+    network: String,
+    port: String,
+    other: String,
+}
+
+impl Conflicts {
+    /// Takes in what the shards noted, and records what is new or goes on.
+    fn note(
+        &mut self,
+        now: Instant,
+        incidents: &[Incident],
+        name: impl Fn(&Incident) -> Option<(String, String, String)>,
+        events: &Events,
+    ) {
+        self.now = now;
+        for incident in incidents {
+            let Some((network, port, other)) = name(incident) else { continue };
+            let named = Named { network, port, other };
+            let reason = match incident.kind {
+                IncidentKind::Moved => {
+                    let Named { network, port, other: other_port } = named;
+                    let (mac, count) = (incident.mac.to_string(), incident.count.into());
+                    events.record(Event::AddressMoved { network, mac, port, other_port, count });
+                    continue;
+                }
+                IncidentKind::Damped => ConflictReason::Damped,
+                IncidentKind::Pinned => ConflictReason::Pinned,
+            };
+            self.enter(now, incident, named, reason);
+        }
+        self.tell(now, events);
+        self.find_loops(now, events);
+        self.forget(now);
+    }
+
+    fn enter(&mut self, now: Instant, incident: &Incident, named: Named, reason: ConflictReason) {
+        let Named { network, port, other: stays_at } = named;
+        let key = (network, incident.mac);
+        let is_known = self.stations.get(&key).is_some_and(|conflict| conflict.sightings.contains_key(&port));
+        let at_port = || self.stations.values().filter(|conflict| conflict.sightings.contains_key(&port)).count();
+        if !is_known && at_port() >= PORT_CONFLICTS {
+            return;
+        }
+        let fresh = || Conflict { reason, stays_at: stays_at.clone(), sightings: BTreeMap::new() };
+        let conflict = self.stations.entry(key).or_insert_with(fresh);
+        conflict.sightings.remove(&stays_at);
+        (conflict.reason, conflict.stays_at) = (reason, stays_at);
+        let sighting = conflict.sightings.entry(port).or_default();
+        sighting.last = now;
+        sighting.count += u64::from(incident.count);
+        sighting.untold += u64::from(incident.count);
+    }
+
+    fn tell(&mut self, now: Instant, events: &Events) {
+        for ((network, mac), Conflict { reason, stays_at, sightings }) in &mut self.stations {
+            for (port, sighting) in sightings.iter_mut().filter(|(_, sighting)| sighting.untold > 0) {
+                if !is_due(now, sighting.told) {
+                    continue;
+                }
+                let count = std::mem::take(&mut sighting.untold);
+                sighting.told = Some(now);
+                let (network, mac) = (network.clone(), mac.to_string());
+                let (port, other_port) = (port.clone(), stays_at.clone());
+                events.record(match reason {
+                    ConflictReason::Damped => Event::AddressDamped { network, mac, port, other_port, count },
+                    ConflictReason::Pinned => Event::AddressPinned { network, mac, port, other_port, count },
+                });
+            }
+        }
+    }
+
+    /// One station that is at neither of two ports and is seen at both: what goes out at one comes in at the other.
+    fn find_loops(&mut self, now: Instant, events: &Events) {
+        let mut found: BTreeMap<_, u64> = BTreeMap::new();
+        for ((network, _), conflict) in &self.stations {
+            let recent = conflict.sightings.iter().filter(|(_, sighting)| now.since(sighting.last) < FLAP_WINDOW);
+            let mut recent: Vec<_> = recent.collect();
+            recent.sort_by_key(|(_, sighting)| std::cmp::Reverse(sighting.last));
+            if let [(a, _), (b, _), ..] = recent[..] {
+                let (first, second) = if a < b { (a, b) } else { (b, a) };
+                *found.entry((network.clone(), first.clone(), second.clone())).or_default() += 1;
+            }
+        }
+        for (ports, count) in found {
+            let suspected = self.loops.entry(ports.clone()).or_insert(Loop { last: now, told: None, stations: 0 });
+            (suspected.last, suspected.stations) = (now, suspected.stations.max(count));
+            if is_due(now, suspected.told) {
+                suspected.told = Some(now);
+                let (network, port, other_port) = ports;
+                events.record(Event::LoopSuspected { network, port, other_port, count });
+            }
+        }
+    }
+
+    fn forget(&mut self, now: Instant) {
+        for conflict in self.stations.values_mut() {
+            conflict.sightings.retain(|_, sighting| now.since(sighting.last) < FLAP_HOLD_DOWN);
+        }
+        self.stations.retain(|_, conflict| !conflict.sightings.is_empty());
+        self.loops.retain(|_, suspected| now.since(suspected.last) < FLAP_HOLD_DOWN);
+    }
+
+    /// The conflicts that port `port` has a part in.
+    pub(super) fn of_port(&self, port: &str) -> Vec<ConflictReport> {
+        self.all().filter(|report| report.port == port || report.stays_at == port).collect()
+    }
+
+    /// The ports where a station is seen, too.
+    pub(super) fn also_at(&self, network: &str, mac: MacAddr) -> Vec<String> {
+        let conflict = self.stations.get(&(network.to_string(), mac));
+        conflict.map(|conflict| conflict.sightings.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Ports that seem to be connected to each other.
+    pub(super) fn loops(&self) -> Vec<LoopReport> {
+        let report = |((network, first, second), suspected): (&(String, String, String), &Loop)| LoopReport {
+            network: network.clone(),
+            ports: [first.clone(), second.clone()].into(),
+            stations: suspected.stations,
+        };
+        self.loops.iter().map(report).collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = ConflictReport> {
+        self.stations.iter().flat_map(move |((_, mac), conflict)| {
+            conflict.sightings.iter().map(move |(port, sighting)| ConflictReport {
+                mac: mac.to_string(),
+                reason: conflict.reason,
+                port: port.clone(),
+                stays_at: conflict.stays_at.clone(),
+                count: sighting.count,
+                seconds_ago: self.now.since(sighting.last).as_secs(),
+            })
+        })
+    }
+}
+
+/// Whether something that was told at `told` is to be told again.
+fn is_due(now: Instant, told: Option<Instant>) -> bool {
+    told.is_none_or(|told| now.since(told) >= REMINDER)
+}
+
+impl Controller {
+    /// What was noted last.
+    pub(super) fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
+        // Whole between two statements, and nobody holds it for long.
+        self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what the shards noted of stations since the last call.
+    pub(super) fn note_conflicts(&self) {
+        let (view, (incidents, lost)) = (self.shown.ports.load(), self.shown.fdb().take_incidents());
+        if lost > 0 {
+            log::debug!("FDB: {lost} moves and refused moves of stations were too many to be noted one by one");
+        }
+        let numbered = view.networks.iter().filter_map(|(name, network)| Some((network.number?, name)));
+        let networks: BTreeMap<NetworkIndex, _> = numbered.collect();
+        let ports: BTreeMap<PortIndex, _> = view.ports.iter().map(|(name, port)| (port.number, name)).collect();
+        let name = |incident: &Incident| {
+            let port = |port| ports.get(port).map(|name| name.to_string());
+            Some((networks.get(&incident.network)?.to_string(), port(&incident.port)?, port(&incident.other)?))
+        };
+        self.conflicts().note(self.clock.now(), &incidents, name, &self.events);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn incident(kind: IncidentKind, last: u8, port: u16, other: u16, count: u32) -> Incident {
+        let mac = MacAddr([2, 0, 0, 0, 0, last]);
+        Incident { kind, network: NetworkIndex(0), mac, port: PortIndex(port), other: PortIndex(other), count }
+    }
+
+    /// Has `conflicts` note these at second `at`; what was recorded.
+    fn note(conflicts: &mut Conflicts, at: u64, incidents: &[Incident]) -> Vec<String> {
+        let events = Events::default();
+        let port = |port: PortIndex| format!("p{}", port.0);
+        let name = |i: &Incident| (i.port.0 < 90).then(|| ("lan".to_string(), port(i.port), port(i.other)));
+        conflicts.note(Instant(at * 1_000_000_000), incidents, name, &events);
+        events.since(0).iter().map(|record| format!("{} {}", record.event.kind(), record.event)).collect()
+    }
+
+    #[test]
+    fn a_conflict_is_told_with_both_ports_and_again_once_a_minute() {
+        let mut conflicts = Conflicts::default();
+        let again = |count| [incident(IncidentKind::Damped, 1, 2, 1, count)];
+        let told = |count: u32| {
+            format!(
+                "address-damped network lan: 02:00:00:00:00:01 is at ports p1 and p2 in turn: it stays at p1, and {count} times \
+                 p2 was not believed"
+            )
+        };
+        assert_eq!(note(&mut conflicts, 0, &again(3)), [told(3)]);
+        assert!((1..60).all(|at| note(&mut conflicts, at, &again(1)).is_empty()));
+        assert_eq!(note(&mut conflicts, 60, &again(1)), [told(60)]);
+        assert!(note(&mut conflicts, 65, &[]).is_empty());
+        let report = |port: &str| {
+            let of_port = conflicts.of_port(port);
+            of_port.iter().map(|c| (c.port.clone(), c.stays_at.clone(), c.count, c.seconds_ago)).collect::<Vec<_>>()
+        };
+        assert_eq!(report("p1"), [("p2".to_string(), "p1".to_string(), 63, 5)]);
+        assert_eq!((report("p2"), report("p3").len()), (report("p1"), 0));
+        assert_eq!(conflicts.also_at("lan", MacAddr([2, 0, 0, 0, 0, 1])), ["p2"]);
+        assert!(conflicts.loops().is_empty(), "one port that borrows an address is no loop");
+        // Nothing is left of it after the hold-down, and a port that has gone is not named.
+        assert!(note(&mut conflicts, 180, &[incident(IncidentKind::Pinned, 1, 99, 1, 1)]).is_empty());
+        assert!(conflicts.stations.is_empty());
+    }
+
+    #[test]
+    fn an_address_at_two_ports_that_are_not_its_own_is_a_loop() {
+        let mut conflicts = Conflicts::default();
+        let told = note(
+            &mut conflicts,
+            0,
+            &[
+                incident(IncidentKind::Damped, 1, 4, 1, 1),
+                incident(IncidentKind::Damped, 1, 3, 1, 1),
+                incident(IncidentKind::Pinned, 2, 3, 2, 1),
+                incident(IncidentKind::Pinned, 2, 4, 2, 1),
+            ],
+        );
+        let found = "loop-suspected network lan: ports p3 and p4 seem to be connected to each other: frames come in there with \
+                     the addresses of 2 stations of other ports";
+        assert_eq!(told.iter().filter(|line| line.starts_with("loop")).collect::<Vec<_>>(), [found]);
+        assert_eq!(told.iter().filter(|line| line.starts_with("address-pinned")).count(), 2);
+        let loops = conflicts.loops();
+        assert_eq!((loops.len(), loops[0].ports.clone(), loops[0].stations), (1, vec!["p3".into(), "p4".into()], 2));
+        assert!(note(&mut conflicts, 5, &[]).is_empty());
+        note(&mut conflicts, 200, &[]);
+        assert!(conflicts.loops().is_empty() && conflicts.stations.is_empty());
+    }
+
+    #[test]
+    fn moves_are_told_as_they_are() {
+        let told = note(&mut Conflicts::default(), 0, &[incident(IncidentKind::Moved, 1, 2, 1, 1)]);
+        assert_eq!(told, ["address-moved network lan: 02:00:00:00:00:01 moved from port p1 to port p2"]);
+    }
+
+    #[test]
+    fn a_noisy_port_is_bounded() {
+        let mut conflicts = Conflicts::default();
+        let many: Vec<_> = (0..200).map(|n| incident(IncidentKind::Damped, n, 1, 2, 1)).collect();
+        assert_eq!(note(&mut conflicts, 0, &many).len(), PORT_CONFLICTS);
+        assert_eq!(note(&mut conflicts, 1, &[incident(IncidentKind::Damped, 250, 3, 2, 1)]).len(), 1);
+    }
+}
