@@ -23,7 +23,8 @@
 //! station that has moved: only `mac:` in the owner's port can.
 //!
 //! A port that is down holds nothing: its stations are marked *vacant*, stay where they are so that frames to them are not
-//! flooded, and are followed anywhere as if they were new.
+//! flooded, and are followed anywhere at once. But the port is their home then, as if they had been damped there: a guest
+//! that takes an address while its owner reboots has it until the owner is back.
 
 use std::time::Duration;
 
@@ -237,7 +238,7 @@ impl Value {
             moves @ 1..FLAP_MOVES if quiet < FLAP_WINDOW => {
                 Move::Follow(Self::pack(port, self.home(), now).tried(moves + 1, now))
             }
-            Self::VACANT => Move::Follow(Self::learned(port, now)),
+            Self::VACANT => Move::Follow(Self::pack(port, self.port(), now).tried(Self::DAMPED, now)),
             // An earlier burst of moves is over; this is the first of a new one.
             _ => Move::Follow(Self::pack(port, self.port(), now).tried(1, now)),
         }
@@ -407,7 +408,11 @@ mod tests {
         let (station, now) = Station::restless();
         let vacant = station.0.vacated();
         assert!(vacant.is_vacant() && vacant.moves() == 0 && vacant.port() == PortIndex(1));
-        assert_eq!(vacant.moved(PortIndex(7), Tick(now)), Move::Follow(Value::learned(PortIndex(7), Tick(now))));
+        let mut taken = Station(vacant);
+        assert!(taken.at(7, now) && taken.0.is_damped() && taken.0.home() == PortIndex(1));
+        assert!(!taken.at(0, now + 1), "who was there before the port that was down is nobody");
+        assert!(taken.at(7, now + 119 * SECOND) && taken.at(1, now + 119 * SECOND), "it is up again");
+        assert!(!taken.at(7, now + 119 * SECOND));
         assert_eq!(vacant.seen_at(Tick(now)), Value::learned(PortIndex(1), Tick(now)), "it is up again");
         assert_eq!(vacant.decayed(Tick(now + 9000)), None);
     }

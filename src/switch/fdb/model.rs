@@ -32,7 +32,8 @@ impl Known {
         let quiet = now.since(self.tried);
         let there = Self { port, seen: now, tried: now, ..self };
         if self.vacant {
-            return (Self::new(port, now), true);
+            let (home, moves) = (self.port, FLAP_MOVES + 1);
+            return (Self { home, moves, damped: true, vacant: false, ..there }, true);
         }
         if self.damped && quiet < FLAP_HOLD_DOWN {
             let free = port == self.home || now.since(self.seen) >= FLAP_WINDOW;
