@@ -28,7 +28,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_harmful)
 }
 
-/// `text` as the lines that it has, each of them like a [`line`].
+/// `text` as the lines that it has, each of them like a [`line()`].
 pub fn text(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c != '\n' && is_harmful(c))
 }
