@@ -4,6 +4,8 @@
 //! immutable snapshot that the control side publishes; the one thing in them that changes is the [`Fdb`], which all
 //! shards share and which needs no lock. A network is one broadcast domain of ports; no frame leaves its network.
 
+#[cfg(any(test, fuzzing))]
+pub mod exercise;
 mod fdb;
 mod flood;
 mod forward;
