@@ -73,6 +73,10 @@ pub const PORTS: usize = 4096;
 /// Networks of one host: the FDB key carries 16 bits of network number.
 pub const NETWORKS: usize = 4096;
 
+/// Profiles of one configuration. Each heir has a copy of its parents' settings, up to 64 labels among them, and a chain of as
+/// many profiles as fit a file would make a thousand times its length of it.
+pub const PROFILES: usize = 1024;
+
 /// Shards of one host: a counter block per port and shard exists.
 pub const SHARDS: usize = 64;
 

@@ -257,9 +257,13 @@ fn large_inputs_are_bounded() {
     assert_eq!(many.list().len(), 1);
     assert!(many.to_string().contains("a host has at most 4096"), "{many}");
 
-    let chain: String = (1..20_000).map(|n| format!("  p{n}: {{ inherit: p{} }}\n", n - 1)).collect();
-    let chain = format!("version: 1\nnetworks: {{ lan: {{}} }}\nprofiles:\n  p0: {{ network: lan }}\n{chain}");
-    assert_eq!(plan(&chain).profiles["p19999"].network.as_ref().unwrap().as_str(), "lan");
+    let chain = |length: usize| {
+        let heirs: String = (1..length).map(|n| format!("  p{n}: {{ inherit: p{} }}\n", n - 1)).collect();
+        format!("version: 1\nnetworks: {{ lan: {{}} }}\nprofiles:\n  p0: {{ network: lan }}\n{heirs}")
+    };
+    assert_eq!(plan(&chain(1024)).profiles["p1023"].network.as_ref().unwrap().as_str(), "lan");
+    let many = check("chain.yaml", &chain(1025)).unwrap_err();
+    assert!(many.to_string().contains("1025 profiles are too many"), "{many}");
 }
 
 #[test]

@@ -248,3 +248,49 @@ fn the_service_manager_hears_that_it_is_ready_and_alive() {
     }
     drop(daemon);
 }
+
+#[test]
+fn a_text_that_never_arrives_whole_is_given_up_and_others_get_their_turn() {
+    let daemon = Daemon::start(LAN);
+    let held: Vec<UnixStream> = (0..2)
+        .map(|_| {
+            let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
+            stream.write_all(b"POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\nversion: 1\n").unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream
+        })
+        .collect();
+    let begin = Instant::now();
+    while daemon.http("POST", "/v1/check", "version: 1\n").status != 204 {
+        assert!(begin.elapsed() < PATIENCE, "nobody else gets a turn");
+    }
+    for mut stream in held {
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+}
+
+#[test]
+fn what_a_text_makes_of_memory_is_bounded_and_given_back() {
+    let daemon = Daemon::start(LAN);
+    let labels: String = (0..64).map(|n| format!("label-{n:02}: {:0>40}x, ", n)).collect();
+    // Each inherits all labels; a file without a bound on profiles becomes 64 labels for each of its lines.
+    let mut text = format!("version: 1\nprofiles:\n  p0: {{ labels: {{ {labels} }} }}\n");
+    for n in 1..20_000 {
+        text += &format!("  p{n}: {{ inherit: p{} }}\n", n - 1);
+    }
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let ask = || daemon.http("POST", "/v1/check", &text);
+        let asking: Vec<_> = (0..2).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+    });
+    let memory = |key: &str| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+    };
+    assert!(memory("VmHWM") < 200, "{} MiB at most", memory("VmHWM"));
+    assert!(memory("VmRSS") < 100, "{} MiB stay", memory("VmRSS"));
+    let refused =
+        answers.iter().filter(|answer| answer.status == 422 && answer.body.contains("20000 profiles are too many"));
+    assert!(refused.count() > 0, "{:?}", answers.iter().map(|answer| &answer.body).collect::<Vec<_>>());
+}

@@ -39,8 +39,8 @@ use key_path::KeyPath;
 use report::{Finding, Report};
 use spans::{Index, Mark};
 
-/// Longest file that is read, in bytes. [`crate::limits::PORTS`] ports with every key take a tenth of it.
-pub const TEXT_BYTES: usize = 16 << 20;
+/// Longest file that is read, in bytes. [`crate::limits::PORTS`] ports with every key take less than half of it.
+pub const TEXT_BYTES: usize = 4 << 20;
 
 /// Checks `text`, the content of `file_name` (which is only named in diagnostics), and says what it means.
 pub fn check(file_name: &str, text: &str) -> Result<Plan, Diagnostics> {

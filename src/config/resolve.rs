@@ -33,7 +33,12 @@ const MAC_AGE_RANGE: [Duration; 2] = [Duration::from_millis(100), Duration::from
 const MAC_LIMIT_DEFAULT: u32 = limits::FDB_ENTRIES as u32 / 16;
 
 /// Resolves a whole file. The plan is good only if nothing was reported.
-pub(super) fn file(file: written::File, report: &mut Report) -> Plan {
+pub(super) fn file(mut file: written::File, report: &mut Report) -> Plan {
+    report_count("profiles", file.profiles.len(), limits::PROFILES, report);
+    if file.profiles.len() > limits::PROFILES {
+        // What they would become together is not tried.
+        file.profiles.values_mut().for_each(|profile| *profile = None);
+    }
     let daemon = daemon(file.daemon);
     let shards = shards(file.shards, report);
     let networks = networks(file.networks, report);

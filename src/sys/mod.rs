@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod doorbell;
 pub mod eventfd;
+pub mod heap;
 pub mod mapped_file;
 pub mod numa;
 pub mod process;

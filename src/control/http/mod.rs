@@ -10,6 +10,7 @@ mod refusal;
 mod routes;
 mod server;
 mod socket;
+mod text;
 
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::rejection::{BytesRejection, QueryRejection, StringRejection};
-use axum::extract::{ConnectInfo, FromRequestParts, Path, Query, State};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
@@ -15,6 +15,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi};
 
 use super::follow::Lines;
+use super::text::Text;
 use super::{Peer, Refused, Routes};
 use crate::control::events::EventRecord;
 use crate::control::report::{
@@ -52,7 +53,7 @@ struct Document;
 pub(super) fn routes(controller: Arc<Controller>) -> Routes {
     let router = Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/ports", get(ports).post(add_port))
+        .route("/v1/ports", get(ports).post(add_port).layer(DefaultBodyLimit::max(PORT_BYTES)))
         .route("/v1/ports/{name}", get(port).merge(delete(remove_port)))
         .route("/v1/networks", get(networks))
         .route("/v1/fdb", get(fdb).merge(delete(flush_fdb)))
@@ -66,6 +67,9 @@ pub(super) fn routes(controller: Arc<Controller>) -> Routes {
         .with_state(controller);
     Routes { router, document: Document::openapi() }
 }
+
+/// Bytes of a request for one port. One with every key and label there can be has a third of it.
+const PORT_BYTES: usize = 64 << 10;
 
 type Answer<T> = Result<Json<T>, Refused>;
 type Shared = State<Arc<Controller>>;
@@ -271,17 +275,17 @@ struct TextQuery {
     file: Option<String>,
 }
 
-type Text = Result<String, StringRejection>;
 type Called = Result<Query<TextQuery>, QueryRejection>;
 
-/// The configuration in the body with its name; nothing if the body is empty, which means the daemon's own file.
-fn configuration(text: Text, called: Called) -> Result<Option<(String, String)>, Refused> {
+/// Has the text read by the controller, where it may block.
+async fn read<T: Send + 'static>(
+    controller: Arc<Controller>,
+    text: Text,
+    called: Called,
+    ask: impl FnOnce(&Controller, Option<(&str, &str)>) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, Refused> {
     let name = called?.0.file.unwrap_or_else(|| "configuration".into());
-    Ok(Some((name, text?)).filter(|(_, text)| !text.is_empty()))
-}
-
-fn borrowed(text: &Option<(String, String)>) -> Option<(&str, &str)> {
-    text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()))
+    call(controller, move |c| text.read_by(&name, |text| ask(c, text))).await
 }
 
 /// Checks a configuration: YAML in the body, or the daemon's file if there is none.
@@ -290,8 +294,7 @@ fn borrowed(text: &Option<(String, String)>) -> Option<(&str, &str)> {
     (status = 422, body = Refusal),
 ))]
 async fn check(State(controller): Shared, called: Called, text: Text) -> Result<StatusCode, Refused> {
-    let text = configuration(text, called)?;
-    call(controller, move |c| c.check(borrowed(&text))).await?;
+    read(controller, text, called, Controller::check).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -301,8 +304,7 @@ async fn check(State(controller): Shared, called: Called, text: Text) -> Result<
     (status = 422, body = Refusal),
 ))]
 async fn plan(State(controller): Shared, called: Called, text: Text) -> Answer<PlanReport> {
-    let text = configuration(text, called)?;
-    call(controller, move |c| c.plan(borrowed(&text))).await.map(Json)
+    read(controller, text, called, Controller::plan).await.map(Json)
 }
 
 /// Carries a configuration out: YAML in the body, or the daemon's file if there is none.
@@ -312,6 +314,5 @@ async fn plan(State(controller): Shared, called: Called, text: Text) -> Answer<P
     (status = 422, body = Refusal),
 ))]
 async fn apply(_: MayWrite, State(controller): Shared, called: Called, text: Text) -> Answer<PlanReport> {
-    let text = configuration(text, called)?;
-    call(controller, move |c| c.apply(borrowed(&text))).await.map(Json)
+    read(controller, text, called, Controller::apply).await.map(Json)
 }
