@@ -37,19 +37,6 @@ fn reaches(from: &mut Nic, source: [u8; 6], to: &mut Nic, address: [u8; 6], seed
     false
 }
 
-/// The records of one kind.
-fn events(daemon: &Daemon, kind: &str) -> Vec<serde_json::Value> {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_linecard"))
-        .arg("--api")
-        .arg(daemon.dir().join("api.sock"))
-        .args(["-o", "json", "events"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    records.filter(|record| record["event"] == kind).collect()
-}
-
 #[test]
 fn a_guest_that_borrowed_an_address_does_not_keep_it() {
     let daemon = Daemon::with_ports(&["victim", "hostile", "c"]);
@@ -79,7 +66,7 @@ fn a_guest_that_borrowed_an_address_does_not_keep_it() {
         |record: &serde_json::Value| [&record["port"], &record["other-port"], &record["mac"]].map(|v| v.to_string());
     let text = address.map(|byte| format!("{byte:02x}")).join(":");
     let want = ["hostile", "victim", &text].map(|word| format!("{word:?}"));
-    let damped = eventually("the conflict is told", || events(&daemon, "address-damped").pop());
+    let damped = eventually("the conflict is told", || daemon.events("address-damped").pop());
     assert_eq!(of(&damped), want);
     assert!(daemon.log().contains(&format!("{text} is at ports victim and hostile in turn: it stays at victim")));
     for name in ["victim", "hostile"] {
@@ -208,9 +195,9 @@ fn loop_beside(p_and_q_are_pinned: bool) {
     for name in ["x", "y"] {
         daemon.port_when(name, "what the loop brings back is dropped", |port| port.drops(reason) > 0);
     }
-    let suspected = eventually("the loop is told", || events(&daemon, "loop-suspected").pop());
+    let suspected = eventually("the loop is told", || daemon.events("loop-suspected").pop());
     assert_eq!((&suspected["port"], &suspected["other-port"]), (&"x".into(), &"y".into()), "{suspected}");
-    let pinned = events(&daemon, "address-pinned");
+    let pinned = daemon.events("address-pinned");
     assert_eq!(pinned.is_empty(), !p_and_q_are_pinned, "{pinned:?}");
     let status = daemon.linecard(&["status"]).unwrap();
     assert_eq!(status["loops"][0]["ports"], serde_json::json!(["x", "y"]));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use super::desired::Wish;
+use super::events::{Event, Sight};
 use super::report::{
     CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, MoveReport, NetworkReport, PortReport,
     PortState, ShardReport, StatusReport,
@@ -14,7 +15,7 @@ use super::{ControlError, Controller, FdbFilter};
 use crate::config::{KindPlan, PortPlan};
 use crate::ident::{Name, PortIndex};
 use crate::port::{LinkState, Notifications};
-use crate::shard::{PortTotals, QueueMove};
+use crate::shard::{PortTotals, QueueMove, Stall};
 use crate::switch::{Fdb, FdbCounters, Flush, StormClass};
 use crate::verdict::DropReason;
 
@@ -204,19 +205,31 @@ impl Controller {
         shards.moves.iter().copied().filter_map(report).collect()
     }
 
-    /// Records which ports came up, went down or stopped since the last call.
+    /// Records which shards were held up, and in whose memory, since the last call.
+    pub(super) fn note_stalls(&self) {
+        let view = self.shown.ports.load();
+        let names = view.names();
+        for Stall { cpu, port, held, .. } in self.shown.shards.load().readings.take_stalls() {
+            // A port that has gone since has no name any more.
+            let Some(port) = names.get(&port).map(ToString::to_string) else { continue };
+            let milliseconds = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
+            self.events.record(Event::ShardStalled { cpu, port, milliseconds });
+        }
+    }
+
+    /// Records which ports came up, went down, stopped or were barred since the last call; returns those that are not up.
     pub(super) fn note_links(&self) -> BTreeSet<PortIndex> {
         let view = self.shown.ports.load();
-        let mut links = view.ask(&self.shown.calls, |port| port.link());
+        let mut answers = view.ask(&self.shown.calls, |port| (port.link(), port.conduct()));
         let mut down = BTreeSet::new();
         let ports = view.ports.iter().map(|(name, port)| {
-            let answer = links.remove(name).flatten();
+            let (answer, conduct) = answers.remove(name).flatten().unzip();
             // Of one that does not answer nobody knows.
             if port.port.is_err() || answer.as_ref().is_some_and(|link| *link != LinkState::Up) {
                 down.insert(port.number);
             }
             let (state, reason) = link(port, answer);
-            (name.to_string(), state, reason)
+            Sight { port: name.to_string(), state, reason, conduct }
         });
         self.links.lock().unwrap_or_else(PoisonError::into_inner).note(ports, &self.events);
         down

@@ -1,6 +1,6 @@
 //! What has to be done every second without anybody asking: FDB entries age, a crowded FDB grows, queues move to where they are
-//! served better, storms are told of, and the shards' clocks are noted, so that a share of time can be told of the last seconds and not of the
-//! daemon's whole life.
+//! served better, storms, shards that were held up and ports that were barred are told of, and the shards' clocks are noted, so
+//! that a share of time can be told of the last seconds and not of the daemon's whole life.
 
 use std::collections::VecDeque;
 
@@ -32,6 +32,7 @@ impl Controller {
     /// To be called once a second, by a thread that may wait: that is also the balancer's interval.
     pub fn upkeep(&self) {
         let tables = self.shown.shards.load().readings.tables();
+        self.note_stalls();
         let down = self.note_links();
         let swept = tables.switch.sweep(self.clock.now().tick(), |port| down.contains(&port));
         if swept.aged > 0 {

@@ -34,6 +34,19 @@ use crate::limits::BATCH_FRAMES;
 use crate::mem::NodePages;
 use crate::verdict::DropReason;
 
+/// What the far end of a port has done to others since the port was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Conduct {
+    /// How often a shard was held up in its memory.
+    pub held_up: u64,
+    /// How often it was sent away for what it did, and the port served nobody for a while.
+    pub barred: u64,
+    /// What it did the last time: "had an interrupt block the switch".
+    pub deed: Option<&'static str>,
+    /// For how many seconds the port then serves nobody.
+    pub seconds: u64,
+}
+
 /// What a receive queue got done in one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
@@ -248,6 +261,11 @@ pub trait Port: Send + Sync {
     /// What its queues count of notifications, for kinds whose far end is notified.
     fn notifications(&self) -> Vec<Notifications> {
         Vec::new()
+    }
+
+    /// What its far end has done to others so far. Waits for nobody.
+    fn conduct(&self) -> Conduct {
+        Conduct::default()
     }
 
     /// On which NUMA nodes the memory lies that its frames are in, for kinds that have a guest's, as far as that is known;

@@ -38,6 +38,7 @@ mod outbox;
 mod placement;
 mod readings;
 mod roster;
+mod stalls;
 mod stamp;
 mod wake;
 mod watchdog;
@@ -67,6 +68,8 @@ pub use moves::QueueMove;
 use placement::{Seat, choose_together};
 pub use placement::{Service, preview};
 pub use readings::Readings;
+pub use stalls::Stall;
+use stalls::Stalls;
 use stamp::Alarm;
 use wake::Engagement;
 use watchdog::Watchdog;
@@ -215,6 +218,7 @@ pub struct Shards {
     watchdog: Watchdog,
     shards: Vec<Shard>,
     alarm: Arc<Alarm>,
+    stalls: Arc<Stalls>,
     tables: Arc<ArcSwap<Tables>>,
     policy: Policy,
     clock: Clock,
@@ -256,11 +260,14 @@ impl Shards {
     /// No CPU, too many, or what the kernel said of one.
     pub fn start(cpus: &[u16], exclusive: &[u16], policy: Policy, clock: Clock) -> Result<Self, ShardError> {
         let (tables, alarm) = (Arc::new(ArcSwap::from_pointee(Tables::empty())), Arc::<Alarm>::default());
-        let watchdog = Watchdog::start(Arc::clone(&alarm), Arc::clone(&tables)).map_err(ShardError::Watchdog)?;
+        let stalls = Arc::<Stalls>::default();
+        let watchdog = Watchdog::start(Arc::clone(&alarm), Arc::clone(&tables), Arc::clone(&stalls));
+        let watchdog = watchdog.map_err(ShardError::Watchdog)?;
         let mut shards = Self {
             watchdog,
             shards: Vec::new(),
             alarm,
+            stalls,
             tables,
             policy,
             clock,

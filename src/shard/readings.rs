@@ -9,7 +9,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::crew::Crew;
-use super::{PortTotals, Shard, ShardReport, Shards, Shared, Tables, report};
+use super::stalls::Stalls;
+use super::{PortTotals, Shard, ShardReport, Shards, Shared, Stall, Tables, report};
 use crate::ident::PortIndex;
 
 /// A look at all shards. Reading from it waits for no shard and no change.
@@ -17,6 +18,7 @@ pub struct Readings {
     shards: Vec<Reading>,
     retired: Vec<Arc<Shared>>,
     served: BTreeMap<PortIndex, Vec<u16>>,
+    stalls: Arc<Stalls>,
     tables: Arc<ArcSwap<Tables>>,
 }
 
@@ -49,6 +51,7 @@ impl Shards {
             shards: self.shards.iter().map(reading).collect(),
             retired: self.retired.iter().map(|(_, shared)| Arc::clone(shared)).collect(),
             served,
+            stalls: Arc::clone(&self.stalls),
             tables: Arc::clone(&self.tables),
         }
     }
@@ -78,6 +81,11 @@ impl Readings {
     /// The CPUs that serve `port`, ascending.
     pub fn cpus_of(&self, port: PortIndex) -> &[u16] {
         self.served.get(&port).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Shards that are held up in a peer's memory or were, since this was asked last: for one reader.
+    pub fn take_stalls(&self) -> Vec<Stall> {
+        self.stalls.take()
     }
 
     /// The tables in force.

@@ -24,6 +24,7 @@ use arc_swap::ArcSwap;
 
 use super::Tables;
 use super::crew::Crew;
+use super::stalls::{Ongoing, Stalls};
 use super::stamp::{Alarm, Phase, Seen, Stamp};
 use crate::ident::PortIndex;
 
@@ -63,14 +64,16 @@ struct Watched {
     held: Duration,
     evicted: bool,
     barred: bool,
+    stall: Option<Ongoing>,
 }
 
 impl Watchdog {
     /// Starts one for shards that forward by `tables`.
-    pub fn start(alarm: Arc<Alarm>, tables: Arc<ArcSwap<Tables>>) -> std::io::Result<Self> {
+    pub fn start(alarm: Arc<Alarm>, tables: Arc<ArcSwap<Tables>>, stalls: Arc<Stalls>) -> std::io::Result<Self> {
         let common = Arc::new(Common { alarm, crews: Mutex::default(), ends: AtomicBool::new(false) });
         let own = Arc::clone(&common);
-        let patrol = move || Patrol { common: own, tables, watched: Vec::new(), last_time: BTreeMap::new() }.run();
+        let (watched, last_time) = Default::default();
+        let patrol = move || Patrol { common: own, tables, stalls, watched, last_time }.run();
         let thread = std::thread::Builder::new().name("watchdog".into()).stack_size(256 * 1024).spawn(patrol)?;
         Ok(Self { common, thread: Some(thread) })
     }
@@ -96,6 +99,7 @@ impl Drop for Watchdog {
 struct Patrol {
     common: Arc<Common>,
     tables: Arc<ArcSwap<Tables>>,
+    stalls: Arc<Stalls>,
     watched: Vec<Watched>,
     /// When each port has last held a shard up.
     last_time: BTreeMap<PortIndex, Instant>,
@@ -141,7 +145,7 @@ impl Patrol {
             if !self.watched.iter().any(|watched| Arc::ptr_eq(&watched.stamp, &stamp)) {
                 let (seen, held) = (stamp.seen(), Duration::ZERO);
                 let crew = Weak::clone(crew);
-                self.watched.push(Watched { crew, stamp, seen, held, evicted: false, barred: false });
+                self.watched.push(Watched { crew, stamp, seen, held, evicted: false, barred: false, stall: None });
             }
         }
         drop(crews);
@@ -159,12 +163,17 @@ impl Patrol {
         let (phase, port) = seen.at();
         if seen != watched.seen || !seen.is_abroad() {
             (watched.seen, watched.held, watched.barred) = (seen, Duration::ZERO, false);
+            watched.stall = None;
             return watched.evicted || phase != Phase::Asleep;
         }
         if watched.stamp.thread().is_some_and(waits) {
             watched.held += since;
         }
         let held = watched.held;
+        if held >= HELD_UP {
+            let begin = || self.stalls.begin(crew.cpu(), port, held);
+            watched.stall.get_or_insert_with(begin).lasts(held);
+        }
         if held >= HELD_UP && !watched.evicted {
             let stamp = Arc::clone(&watched.stamp);
             watched.evicted = evict(&crew, &stamp, port, held);

@@ -81,6 +81,19 @@ impl Daemon {
             .map_err(|error| format!("{error} in {}", String::from_utf8_lossy(&output.stdout)))
     }
 
+    /// The records of `linecard events` that are of one kind.
+    pub fn events(&self, kind: &str) -> Vec<Value> {
+        let output = Command::new(env!("CARGO_BIN_EXE_linecard"))
+            .arg("--api")
+            .arg(self.dir.path().join("api.sock"))
+            .args(["-o", "json", "events"])
+            .output()
+            .expect("the linecard command");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let records = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a record"));
+        records.filter(|record| record["event"] == kind).collect()
+    }
+
     /// `linecard port show NAME`.
     #[track_caller]
     pub fn port(&self, name: &str) -> PortView {

@@ -100,6 +100,7 @@ fn point_06_interrupts_that_come_to_block() {
         let told = port.reason().is_some_and(|reason| reason.contains("an interrupt block the switch"));
         (told && port.state() == "stopped").then_some(())
     });
+    scene.expect_barred("an interrupt block the switch");
     scene.witness.keeps_going();
     // Who comes while the port keeps everybody out is served afterwards.
     drop(nic);
@@ -159,6 +160,7 @@ fn point_06_interrupts_that_take_long() {
         let told = port.reason().is_some_and(|reason| reason.contains("interrupts take milliseconds"));
         (told && port.state() == "stopped").then_some(())
     });
+    scene.expect_barred("interrupts take milliseconds");
     scene.witness.keeps_going();
     drop((crowd, nic));
     scene.expect_usable("interrupts that took long");

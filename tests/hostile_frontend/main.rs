@@ -83,6 +83,16 @@ impl Scene {
         self.daemon.expect_given_back(&self.at_rest, what);
     }
 
+    /// Port `bad` is told to have been barred for what this text is part of.
+    #[track_caller]
+    fn expect_barred(&self, why: &str) {
+        let told = eventually(&format!("an event says `{why}`"), || {
+            let barred = self.daemon.events("port-barred");
+            barred.into_iter().find(|event| event["reason"].as_str().is_some_and(|reason| reason.contains(why)))
+        });
+        assert_eq!((&told["port"], &told["seconds"]), (&"bad".into(), &5.into()), "{told}");
+    }
+
     fn finish(mut self) {
         self.expect_usable("at last");
         assert!(self.witness.finish() > 0);

@@ -349,6 +349,10 @@ fn a_host_without_room_for_the_memory_file_is_named_and_a_pause_of_the_vm_heals_
         let port = scene.daemon.port_when("bad", "its memory has no room", |port| port.state() == "stopped");
         let reason = port.reason().unwrap_or_default();
         assert!(reason.contains("no memory left") && !reason.contains("shrank"), "{reason}");
+        super::frontend::eventually("memory that is lost is told", || {
+            let stopped = scene.daemon.events("port-stopped");
+            stopped.iter().any(|event| event["reason"] == *reason && event["port"] == "bad").then_some(())
+        });
         scene.witness.keeps_going();
         filler.set_len(0).unwrap();
         bad.stop().unwrap();

@@ -147,6 +147,11 @@ fn point_12_a_hole_that_is_punched_under_a_frame() {
         port.reason().is_some_and(|reason| reason.contains("held the switch up in the VM's memory")).then_some(())
     });
     assert!(scene.daemon.port("bad").0["detail"]["held_up"].as_u64() >= Some(1));
+    scene.expect_barred("held the switch up in the VM's memory");
+    let cpu = allowed_cpus()[0] as u64;
+    let stall = eventually("the stall is told", || scene.daemon.events("shard-stalled").pop());
+    assert_eq!((&stall["port"], stall["cpu"].as_u64()), (&"bad".into(), Some(cpu)), "{stall}");
+    assert!(stall["milliseconds"].as_u64() >= Some(20), "{stall}");
     drop((bad, other));
     scene.peer.poll();
     eventually("all threads are back", || (stuck(&scene.daemon) == 0).then_some(()));

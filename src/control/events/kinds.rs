@@ -136,7 +136,8 @@ pub enum Event {
         /// How many addresses.
         count: u64,
     },
-    /// A worker thread was held up by what belongs to a port's far end.
+    /// A worker thread is held up in the memory of a port's far end, or was; one that is told before it is over is told again
+    /// then.
     ShardStalled {
         /// The thread's CPU.
         cpu: u16,

@@ -1,26 +1,45 @@
-//! Ports that come up, go down and stop, found by comparing what their links are with what they were: [`Links`].
+//! Ports that come up, go down, stop and are barred, found by comparing what is published of them with what was: [`Links`].
 
 use std::collections::BTreeMap;
 
 use super::{Event, Events};
 use crate::control::report::PortState;
+use crate::port::Conduct;
 
-/// What the ports' links were.
+/// What was last seen of the ports.
 #[derive(Debug, Default)]
-pub(in crate::control) struct Links(BTreeMap<String, PortState>);
+pub(in crate::control) struct Links(BTreeMap<String, Seen>);
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    state: PortState,
+    /// How often it was barred.
+    barred: u64,
+}
+
+/// What a port is now.
+pub(in crate::control) struct Sight {
+    pub(in crate::control) port: String,
+    pub(in crate::control) state: PortState,
+    pub(in crate::control) reason: Option<String>,
+    /// Nothing of a port that does not answer.
+    pub(in crate::control) conduct: Option<Conduct>,
+}
 
 impl Links {
     /// Records what has become of the ports since the last call. A port that is new and waits for its far end is not worth a
     /// word; one that has come up and is down again in between is not seen.
-    pub(in crate::control) fn note(
-        &mut self,
-        ports: impl Iterator<Item = (String, PortState, Option<String>)>,
-        events: &Events,
-    ) {
+    pub(in crate::control) fn note(&mut self, ports: impl Iterator<Item = Sight>, events: &Events) {
         let mut before = std::mem::take(&mut self.0);
-        for (port, state, reason) in ports {
-            let was = before.remove(&port);
-            self.0.insert(port.clone(), state);
+        for Sight { port, state, reason, conduct } in ports {
+            let seen = before.remove(&port);
+            let (was, bars) = (seen.map(|seen| seen.state), seen.map_or(0, |seen| seen.barred));
+            let barred = conduct.map_or(bars, |conduct| conduct.barred);
+            self.0.insert(port.clone(), Seen { state, barred });
+            if let Some(Conduct { deed: Some(deed), seconds, .. }) = conduct.filter(|_| barred > bars) {
+                let (port, reason) = (port.clone(), format!("its front end {deed}"));
+                events.record(Event::PortBarred { port, reason, seconds });
+            }
             let reason = reason.unwrap_or_default();
             match state {
                 PortState::Up if was != Some(state) => events.record(Event::PortUp { port }),
@@ -31,7 +50,7 @@ impl Links {
                 _ => {}
             }
         }
-        for (port, _) in before.into_iter().filter(|(_, state)| *state == PortState::Up) {
+        for (port, _) in before.into_iter().filter(|(_, seen)| seen.state == PortState::Up) {
             events.record(Event::PortDown { port, reason: "it was removed".into() });
         }
     }

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::control::report::PortState;
+use crate::port::Conduct;
 
 fn up(port: &str) -> Event {
     Event::PortUp { port: port.into() }
@@ -153,7 +154,9 @@ fn links_are_told_when_they_change() {
     let (events, mut links) = (Events::default(), Links::default());
     let mut see = |ports: &[(&str, PortState)]| {
         let last = events.since(0).last().map_or(0, |record| record.seq);
-        links.note(ports.iter().map(|&(port, state)| (port.to_string(), state, Some("why".into()))), &events);
+        let sight =
+            |&(port, state): &(&str, _)| Sight { port: port.into(), state, reason: Some("why".into()), conduct: None };
+        links.note(ports.iter().map(sight), &events);
         events.since(0).iter().filter(|r| r.seq > last).map(|r| r.event.to_string()).collect::<Vec<_>>()
     };
     use PortState::{Down, Stopped, Up};
@@ -161,4 +164,25 @@ fn links_are_told_when_they_change() {
     assert!(see(&[("a", Up), ("b", Down), ("c", Stopped)]).is_empty());
     assert_eq!(see(&[("a", Down), ("b", Up), ("c", Down)]), ["port a: down: why", "port b: up", "port c: down: why"]);
     assert_eq!(see(&[("a", Down)]), ["port b: down: it was removed"]);
+}
+
+#[test]
+fn a_port_that_is_barred_is_told_once_for_each_time() {
+    let (events, mut links) = (Events::default(), Links::default());
+    let mut see = |barred: Option<u64>| {
+        let last = events.since(0).last().map_or(0, |record| record.seq);
+        let conduct = |barred| Conduct { held_up: 9, barred, deed: Some("did something"), seconds: 5 };
+        let (port, conduct) = ("a".to_string(), barred.map(conduct));
+        links.note(std::iter::once(Sight { port, state: PortState::Down, reason: None, conduct }), &events);
+        events.since(0).iter().filter(|r| r.seq > last).map(|r| r.event.to_string()).collect::<Vec<_>>()
+    };
+    let told = ["port a: serves nobody for 5 s: its front end did something"];
+    assert!(see(Some(0)).is_empty() && see(None).is_empty());
+    assert_eq!(see(Some(1)), told);
+    // One that does not answer for a while was not barred again.
+    assert!(see(Some(1)).is_empty() && see(None).is_empty() && see(Some(1)).is_empty());
+    assert_eq!(see(Some(2)), told);
+    // A port of that name that was made anew.
+    assert!(see(Some(0)).is_empty());
+    assert_eq!(see(Some(1)), told);
 }

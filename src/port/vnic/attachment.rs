@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::handler::Handler;
 use super::nic::Nic;
-use super::offence::Offence;
+use super::offence::{KEPT_OUT, Offence};
 use super::refusal::Refusal;
 use super::relay::{FarEnd, MOST_HELD, PortNumber};
 use super::session;
@@ -29,9 +29,6 @@ use crate::sys::socket::{Peer, peer};
 
 /// Stack of a session's thread: its deepest call is the crate's decoding of one message of 4 KiB.
 const STACK_BYTES: usize = 256 * 1024;
-
-/// For how long nobody is served after a front end that held a shard up.
-const KEPT_OUT: Duration = Duration::from_secs(5);
 
 /// How long the end of a port waits for its session. It takes some milliseconds, but for a session that waits in the kernel for
 /// memory of its front end.
@@ -222,6 +219,7 @@ impl Attachment {
     /// however often it comes back.
     fn keep_out(&self, connection: &Connection, offence: Offence) {
         let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+        self.nic.docket.sentence(offence);
         connection.handler.device().note(&Refusal::Barred(offence, KEPT_OUT.as_secs()));
         let end = Instant::now() + KEPT_OUT;
         while !self.stopping.load(Ordering::Acquire) {

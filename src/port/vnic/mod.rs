@@ -52,7 +52,7 @@ use crate::frame::Needs;
 use crate::ident::LatencySensitivity;
 use crate::limits::QUEUE_PAIRS;
 use crate::mem::NodePages;
-use crate::port::{LinkState, Notifications, Port, Receive, Transmit};
+use crate::port::{Conduct, LinkState, Notifications, Port, Receive, Transmit};
 use crate::sys::socket_file::SocketFile;
 
 /// Why a vNIC cannot be made.
@@ -148,6 +148,10 @@ impl Port for Vnic {
         self.attachment.nic().queues.iter().map(|queue| queue.report().notifications).collect()
     }
 
+    fn conduct(&self) -> Conduct {
+        self.attachment.nic().docket.conduct()
+    }
+
     fn detail(&self) -> Value {
         let nic = self.attachment.nic();
         let (mut detail, mut vrings) = self.attachment.report();
@@ -158,7 +162,9 @@ impl Port for Vnic {
         detail["mac"] = json!(nic.config.mac);
         detail["ring_records"] = json!(nic.records.report());
         detail["mtu"] = json!(nic.mtu());
-        detail["held_up"] = json!(nic.docket.held_up());
+        let conduct = nic.docket.conduct();
+        detail["held_up"] = json!(conduct.held_up);
+        detail["barred"] = json!(conduct.barred);
         detail["offered"] = json!({
             "features": format!("{:#x}", features::offered(nic.config.compat)),
             "protocol_features": format!("{:#x}", features::offered_protocol(nic.config.compat)),

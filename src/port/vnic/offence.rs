@@ -6,7 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::port::Conduct;
 use crate::sys::eventfd::EventFd;
+
+/// For how long nobody is served after one.
+pub(super) const KEPT_OUT: Duration = Duration::from_secs(5);
 
 /// What a front end did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,13 +23,26 @@ pub(super) enum Offence {
     HeldUp = 3,
 }
 
-impl fmt::Display for Offence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Offence {
+    const ALL: [Self; 3] = [Self::Blocked, Self::Slow, Self::HeldUp];
+
+    fn of_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|offence| *offence as u8 == number)
+    }
+
+    /// What the front end did.
+    fn deed(self) -> &'static str {
+        match self {
             Self::Blocked => "had an interrupt block the switch",
             Self::Slow => "had its interrupts take milliseconds each",
             Self::HeldUp => "held the switch up in the VM's memory",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Offence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.deed())
     }
 }
 
@@ -38,6 +55,8 @@ pub(super) struct Docket {
     /// How often a shard was held up, and for how long the last time that nobody has looked at yet, in milliseconds.
     held_up: AtomicU64,
     millis: AtomicU64,
+    /// How often nobody was served for a while, times 256, and for which offence the last time.
+    bars: AtomicU64,
     /// Signalled for the session.
     attention: Arc<EventFd>,
 }
@@ -45,8 +64,8 @@ pub(super) struct Docket {
 impl Docket {
     /// Nothing yet; `attention` is signalled when there is something.
     pub(super) fn new(attention: Arc<EventFd>) -> Self {
-        let (last, barred, held_up, millis) = Default::default();
-        Self { last, barred, held_up, millis, attention }
+        let (last, barred, held_up, millis, bars) = Default::default();
+        Self { last, barred, held_up, millis, bars, attention }
     }
 
     /// Notes one, which ends the connection.
@@ -61,8 +80,7 @@ impl Docket {
             return None;
         }
         let number = self.last.swap(0, Ordering::Relaxed);
-        let all = [Offence::Blocked, Offence::Slow, Offence::HeldUp];
-        all.into_iter().find(|offence| *offence as u8 == number)
+        Offence::of_number(number)
     }
 
     /// A shard was held up for this long. `bar` ends the connection.
@@ -81,9 +99,18 @@ impl Docket {
         Some(self.millis.swap(0, Ordering::Relaxed)).filter(|&millis| millis > 0).map(Duration::from_millis)
     }
 
-    /// How often a shard was held up.
-    pub(super) fn held_up(&self) -> u64 {
-        self.held_up.load(Ordering::Relaxed)
+    /// Nobody is served for a while. For the session's thread.
+    pub(super) fn sentence(&self, offence: Offence) {
+        let count = self.bars.load(Ordering::Relaxed) >> 8;
+        self.bars.store(count.wrapping_add(1) << 8 | offence as u64, Ordering::Relaxed);
+    }
+
+    /// What its front ends have done so far.
+    pub(super) fn conduct(&self) -> Conduct {
+        let bars = self.bars.load(Ordering::Relaxed);
+        let deed = Offence::of_number(bars as u8).map(Offence::deed);
+        let held_up = self.held_up.load(Ordering::Relaxed);
+        Conduct { held_up, barred: bars >> 8, deed, seconds: KEPT_OUT.as_secs() }
     }
 
     /// Whether no shard is to enter a ring of the port.

@@ -1,0 +1,126 @@
+//! Times that shards were held up in a peer's memory: [`Stalls`], which the watchdog writes and the control side reads once a
+//! second.
+//!
+//! One is told as soon as it is seen, and if it goes on, once more when it is over. No shard comes here.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::ident::PortIndex;
+
+/// Those that are kept until they are read: more than there can be in a second, as a port that does it twice is barred.
+const KEPT: usize = 256;
+
+/// A time that a shard was held up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stall {
+    /// The shard's CPU.
+    pub cpu: u16,
+    /// The port whose far end shares the memory.
+    pub port: PortIndex,
+    /// For how long, so far.
+    pub held: Duration,
+    /// It is no longer.
+    pub over: bool,
+}
+
+/// Those that were not read yet, and those that go on.
+#[derive(Default)]
+pub(super) struct Stalls(Mutex<List>);
+
+#[derive(Default)]
+struct List {
+    next: u64,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    number: u64,
+    stall: Stall,
+    told: bool,
+}
+
+/// One that goes on for as long as this is there.
+pub(super) struct Ongoing {
+    stalls: Arc<Stalls>,
+    number: u64,
+}
+
+impl Stalls {
+    fn list(&self) -> MutexGuard<'_, List> {
+        // Each entry is whole between two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that one has begun.
+    pub fn begin(self: &Arc<Self>, cpu: u16, port: PortIndex, held: Duration) -> Ongoing {
+        let mut list = self.list();
+        if list.entries.len() >= KEPT {
+            let oldest = list.entries.iter().position(|entry| entry.stall.over).unwrap_or(0);
+            list.entries.remove(oldest);
+        }
+        list.next += 1;
+        let number = list.next;
+        list.entries.push(Entry { number, stall: Stall { cpu, port, held, over: false }, told: false });
+        Ongoing { stalls: Arc::clone(self), number }
+    }
+
+    /// Those that were not read before or that are over since.
+    pub fn take(&self) -> Vec<Stall> {
+        let mut list = self.list();
+        let news =
+            list.entries.iter().filter(|entry| !entry.told || entry.stall.over).map(|entry| entry.stall).collect();
+        list.entries.retain(|entry| !entry.stall.over);
+        list.entries.iter_mut().for_each(|entry| entry.told = true);
+        news
+    }
+}
+
+impl Ongoing {
+    fn change(&self, change: impl FnOnce(&mut Stall)) {
+        let mut list = self.stalls.list();
+        if let Some(entry) = list.entries.iter_mut().find(|entry| entry.number == self.number) {
+            change(&mut entry.stall);
+        }
+    }
+
+    /// It is for so long by now.
+    pub fn lasts(&self, held: Duration) {
+        self.change(|stall| stall.held = held);
+    }
+}
+
+impl Drop for Ongoing {
+    fn drop(&mut self) {
+        self.change(|stall| stall.over = true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_told_when_it_is_seen_and_when_it_is_over() {
+        let stalls = Arc::<Stalls>::default();
+        let at = |millis, over| Stall { cpu: 3, port: PortIndex(7), held: Duration::from_millis(millis), over };
+        let long = stalls.begin(3, PortIndex(7), Duration::from_millis(20));
+        assert_eq!(stalls.take(), [at(20, false)]);
+        long.lasts(Duration::from_millis(900));
+        assert_eq!(stalls.take(), [], "it goes on, and was told");
+        drop(long);
+        drop(stalls.begin(3, PortIndex(7), Duration::from_millis(25)));
+        assert_eq!(stalls.take(), [at(900, true), at(25, true)]);
+        assert_eq!(stalls.take(), []);
+    }
+
+    #[test]
+    fn no_more_are_kept_than_there_is_room_for() {
+        let stalls = Arc::<Stalls>::default();
+        for at in 0..2 * KEPT as u64 {
+            drop(stalls.begin(0, PortIndex(1), Duration::from_millis(at)));
+        }
+        let kept = stalls.take();
+        assert_eq!((kept.len(), kept[0].held.as_millis()), (KEPT, KEPT as u128), "the oldest go");
+    }
+}
