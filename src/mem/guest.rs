@@ -16,6 +16,7 @@ use std::sync::Arc;
 use vm_memory::mmap::MmapRegion;
 
 use super::Span;
+use super::budget::Place;
 use crate::sys::mapped_file::{FileIdentity, Loss, MappedFile};
 
 /// One contiguous piece of guest memory, mapped here.
@@ -28,6 +29,8 @@ pub struct Region {
     /// Length in bytes.
     pub len: u64,
     mapping: Mapping,
+    /// Goes when it is unmapped.
+    _place: Option<Place>,
 }
 
 /// What a region's bytes are kept in.
@@ -42,12 +45,12 @@ enum Mapping {
 impl Region {
     /// A region at guest address `guest` and front-end address `user` that is all of `memory` of our own.
     pub fn new(guest: u64, user: u64, memory: MmapRegion) -> Self {
-        Self { guest, user, len: memory.size() as u64, mapping: Mapping::Own(memory) }
+        Self { guest, user, len: memory.size() as u64, mapping: Mapping::Own(memory), _place: None }
     }
 
     /// The same of a file that a front end shares.
-    pub fn of_file(guest: u64, user: u64, file: MappedFile) -> Self {
-        Self { guest, user, len: file.len() as u64, mapping: Mapping::File(file) }
+    pub(super) fn of_file(guest: u64, user: u64, file: MappedFile, place: Place) -> Self {
+        Self { guest, user, len: file.len() as u64, mapping: Mapping::File(file), _place: Some(place) }
     }
 
     /// Whether the file behind it was found to lack pages; they read as zeros now.

@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use super::budget::{Account, Budget, Exhausted};
 use super::{GuestMemory, Region};
 use crate::limits::{MEMORY_BYTES, MEMORY_REGIONS};
 use crate::sys::eventfd::EventFd;
@@ -39,6 +40,16 @@ pub enum MappingError {
         bytes: u64,
         /// The limit.
         most: u64,
+    },
+    /// More regions than this process can map beside those of others.
+    #[error(
+        "it has {held} regions mapped, and there is no room for more beside those of other VMs, as this host lets a process have {limit} mappings: raise vm.max_map_count with sysctl and restart linecardd, or give the VM less pieces of memory"
+    )]
+    NoRoom {
+        /// How many it has.
+        held: u32,
+        /// The kernel's limit.
+        limit: u32,
     },
     /// Its file is none that can be mapped, or does not hold it.
     #[error("region {0}")]
@@ -91,6 +102,8 @@ pub struct SharedMemory {
     regions: Vec<Shared>,
     memory: Arc<GuestMemory>,
     attention: Arc<EventFd>,
+    /// How many regions it has, and may have beside others.
+    account: Arc<Account>,
     /// How many bytes there may be.
     most: u64,
 }
@@ -99,13 +112,18 @@ impl SharedMemory {
     /// Nothing shared yet, and no more than `most` bytes, or [`MEMORY_BYTES`], to come. `attention` is signalled when a file
     /// shrinks under its mapping.
     pub fn new(attention: Arc<EventFd>, most: u64) -> Self {
-        Self { regions: Vec::new(), memory: Arc::default(), attention, most: most.min(MEMORY_BYTES) }
+        Self::within(attention, most, Account::new(Budget::of_process()))
+    }
+
+    fn within(attention: Arc<EventFd>, most: u64, account: Arc<Account>) -> Self {
+        Self { regions: Vec::new(), memory: Arc::default(), attention, account, most: most.min(MEMORY_BYTES) }
     }
 
     /// These regions under the same rules.
     fn of(&self, regions: Vec<Shared>) -> Self {
         let memory = Arc::new(GuestMemory::new(regions.iter().map(|shared| Arc::clone(&shared.region)).collect()));
-        Self { regions, memory, attention: Arc::clone(&self.attention), most: self.most }
+        let (attention, account) = (Arc::clone(&self.attention), Arc::clone(&self.account));
+        Self { regions, memory, attention, account, most: self.most }
     }
 
     /// The map for rings.
@@ -139,7 +157,7 @@ impl SharedMemory {
     /// # Errors
     /// The first region that is refused; nothing has changed then.
     pub fn replaced(&self, table: Vec<(RegionRequest, File)>) -> Result<Option<Self>, MappingError> {
-        let mut next = Self::new(Arc::clone(&self.attention), self.most);
+        let mut next = Self::within(Arc::clone(&self.attention), self.most, Arc::clone(&self.account));
         for (request, file) in table {
             let backing = check(&request, &file)?;
             let kept = self.regions.iter().find(|s| s.request == request && s.file == backing.identity);
@@ -214,10 +232,11 @@ impl SharedMemory {
     }
 
     fn map(&self, request: RegionRequest, file: File, backing: &Backing) -> Result<Shared, MappingError> {
+        let place = self.account.take().map_err(|Exhausted { held, limit }| MappingError::NoRoom { held, limit })?;
         let attention = Arc::clone(&self.attention);
         let mapped = MappedFile::of_peer(file, backing, request.offset, request.len, attention)
             .map_err(|source| MappingError::File(request, source))?;
-        let region = Arc::new(Region::of_file(request.guest, request.user, mapped));
+        let region = Arc::new(Region::of_file(request.guest, request.user, mapped, place));
         Ok(Shared { request, file: backing.identity, region })
     }
 }
@@ -390,6 +409,40 @@ mod tests {
         assert_eq!(full.replaced(table(&[one, more])).unwrap().unwrap().bytes(), 4 * PAGE);
         assert!(full.without(&two).unwrap().with(more, file()).unwrap().is_some());
         assert!(full.with(one, file()).unwrap().is_none());
+    }
+
+    #[test]
+    fn who_maps_many_regions_leaves_room_for_others_and_gives_back_what_it_unmaps() {
+        let budget = Arc::new(Budget::new(400));
+        let account = || Account::new(Arc::clone(&budget));
+        let port = || SharedMemory::within(Arc::new(EventFd::new().unwrap()), u64::MAX, account());
+        let file = memfd(MEMORY_REGIONS as u64 * PAGE);
+        let fill = |mut memory: SharedMemory| {
+            for i in 0..MEMORY_REGIONS as u64 {
+                match memory.with(at(i * PAGE, i * PAGE, PAGE, i * PAGE), file.try_clone().unwrap()) {
+                    Ok(next) => memory = next.unwrap(),
+                    Err(error) => return (memory, Some(error)),
+                }
+            }
+            (memory, None)
+        };
+        let (greedy, refused) = fill(port());
+        let refused = refused.expect("a bound").to_string();
+        assert!(refused.starts_with("it has 82 regions mapped") && refused.contains("have 400 mappings"), "{refused}");
+        assert!(refused.contains("vm.max_map_count"), "{refused}");
+        let (other, _) = fill(port());
+        assert!(other.region_count() > 32, "{}", other.region_count());
+        // What goes makes room, also where a whole table takes the place of another, or is refused.
+        drop((greedy, other));
+        let table = |from: u64| {
+            let region = |i: u64| (at(i * PAGE, i * PAGE, PAGE, (i % 64) * PAGE), file.try_clone().unwrap());
+            (from..from + 32).map(region).collect::<Vec<_>>()
+        };
+        let mut memory = port();
+        for round in 0..40 {
+            memory = memory.replaced(table(1000 + 32 * round)).unwrap().unwrap();
+            assert!(memory.with(at(0, 0, 0, 0), file.try_clone().unwrap()).is_err());
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Guest memory: what a front end shared ([`SharedMemory`]), the map that rings use ([`GuestMemory`]), bounded pieces
 //! of it ([`Span`]), places in lists of those ([`Cursor`], [`Source`]), writing them to a descriptor ([`write_frame`]),
 //! which pages were written ([`DirtyLog`]), and on which NUMA nodes they lie ([`NodePages`]). `pin` keeps pages
-//! from being faulted in by a shard.
+//! from being faulted in by a shard, `budget` says how many pieces there may be.
 
+mod budget;
 mod cursor;
 mod dirty;
 mod gather;
