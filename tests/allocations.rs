@@ -11,7 +11,7 @@ mod frontend;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use frontend::daemon::{port, preamble};
@@ -108,7 +108,8 @@ fn a_shard_that_moves_frames_allocates_nothing() {
     let ports: String = names.iter().map(|name| port(dir.path(), name, "lan")).collect();
     let file = dir.path().join("linecard.yaml");
     fs::write(&file, preamble(dir.path()) + "networks: { lan: {} }\nports:\n" + &ports).unwrap();
-    let daemon = std::thread::spawn(move || linecard::daemon::run(&file).unwrap());
+    let daemon =
+        std::thread::spawn(move || linecard::daemon::run(&file, Path::new(env!("CARGO_BIN_EXE_linecardd"))).unwrap());
 
     let socket = |name: &str| -> PathBuf { dir.path().join(format!("{name}.sock")) };
     eventually("the daemon listens", || socket("d").exists().then_some(()));

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -14,7 +15,10 @@ fn main() -> ExitCode {
     if options.relay {
         return relay::process::run().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    let ended = if options.check { daemon::check(&options.config) } else { daemon::run(&options.config) };
+    let ended = match options.check {
+        true => daemon::check(&options.config),
+        false => daemon::run(&options.config, Path::new(relay::THIS_PROGRAM)),
+    };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -90,11 +90,12 @@ const CONTROL_THREADS: usize = 2;
 const CLOSING: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Runs the daemon with the configuration in `file` until it is told to stop.
+/// Runs the daemon with the configuration in `file` until it is told to stop. `relay` is the program that is its
+/// [relay](crate::port::vnic::relay): the one that calls this, unless that is a test.
 ///
 /// # Errors
 /// It could not start, or the API broke down.
-pub fn run(file: &Path) -> Result<(), DaemonError> {
+pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     // Somebody may want the file to be applied before there is a handler for that: it is applied then as soon as there is.
     signal::hold_hangup();
     let plan = read(file)?;
@@ -107,7 +108,7 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     let clock = Clock::start();
     let (shards, host, chosen) = start_shards(&plan.shards, clock)?;
     // Off the shards' CPUs, as this thread is.
-    relay::start().map_err(DaemonError::Relay)?;
+    relay::start(relay).map_err(DaemonError::Relay)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .enable_all()

@@ -24,6 +24,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -35,6 +36,9 @@ use rustix::net::{
 
 /// The option of `linecardd` that makes it the relay. Its standard input is the socket to the daemon.
 pub const OPTION: &str = "--relay";
+
+/// The program that this process runs, whatever has become of its file since.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// How long to wait before a relay that has ended is started again.
 const BACK_OFF: Duration = Duration::from_millis(200);
@@ -63,6 +67,8 @@ const NEWS_BYTES: usize = 12;
 
 /// The relay of this process.
 pub(super) struct Relay {
+    /// What is started with [`OPTION`].
+    program: PathBuf,
     control: Mutex<OwnedFd>,
     last_port: AtomicU64,
     /// How many descriptors of each port are held up, if there are any.
@@ -72,13 +78,14 @@ pub(super) struct Relay {
 static RELAY: OnceLock<Relay> = OnceLock::new();
 
 /// Starts the relay, and a thread that starts it again should it end. To be called once, before the first port is made, by a
-/// thread that is kept off the shards' CPUs.
+/// thread that is kept off the shards' CPUs. `program` is one that calls [`process::run`] when it is given [`OPTION`].
 ///
 /// # Errors
 /// The kernel refused sockets, a process or a thread.
-pub fn start() -> io::Result<()> {
-    let (control, child) = launch()?;
-    let relay = Relay { control: Mutex::new(control), last_port: AtomicU64::new(0), held: Mutex::default() };
+pub fn start(program: &Path) -> io::Result<()> {
+    let (control, child) = launch(program)?;
+    let (last_port, held) = (AtomicU64::new(0), Mutex::default());
+    let relay = Relay { program: program.into(), control: Mutex::new(control), last_port, held };
     if RELAY.set(relay).is_err() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a relay"));
     }
@@ -90,12 +97,11 @@ fn running() -> Option<&'static Relay> {
     RELAY.get()
 }
 
-fn launch() -> io::Result<(OwnedFd, Child)> {
+fn launch(program: &Path) -> io::Result<(OwnedFd, Child)> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, Some(TAKE_OVER))?;
-    // This very program, whatever has become of its file since.
-    let child = Command::new("/proc/self/exe")
+    let child = Command::new(program)
         .arg(OPTION)
         .current_dir("/")
         .stdin(theirs)
@@ -116,7 +122,7 @@ fn watch(mut child: Child) {
         relay.held().clear();
         let (control, next) = loop {
             std::thread::sleep(BACK_OFF);
-            match launch() {
+            match launch(&relay.program) {
                 Ok(started) => break started,
                 Err(error) => log::error!("cannot start the relay again: {error}"),
             }
