@@ -263,8 +263,8 @@ pub struct Batch<'m> {
     frames: ArrayVec<Frame<'m>, BATCH_FRAMES>,
     segments: ArrayVec<Span<'m>, BATCH_SEGMENTS>,
     bytes: u64,
-    /// Not zero if a frame has a tail.
-    tails: usize,
+    /// Less than a page's bytes if every tail lies on the page that the end of its head is on ([`Span::distance`]).
+    reach: usize,
     gso: u32,
     portion: Portion,
     /// Which of its port's queues the batch came from; receivers with several queues keep a flow on one by it.
@@ -276,7 +276,7 @@ impl<'m> Batch<'m> {
     #[inline]
     pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
         let (frames, segments) = (ArrayVec::new_const(), ArrayVec::new_const());
-        Self { heads, frames, segments, bytes: 0, tails: 0, gso: 0, portion: Portion::default(), queue }
+        Self { heads, frames, segments, bytes: 0, reach: 0, gso: 0, portion: Portion::default(), queue }
     }
 
     /// How many frames are in it.
@@ -339,7 +339,9 @@ impl<'m> Batch<'m> {
         let len = piece.len() - VNET_HEADER_BYTES;
         self.bytes += len as u64;
         let tail = piece.split_at(HEAD_COPY_BYTES).1;
-        self.tails |= tail.len();
+        if !tail.is_empty() {
+            self.reach |= piece.distance(HEAD_COPY_BYTES);
+        }
         self.frames.push(Frame {
             len: len as u32,
             head_len: HEAD_BYTES as u8,
@@ -377,7 +379,7 @@ impl<'m> Batch<'m> {
             if rest.is_empty() {
                 continue;
             }
-            self.tails |= rest.len();
+            self.reach |= if copied > 0 { piece.distance(copied) } else { Span::PAGE_BYTES };
             if frame.tail.is_empty() {
                 frame.tail = rest;
                 frame.more.0 = self.segments.len() as u16;
@@ -430,12 +432,12 @@ impl<'m> Batch<'m> {
         std::iter::once(frame.tail).filter(|span| !span.is_empty()).chain(more.iter().copied())
     }
 
-    /// Reads a byte of each page that the tails of frames lie in which are to be delivered. A sender can have the kernel hold a
-    /// page fault in its memory, and should do that to who receives from it, before anything of others is locked. Frames of
-    /// minimum size have no tail and cost nothing.
+    /// Reads a byte of each page that the tails of frames lie in which are to be delivered, unless all those pages have been read
+    /// for the heads. A sender can have the kernel hold a page fault in its memory, and should do that to who receives from it,
+    /// before anything of others is locked. Batches of frames that do not go over the end of a page cost nothing.
     #[inline]
     pub fn touch_tails(&self) {
-        if self.tails == 0 {
+        if self.reach < Span::PAGE_BYTES {
             return;
         }
         for frame in &self.frames {
@@ -502,6 +504,35 @@ mod tests {
             }
             assert_eq!(got, &bytes[..190], "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn tails_on_pages_that_no_head_is_on_are_noticed() {
+        let mut bytes = vec![0u8; 3 * Span::PAGE_BYTES];
+        let to_page = bytes.as_ptr().addr().wrapping_neg() % Span::PAGE_BYTES;
+        let page = Span::from_buffer(&mut bytes).split_at(to_page).1;
+        let reaches = |len, pieces: &[(usize, usize)], plain| {
+            let mut heads = heads();
+            let mut batch = Batch::new(&mut heads, 0);
+            let pieces: Vec<_> = pieces.iter().map(|&(at, len)| page.split_at(at).1.split_at(len).0).collect();
+            match plain {
+                true => assert!(batch.push_plain(pieces[0])),
+                false => batch.push(len, &pieces),
+            }
+            batch.touch_tails();
+            batch.reach >= Span::PAGE_BYTES
+        };
+        let end = Span::PAGE_BYTES;
+        for (piece, other) in
+            [((0, 76), false), ((end - 76, 76), false), ((end - 500, 500), false), ((end - 500, 501), true)]
+        {
+            assert_eq!(reaches(piece.1, &[piece], true), other, "{piece:?}");
+            assert_eq!(reaches(piece.1, &[piece], false), other, "{piece:?}");
+        }
+        assert!(!reaches(64, &[(0, 20), (end, 44)], false), "all in the head");
+        assert!(!reaches(100, &[(0, 20), (end, 200)], false), "on the page that the end of the head is on");
+        assert!(reaches(164, &[(0, 64), (end, 100)], false));
+        assert!(reaches(164, &[(0, 64), (64, 100)], false), "another piece may be anywhere");
     }
 
     #[test]

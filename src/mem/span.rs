@@ -28,6 +28,9 @@ unsafe impl Send for Span<'_> {}
 unsafe impl Sync for Span<'_> {}
 
 impl<'m> Span<'m> {
+    /// Bytes of the smallest page of any kernel we run on.
+    pub const PAGE_BYTES: usize = 4096;
+
     /// The span of no bytes.
     pub const EMPTY: Self = Self { address: std::ptr::NonNull::dangling().as_ptr(), len: 0, memory: PhantomData };
 
@@ -117,6 +120,14 @@ impl<'m> Span<'m> {
         len
     }
 
+    /// Which bits tell the address of the last byte from that of the byte before `at`: a number below [`Self::PAGE_BYTES`] if and
+    /// only if both are on one page. For a span that has them both.
+    #[inline]
+    pub fn distance(&self, at: usize) -> usize {
+        let start = self.address.addr().wrapping_sub(1);
+        start.wrapping_add(at) ^ start.wrapping_add(self.len())
+    }
+
     /// Reads a byte of each page, so that whatever the kernel has to do for these pages is done now and not under somebody's
     /// lock. The CPU does not wait for one read before the next, so this is a prefetch as well.
     #[inline]
@@ -127,7 +138,7 @@ impl<'m> Span<'m> {
             // read of a byte that others may write is a read of some value of it, which is not used.
             let _ = unsafe { self.address.add(at).read_volatile() };
             // The first byte of the next page.
-            at += PAGE_BYTES - (self.address.addr() + at) % PAGE_BYTES;
+            at += Self::PAGE_BYTES - (self.address.addr() + at) % Self::PAGE_BYTES;
         }
     }
 
@@ -152,9 +163,6 @@ impl<'m> Span<'m> {
     }
 }
 
-/// Bytes of the smallest page of any kernel we run on.
-const PAGE_BYTES: usize = 4096;
-
 /// Bytes of a cache line on every CPU we run on; 128 on some aarch64, where the second hint is then spent in vain.
 const CACHE_LINE_BYTES: usize = 64;
 
@@ -167,6 +175,17 @@ impl std::fmt::Debug for Span<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_on_one_page_are_told_from_others() {
+        let mut bytes = vec![0u8; 3 * Span::PAGE_BYTES];
+        let to_page = bytes.as_ptr().addr().wrapping_neg() % Span::PAGE_BYTES;
+        let page = Span::from_buffer(&mut bytes).split_at(to_page).1.split_at(2 * Span::PAGE_BYTES).0;
+        let is_one = |from, at, len| page.split_at(from).1.split_at(len).0.distance(at) < Span::PAGE_BYTES;
+        assert!(is_one(0, 1, 1) && is_one(0, 76, 4096) && is_one(4020, 76, 76) && is_one(4096, 76, 4096));
+        assert!(is_one(0, 4096, 4096) && is_one(4095, 2, 4097));
+        assert!(!is_one(0, 76, 4097) && !is_one(4020, 76, 77) && !is_one(0, 4096, 4097) && !is_one(4090, 1, 76));
+    }
 
     #[test]
     fn copies_are_bounded_by_both_sides() {
