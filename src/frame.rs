@@ -423,6 +423,12 @@ impl<'m> Batch<'m> {
         (&mut self.frames[index], &self.heads[index % BATCH_FRAMES])
     }
 
+    /// All frames and their heads in order, for deciding on them.
+    #[inline]
+    pub fn decisions(&mut self) -> impl Iterator<Item = (&mut Frame<'m>, &Head)> {
+        self.frames.iter_mut().zip(self.heads.iter())
+    }
+
     /// The pieces of frame `index`'s tail, in order; none if the head holds all of it.
     #[inline]
     pub fn tail(&self, index: usize) -> impl Iterator<Item = Span<'m>> + '_ {

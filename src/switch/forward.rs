@@ -27,8 +27,7 @@ pub fn process(tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, now: 
         ingress.prefetch(batch);
     }
     let mut memo = Memo::EMPTY;
-    for index in 0..batch.len() {
-        let (frame, head) = batch.decide(index);
+    for (frame, head) in batch.decisions() {
         if frame.verdict != Verdict::Pending {
             continue;
         }
@@ -71,8 +70,7 @@ impl Memo {
 #[cold]
 fn refuse_all(batch: &mut Batch<'_>) {
     batch.begin_anew();
-    for index in 0..batch.len() {
-        let (frame, _) = batch.decide(index);
+    for (frame, _) in batch.decisions() {
         if frame.verdict == Verdict::Pending {
             frame.verdict = Verdict::Drop(DropReason::NoDestination);
         }
