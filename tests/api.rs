@@ -111,6 +111,8 @@ fn received_is_delivered_plus_dropped_and_drops_are_explained() {
         "linecard_port_tx_gso_total{port=\"a\"} 0\n",
         "linecard_port_address_conflicts{port=\"a\"} 0\n",
         "linecard_loops_suspected{} 0\n",
+        "linecard_port_held_up_total{port=\"a\"} 0\n",
+        "linecard_port_barred_total{port=\"a\"} 0\n",
         "# TYPE linecard_queue_kicks counter\n",
         "# TYPE linecard_shard_busy_seconds counter\n",
         "# EOF\n",

@@ -27,6 +27,7 @@ pub(super) fn show(port: &PortReport) -> String {
             text += &storm_limited(port, reason).unwrap_or_default();
         }
     }
+    text += &offences(port.detail.as_ref());
     text + &detail(port.detail.as_ref())
 }
 
@@ -160,13 +161,26 @@ fn explained(name: &str) -> String {
     known.map(|reason| format!(": {}\n    {}", reason.meaning(), reason.advice())).unwrap_or_default()
 }
 
+/// What its far end has done to others.
+fn offences(detail: Option<&Value>) -> String {
+    let count = |key: &str| detail.and_then(|detail| detail[key].as_u64()).filter(|&count| count > 0);
+    let line = |key: &str, what: &str| count(key).map(|count| format!("{what} {}\n", times(count))).unwrap_or_default();
+    let lines =
+        line("held_up", "held a shard up in its VM's memory") + &line("barred", "served nobody for what its VM did");
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
+}
+
+fn times(count: u64) -> String {
+    if count == 1 { "once".into() } else { format!("{} times", exact(count)) }
+}
+
 /// What the port's kind has to tell, as an outline; queues as a table.
 fn detail(detail: Option<&Value>) -> String {
     let Some(Value::Object(detail)) = detail else { return String::new() };
     let mut rest = detail.clone();
     let queues = rest.remove("queues");
-    // The configuration has told these already.
-    for key in ["socket", "mode", "mac", "mtu", "interface"] {
+    // The configuration and `offences` have told these already.
+    for key in ["socket", "mode", "mac", "mtu", "interface", "held_up", "barred"] {
         rest.remove(key);
     }
     let mut text = String::new();
@@ -269,5 +283,16 @@ mod tests {
         let some =
             StormRates { broadcast: StormRate::PerSecond(0), unknown_unicast: StormRate::PerSecond(5000), ..off };
         assert_eq!(bounds(some), "broadcast 0/s, unknown-unicast 5000/s");
+    }
+    #[test]
+    fn what_a_vm_did_to_others_is_told_if_it_did_something() {
+        let told = |held_up: u64, barred: u64| {
+            let port = json!({ "held_up": held_up, "barred": barred, "connections": 3 });
+            offences(Some(&port)) + &detail(Some(&port))
+        };
+        assert_eq!(told(0, 0), "\nconnections: 3\n");
+        let both = "\nheld a shard up in its VM's memory 1,200 times\nserved nobody for what its VM did once\n";
+        assert_eq!(told(1200, 1), format!("{both}\nconnections: 3\n"));
+        assert_eq!(offences(None), "");
     }
 }

@@ -14,7 +14,7 @@ use super::view::{Facts, NetworkView, PortView, PortsView, ShardsView};
 use super::{ControlError, Controller, FdbFilter};
 use crate::config::{KindPlan, PortPlan};
 use crate::ident::{Name, PortIndex};
-use crate::port::{LinkState, Notifications};
+use crate::port::{Conduct, LinkState, Notifications};
 use crate::shard::{PortTotals, QueueMove, Stall};
 use crate::switch::{Fdb, FdbCounters, Flush, StormClass};
 use crate::verdict::DropReason;
@@ -203,6 +203,13 @@ impl Controller {
             Some(MoveReport { seconds_ago: self.clock.now().since(at).as_secs(), port, queues, from, to, delay_micros })
         };
         shards.moves.iter().copied().filter_map(report).collect()
+    }
+
+    /// What each port's far end has done to others.
+    pub fn conduct(&self) -> Vec<(String, Conduct)> {
+        let view = self.shown.ports.load();
+        let answers = view.ask(&self.shown.calls, |port| port.conduct());
+        answers.into_iter().filter_map(|(name, conduct)| Some((name.to_string(), conduct?))).collect()
     }
 
     /// Records which shards were held up, and in whose memory, since the last call.

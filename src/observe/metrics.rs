@@ -22,7 +22,7 @@ use utoipa::OpenApi;
 use crate::control::Controller;
 use crate::control::http::Routes;
 use crate::control::report::{CounterReport, Direction, PortReport, PortState, ShardReport, StatusReport};
-use crate::port::Notifications;
+use crate::port::{Conduct, Notifications};
 use crate::sys::cpu;
 
 #[derive(OpenApi)]
@@ -66,6 +66,7 @@ impl Collector for Scrape {
         let reports = controller.ports();
         ports(&mut encoder, &reports)?;
         storms(&mut encoder, &reports)?;
+        conduct(&mut encoder, controller)?;
         drops(&mut encoder, controller)?;
         notifications(&mut encoder, controller)?;
         shards(&mut encoder, &controller.shards())
@@ -186,6 +187,14 @@ fn drops(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::
         (vec![label("port", drop.port), label("direction", direction), label("reason", drop.reason)], drop.count)
     });
     counters(encoder, "port_drops", "Frames dropped, by reason", labeled)
+}
+
+/// What the ports' far ends have done to others.
+fn conduct(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::Result {
+    let ports = controller.conduct();
+    let each = |of: fn(&Conduct) -> u64| ports.iter().map(move |(port, c)| (vec![label("port", port)], of(c)));
+    counters(encoder, "port_held_up", "How often the memory of the port's VM held a shard up", each(|c| c.held_up))?;
+    counters(encoder, "port_barred", "How often the port served nobody for what its VM did", each(|c| c.barred))
 }
 
 fn storms(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Result {

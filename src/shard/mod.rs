@@ -493,7 +493,7 @@ impl Shared {
     fn new() -> Self {
         Self {
             counters: ShardCounters::default(),
-            // 1.5 MiB per shard, for all port numbers there can be: a shard never has to ask whether a block is there.
+            // 2 MiB per shard, 512 bytes for each port number there can be: a shard never has to ask whether a block is there.
             ports: (0..PORTS).map(|_| PortCounters::default()).collect(),
             resting: AtomicU64::new(0),
         }

@@ -169,7 +169,7 @@ impl Patrol {
         if watched.stamp.thread().is_some_and(waits) {
             watched.held += since;
         }
-        let held = watched.held;
+        let (held, told) = (watched.held, watched.stall.is_some());
         if held >= HELD_UP {
             let begin = || self.stalls.begin(crew.cpu(), port, held);
             watched.stall.get_or_insert_with(begin).lasts(held);
@@ -179,20 +179,20 @@ impl Patrol {
             watched.evicted = evict(&crew, &stamp, port, held);
             // Whether or not there was another thread.
             let again = self.last_time.insert(port, Instant::now()).is_some_and(|last| last.elapsed() < MEMORY);
-            self.accuse(at, port, held, again);
+            self.accuse(at, port, held, again, told);
         } else if held >= LONG && phase != Phase::Writing {
-            self.accuse(at, port, held, true);
+            self.accuse(at, port, held, true, told);
         }
         true
     }
 
-    /// Tells a port that it held a shard up, and whether that is to end its connection, once.
-    fn accuse(&mut self, at: usize, port: PortIndex, held: Duration, bar: bool) {
+    /// Tells a port that it held a shard up, whether that is to end its connection, once, and whether it was told before.
+    fn accuse(&mut self, at: usize, port: PortIndex, held: Duration, bar: bool, told: bool) {
         let Some(watched) = self.watched.get_mut(at).filter(|watched| !watched.barred) else { return };
         watched.barred = bar;
         let tables = self.tables.load();
         if let Some(Some(side)) = tables.transmit.get(port.index()) {
-            side.hold_up(held, bar);
+            side.hold_up(held, bar, told);
         }
     }
 }

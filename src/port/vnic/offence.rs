@@ -83,9 +83,9 @@ impl Docket {
         Offence::of_number(number)
     }
 
-    /// A shard was held up for this long. `bar` ends the connection.
-    pub(super) fn hold_up(&self, held: Duration, bar: bool) {
-        self.held_up.fetch_add(1, Ordering::Relaxed);
+    /// A shard was held up for this long; it was told of that before if this is `again`. `bar` ends the connection.
+    pub(super) fn hold_up(&self, held: Duration, bar: bool, again: bool) {
+        self.held_up.fetch_add(u64::from(!again), Ordering::Relaxed);
         self.millis.store(u64::try_from(held.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if bar {
             self.barred.store(true, Ordering::Relaxed);

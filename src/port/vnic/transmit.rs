@@ -106,9 +106,9 @@ impl Transmit for TransmitSide {
         due.reduce(|a, b| if earlier(b, a) { b } else { a })
     }
 
-    fn hold_up(&self, held: Duration, bar: bool) {
+    fn hold_up(&self, held: Duration, bar: bool, again: bool) {
         if let Some(ring) = self.rings.first() {
-            ring.docket().hold_up(held, bar);
+            ring.docket().hold_up(held, bar, again);
         }
     }
 }
