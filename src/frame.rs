@@ -263,8 +263,8 @@ pub struct Batch<'m> {
     frames: ArrayVec<Frame<'m>, BATCH_FRAMES>,
     segments: ArrayVec<Span<'m>, BATCH_SEGMENTS>,
     bytes: u64,
-    /// Less than a page's bytes if every tail lies on the page that the end of its head is on ([`Span::distance`]).
-    reach: usize,
+    /// One bit for each frame whose tail does not lie on the page that the end of its head is on.
+    beyond: u64,
     gso: u32,
     portion: Portion,
     /// Which of its port's queues the batch came from; receivers with several queues keep a flow on one by it.
@@ -276,7 +276,7 @@ impl<'m> Batch<'m> {
     #[inline]
     pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
         let (frames, segments) = (ArrayVec::new_const(), ArrayVec::new_const());
-        Self { heads, frames, segments, bytes: 0, reach: 0, gso: 0, portion: Portion::default(), queue }
+        Self { heads, frames, segments, bytes: 0, beyond: 0, gso: 0, portion: Portion::default(), queue }
     }
 
     /// How many frames are in it.
@@ -340,7 +340,7 @@ impl<'m> Batch<'m> {
         self.bytes += len as u64;
         let tail = piece.split_at(HEAD_COPY_BYTES).1;
         if !tail.is_empty() {
-            self.reach |= piece.distance(HEAD_COPY_BYTES);
+            self.note_beyond(piece.distance(HEAD_COPY_BYTES) >= Span::PAGE_BYTES);
         }
         self.frames.push(Frame {
             len: len as u32,
@@ -369,7 +369,7 @@ impl<'m> Batch<'m> {
         if len < FRAME_MIN_BYTES {
             frame.verdict = Verdict::Drop(DropReason::FrameTooShort);
         }
-        let (mut at, mut left) = (VNET_HEADER_BYTES, len);
+        let (mut at, mut left, mut beyond) = (VNET_HEADER_BYTES, len, false);
         for piece in pieces {
             let piece = if piece.len() > left { piece.split_at(left).0 } else { *piece };
             left -= piece.len();
@@ -379,7 +379,7 @@ impl<'m> Batch<'m> {
             if rest.is_empty() {
                 continue;
             }
-            self.reach |= if copied > 0 { piece.distance(copied) } else { Span::PAGE_BYTES };
+            beyond |= copied == 0 || piece.distance(copied) >= Span::PAGE_BYTES;
             if frame.tail.is_empty() {
                 frame.tail = rest;
                 frame.more.0 = self.segments.len() as u16;
@@ -388,6 +388,7 @@ impl<'m> Batch<'m> {
             }
         }
         frame.head_len = (at - VNET_HEADER_BYTES) as u8;
+        self.note_beyond(beyond);
         self.frames.push(frame);
     }
 
@@ -438,20 +439,25 @@ impl<'m> Batch<'m> {
         std::iter::once(frame.tail).filter(|span| !span.is_empty()).chain(more.iter().copied())
     }
 
-    /// Reads a byte of each page that the tails of frames lie in which are to be delivered, unless all those pages have been read
-    /// for the heads. A sender can have the kernel hold a page fault in its memory, and should do that to who receives from it,
-    /// before anything of others is locked. Batches of frames that do not go over the end of a page cost nothing.
+    /// Notes of the frame that is being added whether its tail goes beyond the page that the end of its head is on.
+    #[inline]
+    fn note_beyond(&mut self, goes: bool) {
+        self.beyond |= u64::from(goes) << (self.frames.len() % BATCH_FRAMES);
+    }
+
+    /// Reads a byte of each page that the tails of frames lie in which are to be delivered, of those that go beyond the page that
+    /// has been read for the end of their head. A sender can have the kernel hold a page fault in its memory, and should do that
+    /// to who receives from it, before anything of others is locked. Frames that do not go over the end of a page cost nothing.
     #[inline]
     pub fn touch_tails(&self) {
-        if self.reach < Span::PAGE_BYTES {
-            return;
-        }
-        for frame in &self.frames {
-            if !matches!(frame.verdict, Verdict::Drop(_)) {
-                frame.tail.touch();
+        let mut left = self.beyond;
+        while left != 0 {
+            let index = left.trailing_zeros() as usize;
+            left &= left - 1;
+            if self.frames.get(index).is_some_and(|frame| !matches!(frame.verdict, Verdict::Drop(_))) {
+                self.tail(index).for_each(|piece| piece.touch());
             }
         }
-        self.segments.iter().for_each(Span::touch);
     }
 
     /// All bytes of frame `index`, for reading them in order.
@@ -517,7 +523,7 @@ mod tests {
         let mut bytes = vec![0u8; 3 * Span::PAGE_BYTES];
         let to_page = bytes.as_ptr().addr().wrapping_neg() % Span::PAGE_BYTES;
         let page = Span::from_buffer(&mut bytes).split_at(to_page).1;
-        let reaches = |len, pieces: &[(usize, usize)], plain| {
+        let goes_beyond = |len, pieces: &[(usize, usize)], plain| {
             let mut heads = heads();
             let mut batch = Batch::new(&mut heads, 0);
             let pieces: Vec<_> = pieces.iter().map(|&(at, len)| page.split_at(at).1.split_at(len).0).collect();
@@ -526,19 +532,19 @@ mod tests {
                 false => batch.push(len, &pieces),
             }
             batch.touch_tails();
-            batch.reach >= Span::PAGE_BYTES
+            batch.beyond == 1
         };
         let end = Span::PAGE_BYTES;
         for (piece, other) in
             [((0, 76), false), ((end - 76, 76), false), ((end - 500, 500), false), ((end - 500, 501), true)]
         {
-            assert_eq!(reaches(piece.1, &[piece], true), other, "{piece:?}");
-            assert_eq!(reaches(piece.1, &[piece], false), other, "{piece:?}");
+            assert_eq!(goes_beyond(piece.1, &[piece], true), other, "{piece:?}");
+            assert_eq!(goes_beyond(piece.1, &[piece], false), other, "{piece:?}");
         }
-        assert!(!reaches(64, &[(0, 20), (end, 44)], false), "all in the head");
-        assert!(!reaches(100, &[(0, 20), (end, 200)], false), "on the page that the end of the head is on");
-        assert!(reaches(164, &[(0, 64), (end, 100)], false));
-        assert!(reaches(164, &[(0, 64), (64, 100)], false), "another piece may be anywhere");
+        assert!(!goes_beyond(64, &[(0, 20), (end, 44)], false), "all in the head");
+        assert!(!goes_beyond(100, &[(0, 20), (end, 200)], false), "on the page that the end of the head is on");
+        assert!(goes_beyond(164, &[(0, 64), (end, 100)], false));
+        assert!(goes_beyond(164, &[(0, 64), (64, 100)], false), "another piece may be anywhere");
     }
 
     #[test]
