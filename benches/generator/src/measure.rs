@@ -207,7 +207,7 @@ impl Scenario {
             Ok(Verifier::new(nics, sizes).run(span, interrupt::came))
         });
         let findings = thread.join().map_err(|_| MeasureError::NoLoad)?.map_err(own)?;
-        let dropped = switch.sample()?.filter(|_| kind == Kind::Linecard).map(|sample| sample.ring_full);
+        let dropped = switch.sample()?.filter(|_| kind == Kind::Linecard).map(|sample| sample.not_taken);
         if interrupt::came() { Err(MeasureError::Interrupted) } else { Ok((findings, dropped)) }
     }
 

@@ -12,6 +12,10 @@ use super::process::{Process, run};
 use super::{Sample, Switch, SwitchError, Wiring, tail};
 use crate::nic::Door;
 
+/// Why Linecard may throw away a frame that there is nothing wrong with: no buffer; somebody else was in the receiver's ring for too
+/// long, where the host gave the CPU away; the first frames of all ports, to addresses that are not known yet, were too many.
+const NOT_TAKEN: [&str; 3] = ["ring-full", "receiver-busy", "storm-limited"];
+
 const HINT: &str = "cargo build --release --bins, or --bin-dir";
 
 /// A running `linecardd`.
@@ -110,12 +114,13 @@ impl Switch for Linecard {
             said: shards.to_string(),
         })?;
         let sum = |key: &str| list.iter().filter_map(|shard| shard[key].as_u64()).sum::<u64>();
-        let mut sample = Sample { frames: sum("frames"), busy: sum("busy-cycles"), cycles: 0, ring_full: 0 };
+        let mut sample = Sample { frames: sum("frames"), busy: sum("busy-cycles"), cycles: 0, not_taken: 0 };
         sample.cycles = sample.busy + sum("poll-cycles") + sum("sleep-cycles");
         let drops = self.drops()?;
-        // A frame that found no room counts once at its sender and once at its receiver.
-        let full = drops.iter().filter(|drop| drop["reason"] == "ring-full" && drop["direction"] == "rx");
-        sample.ring_full = full.filter_map(|drop| drop["count"].as_u64()).sum();
+        // A frame that was not taken counts once at its sender and once at its receiver.
+        let not_taken =
+            |drop: &&Value| drop["direction"] == "rx" && NOT_TAKEN.iter().any(|reason| drop["reason"] == *reason);
+        sample.not_taken = drops.iter().filter(not_taken).filter_map(|drop| drop["count"].as_u64()).sum();
         Ok(Some(sample))
     }
 

@@ -44,8 +44,8 @@ pub struct Sample {
     pub busy: u64,
     /// Cycles in all.
     pub cycles: u64,
-    /// Frames thrown away for want of a receive buffer.
-    pub ring_full: u64,
+    /// Frames thrown away because no receiver had a buffer or the time for them, or too many were to be flooded.
+    pub not_taken: u64,
 }
 
 /// Why a switch cannot be used.
@@ -114,7 +114,7 @@ impl Sample {
             frames: self.frames.saturating_sub(before.frames),
             busy: self.busy.saturating_sub(before.busy),
             cycles: self.cycles.saturating_sub(before.cycles),
-            ring_full: self.ring_full.saturating_sub(before.ring_full),
+            not_taken: self.not_taken.saturating_sub(before.not_taken),
         }
     }
 
