@@ -91,7 +91,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Runs the daemon with the configuration in `file` until it is told to stop. `relay` is the program that is its
-/// [relay](crate::port::vnic::relay): the one that calls this, unless that is a test.
+/// [relay]: the one that calls this, unless that is a test.
 ///
 /// # Errors
 /// It could not start, or the API broke down.
