@@ -14,7 +14,7 @@ use crate::nic::Door;
 
 /// Why Linecard may throw away a frame that there is nothing wrong with: no buffer; somebody else was in the receiver's ring for too
 /// long, where the host gave the CPU away; the first frames of all ports, to addresses that are not known yet, were too many.
-const NOT_TAKEN: [&str; 3] = ["ring-full", "receiver-busy", "storm-limited"];
+const NOT_TAKEN: [(&str, &str); 3] = [("ring-full", "tx"), ("receiver-busy", "tx"), ("storm-limited", "rx")];
 
 const HINT: &str = "cargo build --release --bins, or --bin-dir";
 
@@ -117,9 +117,10 @@ impl Switch for Linecard {
         let mut sample = Sample { frames: sum("frames"), busy: sum("busy-cycles"), cycles: 0, not_taken: 0 };
         sample.cycles = sample.busy + sum("poll-cycles") + sum("sleep-cycles");
         let drops = self.drops()?;
-        // A frame that was not taken counts once at its sender and once at its receiver.
+        // A frame with no room at its receiver counts there, and at its sender only if no other copy of a flood went out either;
+        // one that its sender's `storm` stopped has no receiver.
         let not_taken =
-            |drop: &&Value| drop["direction"] == "rx" && NOT_TAKEN.iter().any(|reason| drop["reason"] == *reason);
+            |drop: &&Value| NOT_TAKEN.iter().any(|pair| drop["reason"] == pair.0 && drop["direction"] == pair.1);
         sample.not_taken = drops.iter().filter(not_taken).filter_map(|drop| drop["count"].as_u64()).sum();
         Ok(Some(sample))
     }
