@@ -108,10 +108,11 @@ impl Mark {
         Self { line: marker.line().max(1), column: marker.col() + 1, length: 1 }
     }
 
-    /// The span, or of one over several lines only its first character.
+    /// The span; of one over several lines only its first character, and of an empty one (a mapping without braces begins
+    /// with one) the character that follows.
     fn over(span: &Span) -> Self {
-        let length =
-            if span.start.line() == span.end.line() { span.end.col().saturating_sub(span.start.col()) } else { 1 };
+        let columns = span.end.col().saturating_sub(span.start.col());
+        let length = if span.start.line() == span.end.line() { columns.max(1) } else { 1 };
         Self { length, ..Self::point(&span.start) }
     }
 }

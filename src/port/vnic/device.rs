@@ -27,6 +27,8 @@ pub(super) struct Device {
     protocol: u64,
     /// The front end has asked which features there are.
     pub(super) asked: bool,
+    /// The last SET_PROTOCOL_FEATURES named REPLY_ACK, refused or not.
+    named_reply_ack: bool,
     mtu: Option<u16>,
     memory: SharedMemory,
     /// Where to note what is written to the guest's memory; in force while LOG_ALL is acknowledged as well.
@@ -52,6 +54,7 @@ impl Device {
             features: None,
             protocol: 0,
             asked: false,
+            named_reply_ack: false,
             mtu: None,
             memory,
             log: None,
@@ -126,6 +129,7 @@ impl Device {
 
     /// SET_PROTOCOL_FEATURES.
     pub(super) fn set_protocol_features(&mut self, acked: u64) -> Result<(), Refusal> {
+        self.named_reply_ack = acked & PROTOCOL_REPLY_ACK != 0;
         let extra = acked & !features::offered_protocol(self.nic.config.compat);
         if extra != 0 {
             return Err(Refusal::NotOffered(extra));
@@ -135,9 +139,10 @@ impl Device {
     }
 
     /// Whether NEED_REPLY has a meaning. The `vhost` crate, which acknowledges most messages, wants to have been asked for
-    /// the features as well (its `update_reply_ack_flag`); what we acknowledge ourselves follows it.
+    /// the features as well, and goes by protocol features that we refused too (its `update_reply_ack_flag`); what we
+    /// acknowledge ourselves follows it.
     pub(super) fn has_reply_ack(&self) -> bool {
-        self.asked && self.protocol & PROTOCOL_REPLY_ACK != 0
+        self.asked && self.named_reply_ack
     }
 
     /// The ring of a message that changes it.

@@ -172,8 +172,8 @@ impl Exercise<'_> {
         if self.whole && end.is_none() {
             assert!(replies.iter().all(|(request, _)| *request == header[0]), "{replies:?} to {header:?}");
             assert!(replies.len() <= 1, "{replies:?} to {header:?}");
-            // The crate stops acknowledging with the very SET_FEATURES that takes PROTOCOL_FEATURES back.
-            let exempt = header[0] == u32::from(FrontendReq::SET_FEATURES);
+            // The crate stops acknowledging with the very SET_PROTOCOL_FEATURES that takes REPLY_ACK back.
+            let exempt = header[0] == u32::from(FrontendReq::SET_PROTOCOL_FEATURES);
             assert!(exempt || !(need_reply && acks) || replies.len() == 1, "no ack of {header:?}");
         }
         end
