@@ -6,7 +6,7 @@ use super::PortSettings;
 use super::format::{duration, exact, size, table};
 use super::tables::{origin, received, state};
 use crate::config::{Offloads, StormRate, StormRates};
-use crate::control::report::{ConflictReason, ConflictReport, CounterReport, PortReport, PortState};
+use crate::control::report::{ConflictReason, ConflictReport, CounterReport, PortReport};
 use crate::host::cpu::list;
 use crate::printable;
 use crate::verdict::DropReason;
@@ -51,11 +51,7 @@ fn conflicts(port: &PortReport) -> String {
 
 fn headline(port: &PortReport) -> String {
     let why = port.reason.as_ref().map(|reason| format!(": {}", printable::line(reason))).unwrap_or_default();
-    let next = match port.state {
-        PortState::Stopped => "; `linecard apply` tries again once the cause is gone",
-        PortState::Up | PortState::Down => "",
-    };
-    format!("port {} is {}{why}{next}\n\n", port.name, state(port.state))
+    format!("port {} is {}{why}\n\n", port.name, state(port.state))
 }
 
 fn facts(port: &PortReport) -> Vec<(String, String)> {

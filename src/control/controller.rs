@@ -237,12 +237,12 @@ impl Controller {
     /// The configuration cannot be read or does not hold together.
     pub fn plan(&self, text: Option<(&str, &str)>) -> Result<PlanReport, ControlError> {
         let plan = self.read(text)?;
-        let found = self.stopped();
+        let gone = self.gone();
         let state = self.change()?;
         let next = Desired::new(&plan, state.store.ports());
-        let mut stopped = state.runtime.stopped();
-        stopped.extend(found);
-        let actions = diff(&state.runtime.desired, &next, &stopped);
+        let mut again = state.runtime.stopped();
+        again.extend(gone);
+        let actions = diff(&state.runtime.desired, &next, &again);
         Choice::of(&plan.shards, &self.host)?;
         let wanted = next.ports.iter().filter_map(|(name, wish)| Some((name, wish.plan.as_ref().ok()?)));
         let told = |(name, error): (&Name, ShardError)| (name.to_string(), format!("not served as asked: {error}"));
@@ -256,14 +256,14 @@ impl Controller {
     /// The configuration cannot be read or does not hold together; nothing changed.
     pub fn apply(&self, text: Option<(&str, &str)>) -> Result<PlanReport, ControlError> {
         let read = self.read(text);
-        let stopped = self.stopped();
+        let gone = self.gone();
         let mut state = self.change()?;
         state.refused = read.as_ref().err().map(ControlError::to_string);
         self.show(&state);
         if let Some(reason) = state.refused.clone() {
             self.events.record(Event::ConfigurationRefused { reason });
         }
-        self.carry_out(&mut state, read?, stopped)
+        self.carry_out(&mut state, read?, gone)
     }
 
     /// Makes a port that is not in the file, from what would be under its name there; it outlives the daemon.
@@ -374,9 +374,9 @@ impl Controller {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Names of the ports that were stopped after they had been opened.
-    fn stopped(&self) -> Vec<Name> {
-        self.shown.ports.load().stopped(&self.shown.calls)
+    /// Names of the ports that were opened and whose ground is gone since.
+    fn gone(&self) -> Vec<Name> {
+        self.shown.ports.load().gone(&self.shown.calls)
     }
 
     /// Shows what is known of the configuration.
@@ -401,8 +401,8 @@ impl Controller {
         checked.map_err(ControlError::Invalid)
     }
 
-    /// Carries out `plan`. Ports in `stopped` are tried again, as those are that could not be had.
-    fn carry_out(&self, state: &mut State, plan: Plan, stopped: Vec<Name>) -> Result<PlanReport, ControlError> {
+    /// Carries out `plan`. Ports in `gone` are tried again, as those are that could not be had.
+    fn carry_out(&self, state: &mut State, plan: Plan, gone: Vec<Name>) -> Result<PlanReport, ControlError> {
         let choice = Choice::of(&plan.shards, &self.host)?;
         // New shards are there before the ports that need them; old ones go after the ports that can do without them.
         state.runtime.grow_shards(&choice)?;
@@ -417,7 +417,7 @@ impl Controller {
         }
         let next = Desired::new(&plan, state.store.ports());
         let mut again = state.runtime.stopped();
-        again.extend(stopped);
+        again.extend(gone);
         let actions = diff(&state.runtime.desired, &next, &again);
         state.runtime.perform(&actions);
         state.runtime.shrink_shards();

@@ -318,14 +318,14 @@ fn report(shards: &ShardsView, name: &Name, port: &PortView, state: Option<LinkS
 /// Whether a port carries frames, and what is to be said of that.
 fn link(port: &PortView, link: Option<LinkState>) -> (PortState, Option<String>) {
     match (&port.port, link) {
-        (Err(reason), _) => (PortState::Stopped, Some(reason.clone())),
+        (Err(reason), _) => (PortState::Stopped, Some(format!("{reason}; `linecard apply` tries again"))),
         (Ok(_), None) => (PortState::Stopped, Some(SILENT.into())),
         (Ok(_), Some(LinkState::Up)) => (PortState::Up, port.obstacle.clone().or_else(|| port.remark.clone())),
         (Ok(_), Some(LinkState::Down(reason))) => {
             let obstacle = port.obstacle.iter().map(|obstacle| format!("; {obstacle}"));
             (PortState::Down, Some(reason + &obstacle.collect::<String>()))
         }
-        (Ok(_), Some(LinkState::Stopped(reason))) => (PortState::Stopped, Some(reason)),
+        (Ok(_), Some(LinkState::Stopped(reason) | LinkState::Gone(reason))) => (PortState::Stopped, Some(reason)),
     }
 }
 

@@ -188,14 +188,18 @@ fn a_port_that_does_not_end_is_not_waited_for_and_keeps_its_number() {
 }
 
 #[test]
-fn ports_that_were_stopped_are_tried_again_with_each_change() {
+fn ports_whose_ground_is_gone_are_made_again_with_each_change_and_no_others() {
     let (directory, opened) = (tempfile::tempdir().unwrap(), Arc::new(AtomicUsize::new(0)));
     let file = write(&directory, "", "null");
     let count = Arc::clone(&opened);
     let stand_in = Box::new(move |name: &crate::ident::Name| {
         let mut port = Stuck::new("", &Arc::default());
         if name.as_str() == "bad" && count.fetch_add(1, Ordering::Relaxed) == 0 {
-            port.link = LinkState::Stopped("its interface was deleted".into());
+            port.link = LinkState::Gone("its interface was deleted".into());
+        }
+        if name.as_str() == "good" {
+            // Its guest is still there, and others of its rings may run.
+            port.link = LinkState::Stopped("ring 1 stopped".into());
         }
         Some(Arc::new(port) as Arc<dyn Port>)
     });

@@ -98,10 +98,11 @@ impl PortsView {
         open().map(|(name, _)| name).zip(answers).collect()
     }
 
-    /// Names of the ports that could not be had, or were stopped since.
-    pub(super) fn stopped(&self, calls: &Calls) -> Vec<Name> {
+    /// Names of the ports whose ground is gone. One that is stopped for what its far end did is not among them: that still has its
+    /// connection, and other rings that run.
+    pub(super) fn gone(&self, calls: &Calls) -> Vec<Name> {
         let links = self.ask(calls, |port| port.link());
-        let stopped = links.into_iter().filter(|(_, link)| matches!(link, Some(LinkState::Stopped(_))));
-        stopped.map(|(name, _)| name.clone()).collect()
+        let gone = links.into_iter().filter(|(_, link)| matches!(link, Some(LinkState::Gone(_))));
+        gone.map(|(name, _)| name.clone()).collect()
     }
 }

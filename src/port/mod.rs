@@ -222,6 +222,8 @@ pub enum LinkState {
     Down(String),
     /// It was stopped because of what its far end did; the sentence says what, and how it gets going again.
     Stopped(String),
+    /// What it stands on is gone; the sentence says what. It is made again with the next change of the configuration.
+    Gone(String),
 }
 
 /// What one ring of a port counts of kicks (the guest notifies the switch, which costs it an exit) and calls (the switch

@@ -176,8 +176,10 @@ impl Patrol {
         }
         if held >= HELD_UP && !watched.evicted {
             let stamp = Arc::clone(&watched.stamp);
-            watched.evicted = evict(&crew, &stamp, port, held);
-            // Whether or not there was another thread.
+            watched.evicted = evict(&crew, &stamp, port, held, told);
+        }
+        if held >= HELD_UP && !told {
+            // Once for each stall, whether or not there was another thread.
             let again = self.last_time.insert(port, Instant::now()).is_some_and(|last| last.elapsed() < MEMORY);
             self.accuse(at, port, held, again, told);
         } else if held >= LONG && phase != Phase::Writing {
@@ -197,8 +199,9 @@ impl Patrol {
     }
 }
 
-/// Gives a shard's queues to another thread; returns whether that was possible.
-fn evict(crew: &Crew, stamp: &Arc<Stamp>, port: PortIndex, held: Duration) -> bool {
+/// Gives a shard's queues to another thread; returns whether that was possible. If it was not, the next look tries again, and says
+/// nothing of that once it was `told`.
+fn evict(crew: &Crew, stamp: &Arc<Stamp>, port: PortIndex, held: Duration, told: bool) -> bool {
     let (cpu, held) = (crew.cpu(), held.as_millis());
     match crew.evict(stamp, port) {
         Ok(true) => {
@@ -208,6 +211,7 @@ fn evict(crew: &Crew, stamp: &Arc<Stamp>, port: PortIndex, held: Duration) -> bo
             true
         }
         Ok(false) => false,
+        Err(_) if told => false,
         Err(error) => {
             log::error!(
                 "the shard on CPU {cpu} is held up in a VM's memory for {held} ms, and so are its ports: {error}"

@@ -139,7 +139,7 @@ impl Port for Tap {
     fn link(&self) -> LinkState {
         let Ok((name, flags)) = self.0.state() else {
             let name = self.0.name;
-            return LinkState::Stopped(format!("interface {name} was deleted; `linecard apply` makes it again"));
+            return LinkState::Gone(format!("interface {name} was deleted; `linecard apply` makes it again"));
         };
         // Not IFF_RUNNING: a TAP has its carrier as long as we are attached, and the kernel shows that late, from a work
         // queue, when a persistent interface is attached to again (net/core/link_watch.c).

@@ -249,7 +249,7 @@ fn an_interface_may_be_renamed_or_deleted_under_the_port() {
         assert!(matches!(port.link(), LinkState::Down(reason) if reason.contains("interface lc1 is down")));
         assert_eq!(port.detail()["interface"], "lc1");
         ip("link del lc1");
-        assert!(matches!(port.link(), LinkState::Stopped(reason) if reason.contains("lc0 was deleted")));
+        assert!(matches!(port.link(), LinkState::Gone(reason) if reason.contains("lc0 was deleted")));
         testing::receive_all(&*queue);
         assert!(queue.arm(), "a shard can rest beside a dead interface");
         let outcome = testing::transmit(&*port.transmit_side(), &[vec![0; 60]]);

@@ -229,7 +229,7 @@ impl Exercise<'_> {
         assert!(view.report(&self.handler.last_nodes()).is_object());
         match view.link(&self.nic.queues) {
             LinkState::Up => {}
-            LinkState::Down(why) | LinkState::Stopped(why) => assert!(!why.is_empty()),
+            LinkState::Down(why) | LinkState::Stopped(why) | LinkState::Gone(why) => assert!(!why.is_empty()),
         }
     }
 

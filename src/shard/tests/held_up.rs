@@ -96,10 +96,14 @@ fn rig() -> (Rig, Arc<Trap>) {
 
 /// The tables of [`Rig`], with the trap in place of its last port.
 fn publish(rig: &Rig, trap: &Arc<Trap>) {
+    publish_as(2, rig, trap);
+}
+
+fn publish_as(port: usize, rig: &Rig, trap: &Arc<Trap>) {
     let old = rig.shards.tables();
     let switch = old.switch.clone();
     let mut transmit: Vec<_> = old.transmit.to_vec();
-    transmit[2] = Some(Arc::clone(trap) as _);
+    transmit[port] = Some(Arc::clone(trap) as _);
     drop(old);
     rig.shards.publish(Tables { switch, transmit: transmit.into() });
 }
@@ -183,6 +187,27 @@ fn a_port_that_holds_up_who_sends_to_it_is_barred_the_second_time() {
     rig.feeds[0].feed([frame(mac(3), mac(1), 64, 0)]);
     wait(|| rig.totals(0).rx_dropped[DropReason::ReceiverBusy.index()] == 1);
     talk(&rig);
+}
+
+#[test]
+fn a_first_time_is_forgiven_where_no_thread_can_stand_in() {
+    let (rig, trap) = rig();
+    let other = Arc::new(Trap::default());
+    publish_as(1, &rig, &other);
+    // The one thread that may be held up, and then the one that serves instead of it.
+    for (trap, to) in [(&trap, 3), (&other, 2)] {
+        trap.set(true);
+        rig.feeds[0].feed([frame(mac(to), mac(1), 64, 0)]);
+        trap.wait_for_catch();
+        wait(|| trap.told().0 == 1);
+    }
+    // Some more looks of the watchdog.
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!((trap.told(), other.told()), ((1, false), (1, false)));
+    trap.set(false);
+    other.set(false);
+    wait(|| rig.shards.report()[0].stuck == 0);
+    talk_to_oneself(&rig);
 }
 
 /// Port 1 sends to nobody, and has its frames back: the sender that was caught as well cannot be talked to.
