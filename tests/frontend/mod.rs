@@ -15,6 +15,7 @@
 //! | [`frame`] | Ethernet frames whose every byte can be checked |
 //! | [`large`] | large frames of TCP and UDP, and their segments |
 //! | [`witness`] | a healthy pair of NICs that must lose nothing while others misbehave |
+//! | [`scene`] | a daemon, that pair, a guest that misbehaves and one on its network |
 //! | [`daemon`] | the `linecardd` under test: its files, its process, its API |
 //! | [`footprint`] | what the daemon's process holds, and what of it must be gone |
 //! | [`loopback`] | a reference back end over the virtio-queue crate, to prove this harness itself |
@@ -41,6 +42,7 @@ pub mod queue;
 pub mod ram;
 pub mod random;
 pub mod ring;
+pub mod scene;
 pub mod session;
 pub mod vmm;
 pub mod witness;

@@ -13,42 +13,14 @@ mod packed;
 mod races;
 mod traffic;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use frontend::daemon::Daemon;
-use frontend::frame::{BROADCAST, frame};
-use frontend::nic::{Nic, NicConfig, exchange, meet};
-use frontend::queue::Queue;
+use frontend::frame::frame;
+use frontend::nic::{NicConfig, exchange};
 use frontend::ring::Ring;
-use frontend::witness::Witness;
-
-/// Ring numbers of the first pair.
-const RX: usize = 0;
-const TX: usize = 1;
-
-/// A daemon, the healthy pair, the guest that goes bad, and one on its network.
-struct Scene {
-    // Dropped first: the pair has to stop before its daemon does.
-    witness: Witness,
-    daemon: Daemon,
-    bad: Nic,
-    peer: Nic,
-    features: u64,
-}
+use frontend::scene::{Mutator, RX, Scene, TX};
 
 impl Scene {
     fn new() -> Self {
         Self::with(NicConfig::default())
-    }
-
-    fn with(config: NicConfig) -> Self {
-        let daemon = Daemon::with_ports(&["bad", "peer"]);
-        let witness = Witness::start(&daemon.socket("well-1"), &daemon.socket("well-2"));
-        let mut bad = Nic::up(&daemon.socket("bad"), &config);
-        let mut peer = Nic::up(&daemon.socket("peer"), &NicConfig::default());
-        meet(&mut bad, &mut peer);
-        Self { daemon, witness, bad, peer, features: config.features }
     }
 
     fn ring(&self, index: usize) -> Ring {
@@ -76,24 +48,6 @@ impl Scene {
             self.peer.send(&frame(self.bad.mac, self.peer.mac, 300, 9));
             self.peer.drain();
         }
-    }
-
-    /// A fresh start for the bad guest: the device is reset and works. The peer speaks first, because what the bad guest
-    /// has sent may have carried the peer's address.
-    fn reset(&mut self) {
-        self.bad.rebind(self.features).unwrap();
-        self.peer.send(&frame(BROADCAST, self.peer.mac, 60, 1));
-        self.peer.drain();
-        meet(&mut self.bad, &mut self.peer);
-    }
-
-    /// An empty RX ring, so that the buffers that come next are the test's own.
-    fn empty_rx(&mut self) {
-        self.bad.stop().unwrap();
-        let features = self.bad.features();
-        self.bad.pairs[0].rx.reset(features);
-        self.bad.vmm.vrings[RX].base = Queue::first_base(features);
-        self.bad.cont().unwrap();
     }
 
     /// The ring was stopped, its port says why in a sentence, and a reset revives it.
@@ -131,34 +85,6 @@ impl Scene {
         exchange(&mut self.bad, &mut self.peer, 16);
         self.daemon.port_when("bad", "every frame has had its end", |port| port.is_conserved());
         assert!(self.witness.finish() > 0);
-    }
-}
-
-/// A thread that repeats `act` until it is dropped.
-struct Mutator {
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Mutator {
-    fn start(mut act: impl FnMut() + Send + 'static) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
-        let thread = std::thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) {
-                act();
-            }
-        });
-        Self { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Mutator {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
