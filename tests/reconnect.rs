@@ -287,18 +287,24 @@ fn records_that_cannot_be_trusted_are_not_used_and_the_port_says_so() {
     assert!(daemon.log().contains("will not survive the end of this process"), "{}", daemon.log());
 }
 
-#[test]
-fn a_port_that_goes_after_its_vm_was_killed_takes_its_records_along() {
-    let daemon = Daemon::with_ports(&["peer"]);
+/// A VM with packed rings at port `vm`, which is added for it, in a process of its own, to be killed: this test, with other
+/// work to do.
+fn vm_to_be_killed(daemon: &Daemon) -> std::process::Child {
     let socket = daemon.dir().join("vm.sock");
     let add = ["port", "add", "vm", "--socket", socket.to_str().unwrap(), "--network", "lan", "--queues", "4"];
     daemon.linecard(&add).unwrap();
-    // A process of its own plays the VM, to be killed: this test, with other work to do.
     let mut vm = std::process::Command::new(std::env::current_exe().unwrap());
     vm.args(["--exact", "plays_a_vm_until_it_is_killed", "--ignored", "--nocapture"]).env(VM_SOCKET, &socket);
-    let mut vm = vm.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let vm = vm.stdout(std::process::Stdio::null()).spawn().unwrap();
     daemon.port_when("vm", "it runs", |port| port.state() == "up");
-    assert!(record(&daemon, "vm").exists(), "packed rings are written down");
+    assert!(record(daemon, "vm").exists(), "packed rings are written down");
+    vm
+}
+
+#[test]
+fn a_port_that_goes_after_its_vm_was_killed_takes_its_records_along() {
+    let daemon = Daemon::with_ports(&["peer"]);
+    let mut vm = vm_to_be_killed(&daemon);
     vm.kill().unwrap();
     vm.wait().unwrap();
     daemon.port_when("vm", "its VM was killed", |port| port.state() == "down");
@@ -306,10 +312,21 @@ fn a_port_that_goes_after_its_vm_was_killed_takes_its_records_along() {
     eventually("its records are gone", || (!record(&daemon, "vm").exists()).then_some(()));
 }
 
+#[test]
+fn records_of_a_port_that_went_before_its_vm_end_with_the_vm() {
+    let daemon = Daemon::with_ports(&["peer"]);
+    let mut vm = vm_to_be_killed(&daemon);
+    daemon.linecard(&["port", "del", "vm"]).unwrap();
+    assert!(record(&daemon, "vm").exists(), "the VM may come back to another port of that name");
+    vm.kill().unwrap();
+    vm.wait().unwrap();
+    eventually("its records are gone", || (!record(&daemon, "vm").exists()).then_some(()));
+}
+
 const VM_SOCKET: &str = "LINECARD_TEST_VM_SOCKET";
 
 #[test]
-#[ignore = "the VM of a_port_that_goes_after_its_vm_was_killed_takes_its_records_along"]
+#[ignore = "the VM of tests whose VM is killed"]
 fn plays_a_vm_until_it_is_killed() {
     let socket = std::env::var_os(VM_SOCKET).expect("started by that test");
     let config = NicConfig { features: LINUX | feature::RING_PACKED, ..NicConfig::default() };

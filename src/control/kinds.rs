@@ -14,7 +14,7 @@ use crate::port::loopback::Loopback;
 use crate::port::null::Null;
 use crate::port::replay::{Replay, ReplayConfig, ReplayError};
 use crate::port::tap::{Tap, TapConfig, TapError};
-use crate::port::vnic::{Acceptor, Mode, Vnic, VnicConfig, VnicError};
+use crate::port::vnic::{Acceptor, Mode, Vnic, VnicConfig, VnicError, sweep_records};
 use crate::switch::{StormClass, StormRates};
 
 /// Why a port cannot be had.
@@ -40,13 +40,23 @@ pub(super) struct Kinds {
 #[cfg(test)]
 pub(crate) type StandIn = Box<dyn Fn(&Name) -> Option<Arc<dyn Port>> + Send + Sync>;
 
+/// Where they do, in the directory of what lives as long as this host is up.
+fn records(run: &Path) -> PathBuf {
+    run.join("rings")
+}
+
+/// Removes what ports that are gone have left in that directory and nobody will ask for.
+pub(super) fn sweep(run: &Path) {
+    sweep_records(&records(run));
+}
+
 impl Kinds {
     /// Starts the thread that waits for VMs. `run` is the directory of what lives as long as this host is up, such as the
     /// API's socket.
     pub(super) fn start(run: Option<&Path>) -> io::Result<Self> {
         Ok(Self {
             acceptor: Acceptor::start()?,
-            records: run.map(|run| run.join("rings")),
+            records: run.map(records),
             #[cfg(test)]
             stand_in: None,
         })

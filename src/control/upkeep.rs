@@ -1,18 +1,22 @@
 //! What has to be done every second without anybody asking: FDB entries age, a crowded FDB grows, queues move to where they are
-//! served better, storms, shards that were held up and ports that were barred are told of, and the shards' clocks are noted, so
-//! that a share of time can be told of the last seconds and not of the daemon's whole life.
+//! served better, storms, shards that were held up and ports that were barred are told of, what ports that are gone have left is
+//! removed, and the shards' clocks are noted, so that a share of time can be told of the last seconds and not of the daemon's
+//! whole life.
 
 use std::collections::VecDeque;
 
-use super::Controller;
+use super::{Controller, kinds};
 use crate::shard::ShardReport;
 
 /// How many samples, one per second, are kept: what "the last seconds" means.
 const SAMPLES: usize = 10;
 
-/// What each shard had counted at the last few seconds.
+/// After how many seconds the records of ports that are gone are looked through again.
+const SWEEP: u64 = 10;
+
+/// What each shard had counted at the last few seconds, and how many samples there were in all.
 #[derive(Default)]
-pub(super) struct Samples(VecDeque<Vec<ShardReport>>);
+pub(super) struct Samples(VecDeque<Vec<ShardReport>>, u64);
 
 impl Samples {
     /// The oldest sample of the shard on `cpu`; nothing if it has been there for a shorter time than the last samples.
@@ -20,11 +24,14 @@ impl Samples {
         self.0.iter().find_map(|sample| sample.iter().find(|shard| shard.cpu == cpu))
     }
 
-    fn note(&mut self, reports: Vec<ShardReport>) {
+    /// Returns the number of the sample.
+    fn note(&mut self, reports: Vec<ShardReport>) -> u64 {
         if self.0.len() >= SAMPLES {
             self.0.pop_front();
         }
         self.0.push_back(reports);
+        self.1 += 1;
+        self.1
     }
 }
 
@@ -38,7 +45,10 @@ impl Controller {
         if swept.aged > 0 {
             log::debug!("FDB: {} stations were silent for too long", swept.aged);
         }
-        self.samples().note(self.shown.shards.load().readings.report());
+        let number = self.samples().note(self.shown.shards.load().readings.report());
+        if let Some(run) = self.started.daemon.api.parent().filter(|_| number % SWEEP == 1) {
+            kinds::sweep(run);
+        }
         self.note_conflicts();
         // The rest can wait for a change that is going on.
         let Some(state) = self.try_lock() else { return };

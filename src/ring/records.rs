@@ -6,19 +6,21 @@
 //! there are no records, which is said, and packed rings work as well until this process ends.
 //!
 //! The file begins with a page of its own: that it is ours, which boot of the host it is of, and which process the front end
-//! is. It ends with that process: rings of a VM that is gone are forgotten when another process comes, or when the port goes.
+//! is. It ends with that process: rings of a VM that is gone are forgotten when another process comes, or when the port goes;
+//! where the port went first, [`Records::sweep`] finds the file.
 //! Then a page of each ring has its header and 250 entries of its list; the rest of a list has pages when they are used, so
 //! a port of n rings takes 4 KiB for each, and at most 16 bytes for each of their descriptors more.
 
 #![allow(unsafe_code)] // The file is memory that another process may map as well, so it is no Rust slice.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, openat, statat, unlinkat};
 
@@ -27,6 +29,9 @@ use crate::limits::RING_SIZE;
 use crate::sys::eventfd::EventFd;
 use crate::sys::mapped_file::{MappedFile, MappedFileError};
 use crate::sys::process_identity::ProcessIdentity;
+
+/// Held where a file is opened and locked: who looks whether anybody needs it must not be taken for somebody who has it.
+static OPENING: Mutex<()> = Mutex::new(());
 
 /// Bytes before the records.
 const FILE_HEADER_BYTES: usize = 4096;
@@ -133,6 +138,24 @@ impl Records {
         Ok(records)
     }
 
+    /// Removes the files in `directory` whose ports are gone and whose front ends have ended since, so that nobody will ask for
+    /// what they say. Those that a port has open stay, and so does what is not ours.
+    pub fn sweep(directory: &Path) {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(opened) = rustix::fs::open(directory, flags, Mode::empty()) else { return };
+        let (Ok(()), Ok(entries)) = (trusted(&opened, directory, "a directory"), fs::read_dir(directory)) else {
+            return;
+        };
+        let boot = boot();
+        for name in entries.flatten().map(|entry| entry.file_name()) {
+            let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+            // Locked until it is removed; one that cannot be is met again.
+            if let Some(_file) = left_over(&opened, &name, boot) {
+                let _ = unlinkat(&opened, &name, AtFlags::empty());
+            }
+        }
+    }
+
     /// Makes the file this boot's. Memory files of another have nothing to do with those of now, whatever their numbers.
     fn claim(&self) {
         let boot = boot();
@@ -165,8 +188,7 @@ impl Records {
 
     /// The front end that the rings are of.
     pub fn front_end(&self) -> Option<ProcessIdentity> {
-        let pid = i32::try_from(self.header(PROCESS_WORD).load(Ordering::Acquire)).ok().filter(|&pid| pid > 0)?;
-        Some(ProcessIdentity { pid, started: self.header(STARTED_WORD).load(Ordering::Acquire) })
+        process(self.header(PROCESS_WORD).load(Ordering::Acquire), self.header(STARTED_WORD).load(Ordering::Acquire))
     }
 
     /// Notes which front end the rings are of from now on, and forgets those of another. One whose process cannot be seen
@@ -281,6 +303,7 @@ fn open_file(directory: &OwnedFd, name: &str, path: &Path) -> Result<File, Recor
     let failed = |error: rustix::io::Errno| RecordsError::Open(path.into(), error.into());
     // Opening anything but a regular file has no effect on it and does not wait.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     // Who had it may have removed it between our opening and our locking it; a few such meetings are enough.
     for _ in 0..8 {
         let opened = openat(directory, name, flags, Mode::RUSR | Mode::WUSR);
@@ -308,6 +331,25 @@ fn open_file(directory: &OwnedFd, name: &str, path: &Path) -> Result<File, Recor
         }
     }
     Err(RecordsError::InUse(path.into()))
+}
+
+/// The file `name`, locked, if it is ours, nobody has it open, and the front end that it is of has ended.
+fn left_over(directory: &OwnedFd, name: &OsStr, boot: u64) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(openat(directory, name, flags, Mode::empty()).ok()?);
+    trusted(&file, Path::new(name), "a regular file").ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let mut header = [0; 32];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let word = |at: usize| header.chunks_exact(8).nth(at)?.try_into().ok().map(u64::from_ne_bytes);
+    let gone = process(word(PROCESS_WORD)?, word(STARTED_WORD)?).is_some_and(|process| !process.is_running());
+    (word(MAGIC_WORD)? == MAGIC && (gone || word(BOOT_WORD)? != boot)).then_some(file)
+}
+
+/// The process of these two words of a header, if they are of one.
+fn process(number: u64, started: u64) -> Option<ProcessIdentity> {
+    let pid = i32::try_from(number).ok().filter(|&pid| pid > 0)?;
+    Some(ProcessIdentity { pid, started })
 }
 
 /// Whether nobody but this user can have made or written what is open.

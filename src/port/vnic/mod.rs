@@ -40,6 +40,7 @@ use serde_json::{Value, json};
 pub use acceptor::Acceptor;
 pub use endpoint::EndpointError;
 pub use nic::{Mode, VnicConfig};
+pub use ring_records::sweep_records;
 
 use acceptor::Registration;
 use attachment::Attachment;

@@ -13,6 +13,12 @@ use crate::ring::{Record, Records, RecordsError};
 use crate::sys::process_identity::ProcessIdentity;
 use crate::sys::socket::Peer;
 
+/// Forgets what is written down in `directory` of ports that are gone and of front ends that have ended since. One that was
+/// connected when its port went may come back to another of that name, so its end is what counts, and nobody tells us of it.
+pub fn sweep_records(directory: &Path) {
+    Records::sweep(directory);
+}
+
 /// The records of one port.
 #[derive(Default)]
 pub(super) struct RingRecords(Mutex<Kept>);

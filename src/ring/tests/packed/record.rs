@@ -353,3 +353,37 @@ fn records_end_with_the_front_end_they_are_of_and_take_no_more_than_is_used() {
     drop(records);
     assert_eq!(base(&driver, &open(&path)), 0x8000);
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "maps files")]
+fn what_nobody_will_ask_for_is_removed_and_nothing_else() {
+    let (_directory, path) = place();
+    let directory = path.parent().unwrap();
+    Records::sweep(directory);
+    assert!(!directory.exists(), "it makes nothing");
+    let own = ProcessIdentity::of(std::process::id().cast_signed());
+    let ended = own.map(|own| ProcessIdentity { started: own.started + 1, ..own });
+    let left = |name: &str, process| {
+        let records = open(&directory.join(name));
+        records.set_front_end(process);
+        // Silent ones go by themselves.
+        let mut driver = PackedDriver::new(8, 0x8000);
+        let mut ring = resumed(&driver, records.record(0, 8).unwrap());
+        use_some(&mut driver, &mut ring, 1);
+        ring.publish();
+        records
+    };
+    drop((left("of-one-that-ended", ended), left("of-one-that-runs", own), left("of-one-unseen", None)));
+    let open_still = left("of-one-that-ended-with-its-port-there", ended);
+    std::fs::write(directory.join("not-ours"), [0x41; 64]).unwrap();
+    std::os::unix::fs::symlink("not-ours", directory.join("elsewhere")).unwrap();
+    Records::sweep(directory);
+    let mut names: Vec<_> =
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let stay = ["elsewhere", "not-ours", "of-one-that-ended-with-its-port-there", "of-one-that-runs", "of-one-unseen"];
+    assert_eq!(names, stay);
+    drop(open_still);
+    Records::sweep(directory);
+    assert!(!directory.join("of-one-that-ended-with-its-port-there").exists());
+}
