@@ -83,7 +83,7 @@ drop_reasons! {
     /// No other port is in the network, or none of them is up.
     NoDestination => "no-destination", "Add the other ports of the network, or start their VMs.";
     /// The receiver has posted no free buffer, or too few for the frame; of a large frame, none for its first segment.
-    RingFull => "ring-full", "The receiver is slower than the sender: give its VM more CPU, queues or a longer ring. Or it posts few buffers, as firmware that boots from the network does, and large frames go to it: `offloads: { tso: false }` of the TAP port that sends, or `ethtool -K DEV tso off` in the guest that sends.";
+    RingFull => "ring-full", "The receiver is slower than the sender: give its VM more CPU, queues or a longer ring. Or its interface is down in the guest, so it posts none. Or it posts few buffers, as firmware that boots from the network does, and large frames go to it: `offloads: { tso: false }` of the TAP port that sends, or `ethtool -K DEV tso off` in the guest that sends.";
     /// The receiver's buffers are too small for the frame and it cannot merge them.
     BufferTooSmall => "buffer-too-small", "Switch on mrg_rxbuf for the receiver, or lower the MTU of the sender.";
     /// The receiver's queue was in use for longer than a batch takes: the receiver's VM or the host held up who was in it.

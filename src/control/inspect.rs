@@ -232,7 +232,7 @@ impl Controller {
         let ports = view.ports.iter().map(|(name, port)| {
             let (answer, conduct) = answers.remove(name).flatten().unzip();
             // Of one that does not answer nobody knows.
-            if port.port.is_err() || answer.as_ref().is_some_and(|link| *link != LinkState::Up) {
+            if port.port.is_err() || answer.as_ref().is_some_and(|link| !link.is_up()) {
                 down.insert(port.number);
             }
             let (state, reason) = link(port, answer);
@@ -321,6 +321,7 @@ fn link(port: &PortView, link: Option<LinkState>) -> (PortState, Option<String>)
         (Err(reason), _) => (PortState::Stopped, Some(format!("{reason}; `linecard apply` tries again"))),
         (Ok(_), None) => (PortState::Stopped, Some(SILENT.into())),
         (Ok(_), Some(LinkState::Up)) => (PortState::Up, port.obstacle.clone().or_else(|| port.remark.clone())),
+        (Ok(_), Some(LinkState::Impaired(reason))) => (PortState::Up, Some(reason)),
         (Ok(_), Some(LinkState::Down(reason))) => {
             let obstacle = port.obstacle.iter().map(|obstacle| format!("; {obstacle}"));
             (PortState::Down, Some(reason + &obstacle.collect::<String>()))

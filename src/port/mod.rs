@@ -218,12 +218,21 @@ impl Default for Outcome {
 pub enum LinkState {
     /// It carries frames.
     Up,
+    /// It carries frames, but not all that its far end has for it; the sentence says which are lost, and the way out.
+    Impaired(String),
     /// It does not, and that is nobody's fault: the sentence says what it waits for.
     Down(String),
     /// It was stopped because of what its far end did; the sentence says what, and how it gets going again.
     Stopped(String),
     /// What it stands on is gone; the sentence says what. It is made again with the next change of the configuration.
     Gone(String),
+}
+
+impl LinkState {
+    /// Whether it carries frames.
+    pub fn is_up(&self) -> bool {
+        matches!(self, Self::Up | Self::Impaired(_))
+    }
 }
 
 /// What one ring of a port counts of kicks (the guest notifies the switch, which costs it an exit) and calls (the switch

@@ -42,6 +42,8 @@ pub(super) struct Device {
     stopped: Option<&'static str>,
     /// What was refused last, of that which keeps rings from starting.
     obstacle: Option<String>,
+    /// One bit for each queue pair that the front end has enabled and the port does not have.
+    surplus: u128,
 }
 
 impl Device {
@@ -63,6 +65,7 @@ impl Device {
             placed: true,
             stopped: None,
             obstacle: None,
+            surplus: 0,
         }
     }
 
@@ -179,11 +182,19 @@ impl Device {
 
     /// SET_VRING_ENABLE. Front ends switch off every ring they know of, also those that this port does not have.
     pub(super) fn enable(&mut self, index: u32, enabled: bool) -> Result<(), Refusal> {
-        match self.vring(index) {
-            Ok(vring) => vring.enable(enabled),
-            Err(_) if !enabled && (index as usize) < 2 * QUEUE_PAIRS => {}
-            Err(refusal) => return Err(refusal),
+        let refusal = match self.vring(index) {
+            Ok(vring) => {
+                vring.enable(enabled);
+                return Ok(());
+            }
+            Err(refusal) => refusal,
+        };
+        let Some(pair) = 1u128.checked_shl(index / 2) else { return Err(refusal) };
+        if enabled {
+            self.surplus |= pair;
+            return Err(refusal);
         }
+        self.surplus &= !pair;
         Ok(())
     }
 
@@ -401,6 +412,7 @@ impl Device {
             regions: self.memory.region_count(),
             bytes: self.memory.bytes(),
             pinned: self.pinned,
+            pairs_wanted: (self.surplus != 0).then(|| u128::BITS - self.surplus.leading_zeros()),
             rings: self.vrings.iter().map(Vring::view).collect(),
         }
     }

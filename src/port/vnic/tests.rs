@@ -246,6 +246,25 @@ fn is_down(port: &Vnic) -> bool {
 }
 
 #[test]
+fn what_is_known_of_a_device_that_does_not_run_is_said() {
+    let (host, guest) = (Host::new(), Guest::new());
+    let port = host.port("vm1");
+    let says =
+        |what: &str| assert!(matches!(port.link(), LinkState::Down(why) if why.contains(what)), "{:?}", port.link());
+    let mut front = host.connect("vm1");
+    front.negotiate();
+    assert!(front.done(Req::SET_FEATURES, &FEATURES.to_ne_bytes(), &[]));
+    says("has not started");
+    front.start(0, 0, &guest);
+    assert!(front.done(Req::SET_VRING_ENABLE, &state(0, 1), &[]));
+    says("does not share its memory");
+    assert!(front.done(Req::ADD_MEM_REG, &guest.region(), &[guest.memory.as_fd()]));
+    assert_eq!(port.link(), LinkState::Up);
+    front.base(0);
+    says("has stopped its network device");
+}
+
+#[test]
 fn qemu_10_gets_through_its_whole_life() {
     let (host, guest) = (Host::new(), Guest::new());
     let port = host.port("vm1");
@@ -413,12 +432,16 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
     assert!(!front.done(Req::SET_VRING_ENABLE, &state(0x1_0000, 1), &[]));
     assert!(!front.done(Req::SET_VRING_KICK, &4u64.to_ne_bytes(), &[guest.kick.as_fd()]));
     assert_eq!(front.base(4), 0);
+    assert!(!front.done(Req::SET_VRING_ENABLE, &state(255, 1), &[]));
+    assert!(!front.done(Req::SET_VRING_ENABLE, &state(256, 1), &[]));
     let short = [0, 0, 2 * MEMORY, USER, 0].map(u64::to_ne_bytes).concat();
     assert!(!front.done(Req::ADD_MEM_REG, &short, &[guest.memory.as_fd()]));
     assert!(matches!(port.link(), LinkState::Stopped(why) if why.contains("of a file that has 1048576 bytes")));
     assert!(front.done(Req::ADD_MEM_REG, &guest.region(), &[guest.memory.as_fd()]));
     front.start(0, 0, &guest);
     assert!(front.done(Req::SET_VRING_ENABLE, &state(0, 1), &[]));
+    assert!(matches!(port.link(), LinkState::Impaired(why) if why.contains("uses 128 queue pairs and the port has 2")));
+    assert!(front.done(Req::SET_VRING_ENABLE, &state(255, 0), &[]));
     assert_eq!(port.link(), LinkState::Up);
     // While it runs.
     assert!(!front.done(Req::SET_FEATURES, &(FEATURES & !(1 << 29)).to_ne_bytes(), &[]));

@@ -31,6 +31,8 @@ pub(super) struct DeviceView {
     pub(super) bytes: u64,
     /// What became of pinning the memory, if it was tried.
     pub(super) pinned: Option<&'static str>,
+    /// How many queue pairs the VM would have, if it has enabled one that the port does not have.
+    pub(super) pairs_wanted: Option<u32>,
     pub(super) rings: Vec<VringView>,
 }
 
@@ -41,6 +43,10 @@ pub(super) struct VringView {
     pub(super) size: u16,
     /// It was started by this front end, so that a fault of the queue is this front end's.
     pub(super) was_started: bool,
+    /// It has run since the front end connected.
+    pub(super) has_run: bool,
+    /// The front end has said all that there is to say of it, and it does not run.
+    pub(super) waits: bool,
     /// What is wrong with where it was started, if that makes no sense.
     pub(super) doubt: Option<&'static str>,
 }
@@ -70,11 +76,26 @@ impl DeviceView {
             return LinkState::Stopped(format!("ring {index} stopped: {fault}; {cure}"));
         }
         if rings().any(|(ring, queue)| ring.enabled && ring.is_running(queue)) {
-            return LinkState::Up;
+            return self
+                .pairs_wanted
+                .map_or(LinkState::Up, |wanted| LinkState::Impaired(surplus(wanted, queues.len() / 2)));
         }
         match &self.obstacle {
             Some(obstacle) => LinkState::Stopped(format!("{obstacle}; the VM has to be set up anew")),
-            None => LinkState::Down("the guest has not started its network device".into()),
+            None => LinkState::Down(self.idle().into()),
+        }
+    }
+
+    /// Why no ring runs, though nothing was refused.
+    fn idle(&self) -> &'static str {
+        match () {
+            () if self.regions == 0 && self.rings.iter().any(|ring| ring.waits) => {
+                "the VM does not share its memory: give it a memory backend with share=on"
+            }
+            () if self.rings.iter().any(|ring| ring.has_run) => {
+                "the VM has stopped its network device: it is paused, restarts, has moved away, or its link is off"
+            }
+            () => "the guest has not started its network device",
         }
     }
 
@@ -113,4 +134,12 @@ impl DeviceView {
         };
         self.rings.iter().zip(queues).map(report).collect()
     }
+}
+
+/// What a VM loses that uses `wanted` queue pairs of a port that has `pairs`.
+fn surplus(wanted: u32, pairs: usize) -> String {
+    format!(
+        "the VM uses {wanted} queue pairs and the port has {pairs}: what its guest sends on the others is lost; set `queues: {wanted}` \
+         of the port, or `ethtool -L DEV combined {pairs}` in the guest"
+    )
 }

@@ -53,6 +53,8 @@ pub(super) struct Vring {
     log: Option<Arc<DirtyLog>>,
     /// It was started by this front end, so that a fault of the queue is this front end's.
     was_started: bool,
+    /// The same, whether or not it was stopped since.
+    has_run: bool,
     /// The queue's fault was passed on to the front end and to the log.
     fault_told: bool,
     /// It was started where it makes no sense.
@@ -74,6 +76,7 @@ impl Vring {
             error: None,
             log: None,
             was_started: false,
+            has_run: false,
             fault_told: false,
             misplaced: false,
         }
@@ -207,7 +210,7 @@ impl Vring {
         self.control.set_kick(None);
         self.control.set_call(None);
         self.log = log.cloned();
-        self.was_started = true;
+        (self.was_started, self.has_run) = (true, true);
         self.fault_told = false;
         Ok(())
     }
@@ -303,6 +306,8 @@ impl Vring {
             enabled: self.is_enabled(),
             size: self.size.unwrap_or(0),
             was_started: self.was_started,
+            has_run: self.has_run,
+            waits: self.waits(),
             doubt: self.doubt(),
         }
     }

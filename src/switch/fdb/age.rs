@@ -115,7 +115,7 @@ impl Fdb {
     /// Has stations belong where they are that were at `port` before they began to move, of those that `which` picks.
     fn forget_home(&self, port: PortIndex, which: impl Fn(Key) -> bool) {
         for slot in self.slots() {
-            let at_home_there = |value: Value| value.moves() > 0 && value.home() == port;
+            let at_home_there = |value: Value| (value.moves() > 0 || value.is_away()) && value.home() == port;
             if let Some((_, value)) = slot.entry().filter(|(key, value)| at_home_there(*value) && which(*key)) {
                 // If a shard changes it just now, the port is a hint that is no good for some time.
                 slot.replace(value, value.settled());
@@ -133,7 +133,7 @@ impl Fdb {
             pinned: value.is_pinned(),
             moves: value.moves(),
             damped: value.is_damped(),
-            home: (value.moves() > 0).then(|| value.home()),
+            home: (value.moves() > 0 || value.is_away()).then(|| value.home()),
             vacant: value.is_vacant(),
         })
     }

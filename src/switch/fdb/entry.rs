@@ -9,7 +9,8 @@
 //! microseconds, and a guest may borrow another's. So a station that moved [`FLAP_MOVES`] times, each move within
 //! [`FLAP_WINDOW`] of the one before, is *damped* with the next one, and goes back to its *home*: the port at which it was
 //! before the first of these moves. Frames with its address from other ports are dropped from then on
-//! (`switch::forward`), which ends what goes round in a loop. While it is damped,
+//! (`switch::forward`), which ends what goes round in a loop; but for what the looping guest sends itself, where `storm` is
+//! the bound. While it is damped,
 //!
 //! - it is followed to its home at once. Whoever was there first and still talks has his address back with his next frame,
 //!   whatever others send, and in a loop that is the real station: copies come in after the frame that they are of.
@@ -23,8 +24,9 @@
 //! station that has moved: only `mac:` in the owner's port can.
 //!
 //! A port that is down holds nothing: its stations are marked *vacant*, stay where they are so that frames to them are not
-//! flooded, and are followed anywhere at once. But the port is their home then, as if they had been damped there: a guest
-//! that takes an address while its owner reboots has it until the owner is back.
+//! flooded, and are followed anywhere at once. But the port stays their home for `FLAP_HOLD_DOWN`, as if that had been a
+//! move in quick succession to those that follow: a guest that takes an address while its owner reboots has it until the owner
+//! is back, and is damped if it goes on; a router that takes over from one whose link failed may hand over to a third.
 
 use std::time::Duration;
 
@@ -176,6 +178,11 @@ impl Value {
         PortIndex((self.0 & Self::PORT_MASK) as u16)
     }
 
+    /// Whether it is where it was not before it began to move.
+    pub(super) fn is_away(self) -> bool {
+        self.home() != self.port()
+    }
+
     /// Where it was before it began to move.
     pub(super) fn home(self) -> PortIndex {
         PortIndex((self.0 >> Self::HOME_SHIFT & Self::PORT_MASK) as u16)
@@ -238,7 +245,10 @@ impl Value {
             moves @ 1..FLAP_MOVES if quiet < FLAP_WINDOW => {
                 Move::Follow(Self::pack(port, self.home(), now).tried(moves + 1, now))
             }
-            Self::VACANT => Move::Follow(Self::pack(port, self.port(), now).tried(Self::DAMPED, now)),
+            Self::VACANT => Move::Follow(Self::pack(port, self.port(), now).tried(0, now)),
+            0 if self.is_away() && quiet < FLAP_HOLD_DOWN => {
+                Move::Follow(Self::pack(port, self.home(), now).tried(1, now))
+            }
             // An earlier burst of moves is over; this is the first of a new one.
             _ => Move::Follow(Self::pack(port, self.port(), now).tried(1, now)),
         }
@@ -264,9 +274,9 @@ impl Value {
         }
     }
 
-    /// The same without its moves, if it had any and has been quiet for the hold-down time.
+    /// The same without its moves and its home, if it had any and has been quiet for the hold-down time.
     pub(super) fn decayed(self, now: Tick) -> Option<Self> {
-        (self.moves() > 0 && self.quiet(now) >= FLAP_HOLD_DOWN).then(|| self.settled())
+        ((self.moves() > 0 || self.is_away()) && self.quiet(now) >= FLAP_HOLD_DOWN).then(|| self.settled())
     }
 
     /// The same as if it had never moved.
@@ -409,12 +419,34 @@ mod tests {
         let vacant = station.0.vacated();
         assert!(vacant.is_vacant() && vacant.moves() == 0 && vacant.port() == PortIndex(1));
         let mut taken = Station(vacant);
-        assert!(taken.at(7, now) && taken.0.is_damped() && taken.0.home() == PortIndex(1));
-        assert!(!taken.at(0, now + 1), "who was there before the port that was down is nobody");
-        assert!(taken.at(7, now + 119 * SECOND) && taken.at(1, now + 119 * SECOND), "it is up again");
-        assert!(!taken.at(7, now + 119 * SECOND));
+        assert!(taken.at(7, now) && taken.0.moves() == 0 && taken.0.home() == PortIndex(1));
+        let back = now + 119 * SECOND;
+        assert!(taken.at(7, back) && taken.at(1, back), "it is up again");
+        let tries: Vec<_> = (1..=6).map(|n| taken.at(if n % 2 == 1 { 7 } else { 1 }, back + n)).collect();
+        assert_eq!(
+            tries,
+            [true, true, true, true, false, true],
+            "five moves are followed, and the next one leads home"
+        );
+        assert!(!taken.at(7, back + 7) && taken.0.is_damped() && taken.0.home() == PortIndex(1));
+        let late = Station(vacant).0.moved(PortIndex(7), Tick(now));
+        let Move::Follow(late) = late else { panic!("{late:?}") };
+        assert_eq!(late.decayed(Tick(now + 120 * SECOND - 1)), None);
+        assert_eq!(late.decayed(Tick(now + 120 * SECOND)), Some(Value::learned(PortIndex(7), Tick(now))));
         assert_eq!(vacant.seen_at(Tick(now)), Value::learned(PortIndex(1), Tick(now)), "it is up again");
         assert_eq!(vacant.decayed(Tick(now + 9000)), None);
+    }
+
+    /// The link of the first of three routers fails; the second one, which took over, hands over to the third.
+    #[test]
+    fn an_address_that_left_a_port_that_is_down_may_move_on() {
+        for pause in [1, 5 * SECOND, 30 * SECOND, 119 * SECOND, 121 * SECOND] {
+            let mut router = Station(Value::learned(PortIndex(1), Tick(5000)).vacated());
+            assert!(router.at(2, 5000 + SECOND));
+            assert!(router.at(3, 5000 + SECOND + pause) && !router.0.is_damped(), "{pause}");
+            // The first one is back and takes over again.
+            assert!(router.at(1, 5000 + 2 * SECOND + pause) && !router.0.is_damped(), "{pause}");
+        }
     }
 
     #[test]

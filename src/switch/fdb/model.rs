@@ -32,8 +32,10 @@ impl Known {
         let quiet = now.since(self.tried);
         let there = Self { port, seen: now, tried: now, ..self };
         if self.vacant {
-            let (home, moves) = (self.port, FLAP_MOVES + 1);
-            return (Self { home, moves, damped: true, vacant: false, ..there }, true);
+            return (Self { home: self.port, moves: 0, damped: false, vacant: false, ..there }, true);
+        }
+        if self.moves == 0 && self.home != self.port && quiet < FLAP_HOLD_DOWN {
+            return (Self { moves: 1, ..there }, true);
         }
         if self.damped && quiet < FLAP_HOLD_DOWN {
             let free = port == self.home || now.since(self.seen) >= FLAP_WINDOW;
@@ -48,6 +50,10 @@ impl Known {
         }
         let seen = if self.port == self.home { self.seen } else { now };
         (Self { port: self.home, seen, moves, damped: true, tried: now, ..self }, port == self.home)
+    }
+
+    fn has_home(&self) -> bool {
+        self.moves > 0 || self.home != self.port
     }
 
     fn settle(&mut self) {
@@ -148,7 +154,7 @@ impl Model {
 
     fn forget_home(&mut self, port: PortIndex, which: impl Fn(NetworkIndex) -> bool) {
         let known = self.0.iter_mut().filter(|((network, _), known)| which(*network) && known.home == port);
-        known.filter(|(_, known)| known.moves > 0).for_each(|(_, known)| known.settle());
+        known.filter(|(_, known)| known.has_home()).for_each(|(_, known)| known.settle());
     }
 
     /// Fails the test unless `fdb` has the very same entries and counts them rightly.
@@ -163,7 +169,7 @@ impl Model {
             pinned: known.pinned,
             moves: known.moves,
             damped: known.damped,
-            home: (known.moves > 0).then_some(known.home),
+            home: known.has_home().then_some(known.home),
             vacant: known.vacant,
         });
         assert_eq!(got, want.collect::<Vec<_>>());
