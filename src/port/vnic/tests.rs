@@ -22,7 +22,9 @@ use crate::sys::eventfd::EventFd;
 
 mod budget;
 mod busy;
+mod connections;
 mod divided;
+mod idle;
 mod interrupts;
 mod kicks;
 mod memory;
@@ -243,25 +245,6 @@ fn eventually_free(port: &Vnic) {
 
 fn is_down(port: &Vnic) -> bool {
     matches!(port.link(), LinkState::Down(_))
-}
-
-#[test]
-fn what_is_known_of_a_device_that_does_not_run_is_said() {
-    let (host, guest) = (Host::new(), Guest::new());
-    let port = host.port("vm1");
-    let says =
-        |what: &str| assert!(matches!(port.link(), LinkState::Down(why) if why.contains(what)), "{:?}", port.link());
-    let mut front = host.connect("vm1");
-    front.negotiate();
-    assert!(front.done(Req::SET_FEATURES, &FEATURES.to_ne_bytes(), &[]));
-    says("has not started");
-    front.start(0, 0, &guest);
-    assert!(front.done(Req::SET_VRING_ENABLE, &state(0, 1), &[]));
-    says("does not share its memory");
-    assert!(front.done(Req::ADD_MEM_REG, &guest.region(), &[guest.memory.as_fd()]));
-    assert_eq!(port.link(), LinkState::Up);
-    front.base(0);
-    says("has stopped its network device");
 }
 
 #[test]
@@ -548,72 +531,4 @@ fn half_a_message_and_nonsense_end_the_connection_and_free_the_port() {
         std::thread::yield_now();
     }
     assert_eq!(front.reply(1).len(), 8, "a message may come in pieces");
-}
-
-#[test]
-fn one_front_end_at_a_time_and_the_next_follows_at_once() {
-    let host = Host::new();
-    let port = host.port("vm1");
-    let mut first = host.connect("vm1");
-    first.negotiate();
-    let mut second = host.connect("vm1");
-    assert!(second.is_closed());
-    first.get(Req::GET_FEATURES);
-    assert_eq!(port.detail()["refused_connections"], 1);
-    for round in 2..8 {
-        drop(first);
-        first = host.connect("vm1");
-        first.negotiate();
-        assert_eq!(port.detail()["connections"], round);
-    }
-    assert_eq!(port.detail()["refused_connections"], 1);
-}
-
-#[test]
-fn a_port_that_goes_takes_its_session_and_its_socket_along() {
-    let (host, guest) = (Host::new(), Guest::new());
-    let port = host.port("vm1");
-    let mut front = host.connect("vm1");
-    front.negotiate();
-    assert!(front.done(Req::ADD_MEM_REG, &guest.region(), &[guest.memory.as_fd()]));
-    assert_eq!(guest.descriptors()[0], 2);
-    drop(port);
-    assert_eq!(guest.descriptors()[0], 1);
-    assert!(!host.dir.path().join("vm1").exists());
-    assert!(front.is_closed());
-}
-
-#[test]
-fn in_client_mode_the_port_finds_its_vm_and_finds_it_again() {
-    let host = Host::new();
-    let config = VnicConfig { mode: Mode::Client, ..host.config("vm1") };
-    let path = config.socket.clone();
-    let port = Vnic::new(config, &host.acceptor).unwrap();
-    eventually("it looks", || matches!(port.link(), LinkState::Down(why) if why.contains("No such file")));
-    for _ in 0..2 {
-        let listener = UnixListener::bind(&path).unwrap();
-        let mut front = Raw(listener.accept().unwrap().0);
-        front.negotiate();
-        drop((front, listener));
-        std::fs::remove_file(&path).unwrap();
-        eventually_free(&port);
-    }
-    drop(port);
-    assert!(Path::new(&path).parent().unwrap().exists());
-}
-
-#[test]
-fn many_ports_share_one_acceptor_and_too_many_connections_wait() {
-    let host = Host::new();
-    let ports: Vec<_> = (0..100).map(|i| host.port(&format!("vm{i}"))).collect();
-    for name in ["vm0", "vm99"] {
-        host.connect(name).negotiate();
-    }
-    assert_eq!(ports[50].detail()["connections"], 0);
-    // More than the port takes in a second: they wait, none is lost.
-    for _ in 0..20 {
-        let mut front = host.connect("vm50");
-        front.negotiate();
-    }
-    assert_eq!(ports[50].detail()["connections"], 20);
 }
