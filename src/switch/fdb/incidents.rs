@@ -7,6 +7,9 @@
 //! The slots are in groups, chosen by the port at which the station was seen, so that a port that causes incidents all the
 //! time does not hide those of most others.
 
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::entry::Key;
@@ -146,7 +149,7 @@ impl Incidents {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -217,5 +220,72 @@ mod tests {
             }
         });
         assert_eq!(total, 3 * u64::from(rounds));
+    }
+}
+
+/// `cargo test --release --manifest-path tests/loom/Cargo.toml`.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    #![allow(clippy::unwrap_used)]
+
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    fn key(number: u8) -> Key {
+        Key::new(NetworkIndex(1), MacAddr([2, 0, 0, 0, 0, number]))
+    }
+
+    /// Port and other port of the incident with this number.
+    fn what(number: u8) -> u64 {
+        (u64::from(number) + 100) << 16 | u64::from(number)
+    }
+
+    fn assert_sound(incident: Incident) {
+        let number = incident.mac.0[5];
+        assert_eq!((incident.port, incident.other), (PortIndex(number.into()), PortIndex(u16::from(number) + 100)));
+    }
+
+    /// A slot that is emptied and becomes another incident's while a shard counts the first one again.
+    #[test]
+    fn nothing_is_counted_for_another_incident() {
+        loom::model(|| {
+            let slot = Arc::new(Slot::default());
+            assert!(slot.enter(key(1), what(1)));
+            let other = slot.clone();
+            let taker = thread::spawn(move || {
+                let taken = other.empty();
+                let entered = taken.is_some() && other.enter(key(2), what(2));
+                (taken, entered)
+            });
+            let repeated = slot.repeat(key(1), what(1));
+            let (taken, entered) = taker.join().unwrap();
+            taken.into_iter().for_each(assert_sound);
+            let first = taken.map_or(0, |incident| incident.count);
+            let left = slot.empty().inspect(|&incident| assert_sound(incident));
+            let second = left.map_or(0, |incident| incident.count);
+            if entered {
+                assert_eq!((first, second), (1 + u32::from(repeated), 1));
+            } else {
+                assert_eq!(first + second, 1 + u32::from(repeated));
+            }
+        });
+    }
+
+    /// Two shards that note the same incident: none is lost, or its note says so.
+    #[test]
+    fn what_is_noted_is_told_once() {
+        loom::model(|| {
+            let slot = Arc::new(Slot::default());
+            let note = |slot: &Slot| slot.repeat(key(1), what(1)) || slot.enter(key(1), what(1));
+            let other = slot.clone();
+            let rival = thread::spawn(move || note(&other));
+            let mine = note(&slot);
+            let theirs = rival.join().unwrap();
+            let count = slot.empty().map_or(0, |incident| incident.count);
+            assert_eq!(count, u32::from(mine) + u32::from(theirs));
+            assert_eq!(slot.empty(), None);
+        });
     }
 }

@@ -10,7 +10,7 @@ pub mod ident;
 #[path = "../../../src/limits.rs"]
 pub mod limits;
 
-/// The FDB's slots: see `bucket`. The modules nest as in the library, so that its paths hold; `path = "."` keeps
+/// The FDB's slots, and those of what shards have to tell: see `bucket` and `incidents`. The modules nest as in the library, so that its paths hold; `path = "."` keeps
 /// the files' own paths from nesting as well.
 #[path = "."]
 pub mod switch {
@@ -21,6 +21,8 @@ pub mod switch {
         mod bucket;
         #[path = "../../../src/switch/fdb/entry.rs"]
         mod entry;
+        #[path = "../../../src/switch/fdb/incidents.rs"]
+        mod incidents;
     }
 }
 
