@@ -3,7 +3,8 @@
 //! What a port does when it is asked, tuned or ended depends on its far end and on the kernel: a file that a peer shared is closed, a
 //! lock is held by a shard that waits for a guest's page, the kernel changes network devices. No kind of port means to wait for
 //! that; one that does all the same costs a thread, and a second of whoever asks first, and nothing else. Such a port is *silent*
-//! until its call returns, and nobody asks it anything meanwhile.
+//! until its call returns, and nobody asks it anything meanwhile. Only a port that somebody is asking can become silent: a thread
+//! that the host does not let run is no port's fault.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +17,9 @@ use crate::port::Port;
 
 /// How long a port may take to answer. Far more than it takes, however busy the host is.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often a question that no thread has begun to ask for that long is given to one more, before it is given up.
+const HAND_ONS: u32 = 10;
 
 /// How long a thread stays without anything to do.
 const IDLE: Duration = Duration::from_secs(5);
@@ -35,7 +39,9 @@ struct Threads {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    /// Threads that wait for a job.
+    /// Threads that there are.
+    threads: usize,
+    /// Those of them that wait for a job.
     idle: usize,
 }
 
@@ -53,14 +59,13 @@ impl Calls {
             self.0.more.notify_one();
             return;
         }
+        queue.threads += 1;
         drop(queue);
         let threads = Arc::clone(&self.0);
         let started = thread::Builder::new().name("port-calls".into()).spawn(move || threads.work());
         if let Err(error) = started {
             log::error!("no thread for a call of a port: {error}");
-            // Whoever is at work takes it; if nobody is, it is done here.
-            let job = held(&self.0.queue).jobs.pop_back();
-            job.into_iter().for_each(|job| job());
+            self.0.do_what_nobody_takes();
         }
     }
 
@@ -77,22 +82,35 @@ impl Calls {
         let round = Arc::new(Round {
             ports,
             question,
-            state: Mutex::new(RoundState { next: 0, asker: 0, answers }),
+            state: Mutex::new(RoundState { next: 0, asker: 0, asked: None, answers }),
             done: Condvar::new(),
         });
-        self.walk(&round, 0);
+        self.walk(&round);
+        let mut hand_ons = 0;
         let mut state = held(&round.state);
         while state.next < round.ports.len() {
-            let before = state.next;
-            let waited = round.done.wait_timeout_while(state, PATIENCE, |state| state.next < round.ports.len());
+            let (before, asked) = (state.next, state.asked.map_or(Duration::ZERO, |since| since.elapsed()));
+            let patience = PATIENCE.saturating_sub(asked);
+            let waited = round.done.wait_timeout_while(state, patience, |state| state.next < round.ports.len());
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            if state.next == before {
-                // Somebody else goes on with the others.
-                round.ports[before].silent.store(true, Ordering::Release);
-                state.next += 1;
-                state.asker += 1;
-                self.walk(&round, state.asker);
+            // Somebody else goes on: with the others if it is the port that takes so long, else with this one.
+            match state.asked {
+                _ if state.next != before => continue,
+                Some(since) if since.elapsed() < PATIENCE => continue,
+                Some(_) => {
+                    round.ports[before].silent.store(true, Ordering::Release);
+                    state.pass_over();
+                }
+                None if hand_ons < HAND_ONS => hand_ons += 1,
+                None => {
+                    log::error!("no thread has begun to ask {} ports for {hand_ons} s", round.ports.len() - before);
+                    state.next = round.ports.len();
+                    break;
+                }
             }
+            drop(state);
+            self.walk(&round);
+            state = held(&round.state);
         }
         std::mem::take(&mut state.answers)
     }
@@ -110,13 +128,9 @@ impl Calls {
         }
     }
 
-    fn walk<T: Send + 'static>(
-        &self,
-        round: &Arc<Round<T, impl Fn(usize, &dyn Port) -> T + Send + Sync + 'static>>,
-        asker: usize,
-    ) {
+    fn walk<T: Send + 'static>(&self, round: &Arc<Round<T, impl Fn(usize, &dyn Port) -> T + Send + Sync + 'static>>) {
         let round = Arc::clone(round);
-        self.run(move || round.walk(asker));
+        self.run(move || round.walk());
     }
 }
 
@@ -136,7 +150,22 @@ impl Threads {
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
             queue.idle -= 1;
         }
-        queue.jobs.pop_front()
+        let job = queue.jobs.pop_front();
+        queue.threads -= usize::from(job.is_none());
+        job
+    }
+
+    /// For a thread that could not be started. Whoever is at work takes the jobs; if nobody is, they are done here, whosever they are.
+    fn do_what_nobody_takes(&self) {
+        let mut queue = held(&self.queue);
+        queue.threads -= 1;
+        while queue.threads == 0
+            && let Some(job) = queue.jobs.pop_front()
+        {
+            drop(queue);
+            let _ = catch_unwind(AssertUnwindSafe(job));
+            queue = held(&self.queue);
+        }
     }
 }
 
@@ -149,20 +178,34 @@ struct Round<T, Q> {
 }
 
 struct RoundState<T> {
-    /// The port that is being asked.
+    /// The port whose turn it is.
     next: usize,
     /// Who asks: a thread that was passed over asks nobody else.
     asker: usize,
+    /// Since when somebody is asking that port, if somebody is.
+    asked: Option<Instant>,
     answers: Vec<Option<T>>,
 }
 
+impl<T> RoundState<T> {
+    /// Goes on without an answer of the port that is being asked, and without who asks it.
+    fn pass_over(&mut self) {
+        self.next += 1;
+        self.asker += 1;
+        self.asked = None;
+    }
+}
+
 impl<T, Q: Fn(usize, &dyn Port) -> T> Round<T, Q> {
-    fn walk(&self, asker: usize) {
+    /// Asks those that were not asked yet, unless somebody does.
+    fn walk(&self) {
         let mut state = held(&self.state);
-        while state.asker == asker && state.next < self.ports.len() {
+        let asker = state.asker;
+        while state.asked.is_none() && state.next < self.ports.len() {
             let at = state.next;
             let mut answer = None;
             if !self.ports[at].is_silent() {
+                state.asked = Some(Instant::now());
                 drop(state);
                 answer = self.ports[at].port().map(|port| (self.question)(at, &**port));
                 state = held(&self.state);
@@ -170,6 +213,7 @@ impl<T, Q: Fn(usize, &dyn Port) -> T> Round<T, Q> {
                     self.ports[at].silent.store(false, Ordering::Release);
                     return;
                 }
+                state.asked = None;
             }
             state.answers[at] = answer;
             state.next += 1;
@@ -247,3 +291,6 @@ impl Ended {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
