@@ -5,6 +5,11 @@
 //! one. That one, once it is free, finds itself evicted before it visits anything else, and ends; what it counted is kept, and
 //! what was left to it goes to whoever serves then ([`Crew::readmit`]).
 //!
+//! The other thread is there beforehand, asleep, with all that it needs: to start one the kernel needs the lock of the
+//! process's memory map, which may be held for as long as the fault that it is to help against. So neither the watchdog nor
+//! whoever holds the lock of a crew starts or joins a thread or maps memory. Who may wait for that does it afterwards
+//! ([`Crew::replenish`], [`super::recruiter`]).
+//!
 //! Nobody waits for a thread that is held up. An order is for whoever serves: when that changes, orders that were not carried
 //! out count as done, because the new thread is given only what the shard has by then.
 
@@ -26,6 +31,9 @@ use crate::sys::numa::node_here;
 /// Threads of one shard that may be held up at a time. Ports that hold up are barred, so that there are more is a flaw
 /// elsewhere, and each costs a counter block. Tests have one.
 const HELD_UP: usize = if cfg!(test) { 1 } else { 64 };
+
+/// Queues that a shard has room for from the start, so that a stand-in takes that many over without asking for memory.
+pub(super) const QUEUES_AT_HAND: usize = 256;
 
 /// How long the end of a thread is waited for that does not move any more.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,17 +66,32 @@ pub(super) struct Crew {
 /// Who they are, and what they serve.
 struct Members {
     server: Server,
+    /// Serves nothing yet, and is next.
+    stand_in: Option<Server>,
     engaged: Vec<Engagement>,
     held_up: Vec<(Server, Vec<Engagement>)>,
+    /// Those that were held up and have ended, to be joined.
+    ended: Vec<Server>,
     /// Counter blocks of threads that have ended, for those to come.
     blocks: Vec<Arc<Shared>>,
     evictions: u64,
     ends: bool,
 }
 
+/// What came of the wish to give a thread's queues to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Eviction {
+    /// Another one serves them.
+    Done,
+    /// It is not the one that serves any more, or too many are held up.
+    Refused,
+    /// The last stand-in has just been taken, and there is no other one yet.
+    Nobody,
+}
+
 impl Recipe {
-    /// Starts a thread; returns the NUMA node that it is on, too.
-    pub fn start(&self, shared: Arc<Shared>) -> Result<(Server, u16), ShardError> {
+    /// Starts a thread, which sleeps until it is given something to do; returns the NUMA node that it is on, too. Maps memory.
+    fn start(&self, shared: Arc<Shared>) -> Result<(Server, u16), ShardError> {
         let Self { cpu, exclusive, policy, clock, .. } = *self;
         let failed = |what| move |source| ShardError::Setup { cpu, what, source };
         let bell = Arc::new(Bell::new().map_err(failed("epoll and eventfd"))?);
@@ -105,6 +128,13 @@ fn serve(worker: Worker) {
 }
 
 impl Server {
+    /// All of it, to be ended without a lock; what stays knows no thread any more.
+    fn leave(&mut self) -> Self {
+        let Self { bell, stamp, shared, thread } = self;
+        let (bell, stamp, shared) = (Arc::clone(bell), Arc::clone(stamp), Arc::clone(shared));
+        Self { bell, stamp, shared, thread: thread.take() }
+    }
+
     /// Whether its thread has ended.
     fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
@@ -132,14 +162,23 @@ impl Server {
 }
 
 impl Crew {
-    /// A crew with its first thread.
-    pub fn new(recipe: Recipe, server: Server) -> Self {
-        let (engaged, held_up, blocks) = Default::default();
-        Self { recipe, members: Mutex::new(Members { server, engaged, held_up, blocks, evictions: 0, ends: false }) }
+    /// Starts a crew: the thread that serves and its stand-in. They go on counting in `blocks`. Returns the NUMA node that they
+    /// are on, too.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn start(recipe: Recipe, mut blocks: Vec<Arc<Shared>>) -> Result<(Self, u16), ShardError> {
+        let mut block = || blocks.pop().unwrap_or_else(|| Arc::new(Shared::new()));
+        let (mut server, node) = recipe.start(block())?;
+        let (stand_in, _) = recipe.start(block()).inspect_err(|_| server.end())?;
+        let (engaged, held_up, ended) = (Vec::with_capacity(QUEUES_AT_HAND), Vec::new(), Vec::new());
+        let stand_in = Some(stand_in);
+        let members = Members { server, stand_in, engaged, held_up, ended, blocks, evictions: 0, ends: false };
+        Ok((Self { recipe, members: Mutex::new(members) }, node))
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
-        // Held for a change of lists and the start of a thread; whoever has it waits for no shard.
+        // Held for a change of lists; whoever has it waits for nobody.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,16 +226,14 @@ impl Crew {
         bell.refresh();
     }
 
-    /// Gives the queues of a thread that is held up in memory of `port` to a new one, but for those of that port. `false` if
-    /// it is not the one that serves any more, or if there is no other thread to be had.
-    pub fn evict(&self, stamp: &Arc<Stamp>, port: PortIndex) -> Result<bool, ShardError> {
+    /// Gives the queues of a thread that is held up in memory of `port` to the stand-in, but for those of that port. Starts
+    /// nothing and waits for nobody: [`Crew::replenish`] is to be called by somebody else then.
+    pub fn evict(&self, stamp: &Arc<Stamp>, port: PortIndex) -> Eviction {
         let mut members = self.members();
         if members.ends || members.held_up.len() >= HELD_UP || !Arc::ptr_eq(&members.server.stamp, stamp) {
-            return Ok(false);
+            return Eviction::Refused;
         }
-        let block = members.blocks.pop().unwrap_or_else(|| Arc::new(Shared::new()));
-        let started = self.recipe.start(Arc::clone(&block));
-        let (server, _) = started.inspect_err(|_| members.blocks.push(block))?;
+        let Some(server) = members.stand_in.take() else { return Eviction::Nobody };
         let old = std::mem::replace(&mut members.server, server);
         old.stamp.evict();
         old.bell.close();
@@ -206,29 +243,59 @@ impl Crew {
         server.bell.take_over();
         members.held_up.push((old, left));
         members.evictions += 1;
-        Ok(true)
+        Eviction::Done
     }
 
-    /// Gives what was left to threads that were held up and have ended to the one that serves. Returns how many are held up
-    /// still.
-    pub fn readmit(&self) -> usize {
+    /// Gives what was left to threads that were held up and have ended to the one that serves. Returns whether there were such;
+    /// [`Crew::replenish`] joins them.
+    pub fn readmit(&self) -> bool {
         let mut members = self.members();
-        let Members { server, engaged, held_up, blocks, .. } = &mut *members;
-        for (mut ended, left) in held_up.extract_if(.., |(server, _)| server.has_ended()) {
-            ended.end();
-            blocks.push(Arc::clone(&ended.shared));
+        let Members { server, engaged, held_up, ended, blocks, .. } = &mut *members;
+        let before = ended.len();
+        for (old, left) in held_up.extract_if(.., |(server, _)| server.has_ended()) {
+            old.shared.resting.store(0, Ordering::Relaxed);
+            blocks.push(Arc::clone(&old.shared));
+            ended.push(old);
             left.iter().for_each(|engagement| server.bell.attach(engagement.clone()));
             engaged.extend(left);
         }
-        members.held_up.len()
+        ended.len() > before
     }
 
-    /// What all its threads have counted, block by block.
+    /// Joins threads that have ended, and starts a stand-in if there is none. For a thread that may wait.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn replenish(&self) -> Result<(), ShardError> {
+        let mut members = self.members();
+        let ended = std::mem::take(&mut members.ended);
+        let block = if members.ends || members.stand_in.is_some() { None } else { Some(members.blocks.pop()) };
+        drop(members);
+        ended.into_iter().for_each(|mut server| server.end());
+        let Some(block) = block else { return Ok(()) };
+        let block = block.unwrap_or_else(|| Arc::new(Shared::new()));
+        let started = self.recipe.start(Arc::clone(&block));
+        let mut members = self.members();
+        let (mut fresh, _) = started.inspect_err(|_| members.blocks.push(block))?;
+        if !members.ends && members.stand_in.is_none() {
+            members.stand_in = Some(fresh);
+            return Ok(());
+        }
+        members.blocks.push(Arc::clone(&fresh.shared));
+        drop(members);
+        fresh.end();
+        Ok(())
+    }
+
+    /// What all its threads have counted, block by block; those that somebody may be counting in, held up, last.
     pub fn blocks(&self) -> Vec<Arc<Shared>> {
+        // Room before the lock is taken, under which nothing large is allocated.
+        let mut all = Vec::with_capacity(2 * HELD_UP + 2);
         let members = self.members();
+        let serving = std::iter::once(&members.server).chain(&members.stand_in).map(|server| &server.shared);
         let held_up = members.held_up.iter().map(|(server, _)| &server.shared);
-        let all = std::iter::once(&members.server.shared).chain(held_up).chain(&members.blocks);
-        all.map(Arc::clone).collect()
+        all.extend(serving.chain(&members.blocks).chain(held_up).map(Arc::clone));
+        all
     }
 
     /// How often its queues had to be given to another thread, and how many threads are held up now.
@@ -240,8 +307,12 @@ impl Crew {
     /// Ends its threads; returns when that has happened. One that is held up is left behind.
     pub fn end(&self) {
         let mut members = self.members();
-        if !std::mem::replace(&mut members.ends, true) {
-            members.server.end();
+        if std::mem::replace(&mut members.ends, true) {
+            return;
         }
+        let (mut server, stand_in) = (members.server.leave(), members.stand_in.as_mut().map(Server::leave));
+        drop(members);
+        server.end();
+        stand_in.into_iter().for_each(|mut stand_in| stand_in.end());
     }
 }

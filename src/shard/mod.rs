@@ -22,7 +22,8 @@
 //! wait ([`balance`]); queues that move and shards that come and go are in [`moves`].
 //!
 //! A shard that is held up in a peer's memory is found by the watchdog ([`watchdog`]), and another thread takes its queues over
-//! ([`crew`]). Nobody waits for one that is.
+//! ([`crew`]), which sleeps until then. Nobody waits for one that is held up. The next such thread is started by one that may
+//! wait for it ([`recruiter`]).
 //!
 //! Teardown: `detach` first takes the wake-up back from the queue, so that none can come in, then has the shard forget
 //! the queue; when it returns the port can be dropped. Tables that name a port's transmit side are replaced before that:
@@ -37,6 +38,7 @@ mod moves;
 mod outbox;
 mod placement;
 mod readings;
+mod recruiter;
 mod roster;
 mod stalls;
 mod stamp;
@@ -282,18 +284,16 @@ impl Shards {
 
     /// Starts a shard, which nobody knows of yet. It goes on counting where the last one on its CPU stopped.
     fn start_shard(&mut self, (cpu, exclusive): (u16, bool)) -> Result<Shard, ShardError> {
-        let before = self.retired.iter().position(|(retired, _)| *retired == cpu);
-        let shared = before.map_or_else(|| Arc::new(Shared::new()), |at| Arc::clone(&self.retired[at].1));
+        let before = self.retired.iter().filter(|(retired, _)| *retired == cpu).map(|(_, shared)| Arc::clone(shared));
+        let before: Vec<_> = before.take(2).collect();
         let (policy, clock, tables, alarm) =
             (self.policy, self.clock, Arc::clone(&self.tables), Arc::clone(&self.alarm));
         let recipe = Recipe { cpu, exclusive, policy, clock, tables, alarm };
-        let (server, node) = recipe.start(shared)?;
-        let (number, crew) = (self.next_number, Arc::new(Crew::new(recipe, server)));
+        let (crew, node) = Crew::start(recipe, before.clone())?;
+        let (number, crew) = (self.next_number, Arc::new(crew));
         self.watchdog.watch(&crew);
         self.next_number += 1;
-        if let Some(at) = before {
-            self.retired.swap_remove(at);
-        }
+        self.retired.retain(|(_, shared)| !before.iter().any(|block| Arc::ptr_eq(block, shared)));
         Ok(Shard { number, cpu, node, exclusive, leaving: false, crew })
     }
 

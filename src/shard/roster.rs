@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use super::crew::QUEUES_AT_HAND;
 use super::fairness::{Account, QUANTUM_NANOS};
 use super::idle::{self, POLLED_WHEN_BUSY};
 use super::stamp::{Phase, Stamp};
@@ -92,9 +93,9 @@ impl Roster {
     pub fn new(stamp: Arc<Stamp>) -> Self {
         let quantum = cpu::cycles_per_second() / 1_000_000 * QUANTUM_NANOS / 1_000;
         Self {
-            slots: Vec::new(),
-            shares: Vec::new(),
-            active: Vec::new(),
+            slots: Vec::with_capacity(QUEUES_AT_HAND),
+            shares: Vec::with_capacity(QUEUES_AT_HAND),
+            active: Vec::with_capacity(QUEUES_AT_HAND),
             resting: 0,
             quantum: i64::try_from(quantum).unwrap_or(i64::MAX).max(1),
             busy_spin: idle::busy_spin_cycles(),

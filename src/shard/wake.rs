@@ -19,6 +19,7 @@ use rustix::time::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::crew::QUEUES_AT_HAND;
 use super::flags::Flags;
 use crate::ident::{LatencySensitivity, PortIndex};
 use crate::port::{Receive, Wake};
@@ -86,7 +87,7 @@ impl Bell {
             timer,
             flags: Flags::default(),
             ready: Mutex::default(),
-            orders: Mutex::new(Some(Vec::new())),
+            orders: Mutex::new(Some(Vec::with_capacity(QUEUES_AT_HAND))),
         })
     }
 

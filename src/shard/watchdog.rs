@@ -12,18 +12,22 @@
 //! a fault may also wait for swap, or for another thread of ours that maps memory. In a receiver's memory the first is never
 //! held against it: a sender may have punched its own between the first look at it and the copy.
 //!
+//! The watchdog starts and joins no thread and maps nothing: while a front end has somebody hold the lock of the process's
+//! memory map, that would have it wait ([`super::recruiter`]).
+//!
 //! While all shards sleep the watchdog parks.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use super::Tables;
-use super::crew::Crew;
+use super::crew::{Crew, Eviction};
+use super::recruiter::{Call, Crews, Recruiter};
 use super::stalls::{Ongoing, Stalls};
 use super::stamp::{Alarm, Phase, Seen, Stamp};
 use crate::ident::PortIndex;
@@ -47,11 +51,13 @@ const MEMORY: Duration = Duration::from_secs(60);
 pub(super) struct Watchdog {
     common: Arc<Common>,
     thread: Option<JoinHandle<()>>,
+    // Ends after the watchdog, which calls it.
+    _recruiter: Recruiter,
 }
 
 struct Common {
     alarm: Arc<Alarm>,
-    crews: Mutex<Vec<Weak<Crew>>>,
+    crews: Crews,
     ends: AtomicBool,
 }
 
@@ -70,12 +76,14 @@ struct Watched {
 impl Watchdog {
     /// Starts one for shards that forward by `tables`.
     pub fn start(alarm: Arc<Alarm>, tables: Arc<ArcSwap<Tables>>, stalls: Arc<Stalls>) -> std::io::Result<Self> {
-        let common = Arc::new(Common { alarm, crews: Mutex::default(), ends: AtomicBool::new(false) });
+        let crews = Crews::default();
+        let (recruiter, recruit) = Recruiter::start(Arc::clone(&crews))?;
+        let common = Arc::new(Common { alarm, crews, ends: AtomicBool::new(false) });
         let own = Arc::clone(&common);
         let (watched, last_time) = Default::default();
-        let patrol = move || Patrol { common: own, tables, stalls, watched, last_time }.run();
+        let patrol = move || Patrol { common: own, tables, stalls, recruit, watched, last_time }.run();
         let thread = std::thread::Builder::new().name("watchdog".into()).stack_size(256 * 1024).spawn(patrol)?;
-        Ok(Self { common, thread: Some(thread) })
+        Ok(Self { common, thread: Some(thread), _recruiter: recruiter })
     }
 
     /// Watches a crew for as long as there is one.
@@ -100,6 +108,7 @@ struct Patrol {
     common: Arc<Common>,
     tables: Arc<ArcSwap<Tables>>,
     stalls: Arc<Stalls>,
+    recruit: Call,
     watched: Vec<Watched>,
     /// When each port has last held a shard up.
     last_time: BTreeMap<PortIndex, Instant>,
@@ -156,8 +165,8 @@ impl Patrol {
     fn look_at(&mut self, at: usize, since: Duration) -> bool {
         let Some(watched) = self.watched.get_mut(at) else { return false };
         let Some(crew) = watched.crew.upgrade() else { return false };
-        if watched.evicted {
-            crew.readmit();
+        if watched.evicted && crew.readmit() {
+            self.recruit.make();
         }
         let seen = watched.stamp.seen();
         let (phase, port) = seen.at();
@@ -177,6 +186,9 @@ impl Patrol {
         if held >= HELD_UP && !watched.evicted {
             let stamp = Arc::clone(&watched.stamp);
             watched.evicted = evict(&crew, &stamp, port, held, told);
+            if watched.evicted {
+                self.recruit.make();
+            }
         }
         if held >= HELD_UP && !told {
             // Once for each stall, whether or not there was another thread.
@@ -204,20 +216,19 @@ impl Patrol {
 fn evict(crew: &Crew, stamp: &Arc<Stamp>, port: PortIndex, held: Duration, told: bool) -> bool {
     let (cpu, held) = (crew.cpu(), held.as_millis());
     match crew.evict(stamp, port) {
-        Ok(true) => {
+        Eviction::Done => {
             log::warn!(
                 "the shard on CPU {cpu} is held up in a VM's memory for {held} ms: another thread serves its ports"
             );
             true
         }
-        Ok(false) => false,
-        Err(_) if told => false,
-        Err(error) => {
+        Eviction::Nobody if !told => {
             log::error!(
-                "the shard on CPU {cpu} is held up in a VM's memory for {held} ms, and so are its ports: {error}"
+                "the shard on CPU {cpu} is held up in a VM's memory for {held} ms, and so are its ports: no other thread is there yet"
             );
             false
         }
+        Eviction::Refused | Eviction::Nobody => false,
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use arc_swap::{ArcSwap, Cache};
 
+use super::crew::QUEUES_AT_HAND;
 use super::idle::{IdlePolicy, Looks};
 use super::outbox::Outbox;
 use super::roster::Roster;
@@ -28,6 +29,8 @@ use crate::sys::cpu;
 pub(super) struct Worker {
     bell: Arc<Bell>,
     shared: Arc<Shared>,
+    newest: Arc<ArcSwap<Tables>>,
+    /// None in particular until there is something to do.
     tables: Cache<Arc<ArcSwap<Tables>>, Arc<Tables>>,
     policy: IdlePolicy,
     clock: Clock,
@@ -48,7 +51,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// A worker without queues.
+    /// A worker without queues. All that it allocates, but for a little with each queue beyond [`QUEUES_AT_HAND`], is allocated here.
     pub fn new(
         bell: &Arc<Bell>,
         shared: &Arc<Shared>,
@@ -61,7 +64,8 @@ impl Worker {
         Self {
             bell: Arc::clone(bell),
             shared: Arc::clone(shared),
-            tables: Cache::new(Arc::clone(tables)),
+            newest: Arc::clone(tables),
+            tables: Cache::new(Arc::new(ArcSwap::from_pointee(Tables::empty()))),
             policy,
             clock,
             roster: Roster::new(Arc::clone(stamp)),
@@ -74,13 +78,28 @@ impl Worker {
             last_look: 0,
             last_frames: 0,
             last_kick: 0,
-            orders: Vec::new(),
-            ready: Vec::new(),
+            orders: Vec::with_capacity(QUEUES_AT_HAND),
+            ready: Vec::with_capacity(QUEUES_AT_HAND),
         }
     }
 
-    /// Serves until it is told to stop.
+    /// Sleeps until the first order comes, without tables, which would be kept from going; returns whether to go on then.
+    fn stand_by(&mut self) -> bool {
+        self.stamp.asleep();
+        while !self.bell.rang() {
+            self.bell.sleep(None, &mut self.ready);
+        }
+        self.tables = Cache::new(Arc::clone(&self.newest));
+        self.alarm.awake(&self.stamp);
+        self.tick = self.clock.now().tick();
+        self.read_mail()
+    }
+
+    /// Serves from the first order on until it is told to stop.
     pub fn run(mut self) {
+        if !self.stand_by() {
+            return;
+        }
         let mut now = cpu::cycles();
         loop {
             if self.stamp.is_evicted() {

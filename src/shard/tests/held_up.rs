@@ -210,6 +210,40 @@ fn a_first_time_is_forgiven_where_no_thread_can_stand_in() {
     talk_to_oneself(&rig);
 }
 
+/// The threads of this process.
+fn threads() -> Vec<i32> {
+    let numbers = std::fs::read_dir("/proc/self/task").unwrap();
+    numbers.map(|thread| thread.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn whoever_stands_in_and_counts_was_there_before() {
+    let (rig, trap) = rig();
+    let crew = &rig.shards.shards[0].crew;
+    // Starting a thread waits for whoever has the memory map of the process changed.
+    let (before, blocks) = (threads(), crew.blocks());
+    for round in 0..4 {
+        trap.set(true);
+        trap.feed.feed([frame(mac(1), mac(3), 64, 0)]);
+        trap.wait_for_catch();
+        talk(&rig);
+        if round == 0 {
+            let serves = crew.server().1.thread().unwrap();
+            assert!(before.contains(&serves), "{serves} was started for it, and is not of {before:?}");
+            assert!(blocks.iter().any(|block| Arc::ptr_eq(block, &crew.blocks()[0])), "it counts in a new block");
+        }
+        trap.set(false);
+        *trap.told.lock().unwrap() = (0, false);
+        wait(|| rig.shards.report()[0].stuck == 0);
+    }
+    assert_eq!(rig.shards.report()[0].held_up, 4);
+    wait(|| crew.blocks().len() == 3);
+    // Who sleeps keeps no tables from going.
+    let tables = Arc::downgrade(&rig.shards.tables());
+    publish(&rig, &trap);
+    assert!(tables.upgrade().is_none());
+}
+
 /// Port 1 sends to nobody, and has its frames back: the sender that was caught as well cannot be talked to.
 fn talk_to_oneself(rig: &Rig) {
     let before = rig.totals(1).rx_frames;
