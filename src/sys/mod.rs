@@ -15,4 +15,5 @@ pub mod socket;
 pub mod socket_file;
 pub mod stop_signals;
 pub mod tap;
+pub mod threads;
 mod zeros;

@@ -6,24 +6,28 @@
 //!
 //! Whoever is in a ring touches a peer's memory, and that may take as long as the peer likes: the kernel holds a page fault
 //! for as long as somebody punches a hole there. So only the sessions of the ring's own port wait for the lock. A shard that
-//! would receive comes back later; one that would transmit waits for as long as a batch may take ([`Queue::enter`]) and then
+//! would receive comes back later; one that would transmit waits for as long as a batch may take ([`occupancy`]) and then
 //! drops. The control side reads and sets what it wants without the lock ([`published`], [`wakeup`]).
 //!
 //! When a shard finds a [`RingFault`] it takes the ring out of service on the spot and signals `attention`, for the
 //! session to tell the front end and the operator. What peers gave us is closed on sessions' threads and without the lock.
 
+mod occupancy;
 mod published;
 mod state;
 mod wakeup;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+#[cfg(test)]
+pub(super) use self::occupancy::WAIT_MICROS;
+use self::occupancy::{Occupancy, micros};
 use self::published::{Published, Settings};
 pub(super) use self::state::{Running, State};
 use self::wakeup::Wakeup;
@@ -40,15 +44,8 @@ use crate::sys::cpu;
 use crate::sys::doorbell::Rang;
 use crate::sys::eventfd::EventFd;
 
-/// How long a shard waits for a ring that another thread is in, in microseconds, beside a nanosecond for each byte of that one's
-/// batch. A batch of small frames takes 5 us, and copying is several times as fast as that. A debug build is slower.
-pub(super) const WAIT_MICROS: u64 = if cfg!(debug_assertions) { 500 } else { 20 };
-
 /// When a shard looks again after an interrupt that it could not send, in microseconds.
 const LATER_MICROS: u64 = 1000;
-
-/// How long it waits for several in a row, in microseconds.
-const LONGEST_WAIT_MICROS: u64 = 50 * WAIT_MICROS;
 
 /// Bytes of the virtio-net header when neither VERSION_1 nor MRG_RXBUF was negotiated (virtio 1.3, 5.1.6.1).
 pub(super) const LEGACY_HEADER_BYTES: usize = 10;
@@ -97,12 +94,7 @@ pub struct QueueReport {
 /// One ring of a vNIC, in either direction.
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// How often somebody has taken the lock: while it stays the same, the same one has it.
-    holder: AtomicU32,
-    /// Bytes of the batch that the present one is busy with, at most.
-    burden: AtomicU64,
-    /// The holder that a shard has waited for in vain: nobody waits for it again.
-    given_up: AtomicU32,
+    occupancy: Occupancy,
     ready: AtomicBool,
     /// An interrupt is held back.
     held: AtomicBool,
@@ -126,9 +118,7 @@ impl Queue {
         let shared = Arc::new(Shared { published, settings, wakeup, docket });
         Self {
             state: Mutex::new(State::new(Arc::clone(&shared))),
-            holder: AtomicU32::new(0),
-            burden: AtomicU64::new(0),
-            given_up: AtomicU32::new(u32::MAX),
+            occupancy: Occupancy::default(),
             ready: false.into(),
             held: false.into(),
             disarms: false.into(),
@@ -354,62 +344,34 @@ impl Queue {
     pub fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock cannot leave the state half changed in a way that matters: the ring is checked anew on
         // every access.
-        self.hold(self.state.lock().unwrap_or_else(PoisonError::into_inner), 0)
+        self.hold(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The queue's state, if nobody has it just now.
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
         match self.state.try_lock() {
-            Ok(state) => Some(self.hold(state, 0)),
-            Err(TryLockError::Poisoned(poisoned)) => Some(self.hold(poisoned.into_inner(), 0)),
+            Ok(state) => Some(self.hold(state)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(self.hold(poisoned.into_inner())),
             Err(TryLockError::WouldBlock) => None,
         }
     }
 
     /// The queue's state for a batch of so many `bytes`, after a wait if another shard is busy with one. `None` if somebody
-    /// has it for longer than a batch takes: held up by the peer whose memory it is, or by the host that gave the CPU away.
+    /// is held up there by the peer whose memory it is, or for long by the host that gave the CPU away ([`occupancy`]).
     #[inline]
     pub fn enter(&self, bytes: u64) -> Option<MutexGuard<'_, State>> {
         if self.shared.docket.is_barred() {
             return None;
         }
-        let state = self.try_lock().or_else(|| self.wait())?;
-        self.burden.store(bytes, Ordering::Relaxed);
+        let state = self.try_lock().or_else(|| self.occupancy.wait(|| self.try_lock()))?;
+        self.occupancy.bear(bytes);
         Some(state)
     }
 
-    #[cold]
-    fn wait(&self) -> Option<MutexGuard<'_, State>> {
-        let mut holder = self.holder.load(Ordering::Relaxed);
-        if holder == self.given_up.load(Ordering::Relaxed) {
-            return self.try_lock();
-        }
-        let began = cpu::cycles();
-        let mut since = began;
-        loop {
-            std::hint::spin_loop();
-            if let Some(state) = self.try_lock() {
-                return Some(state);
-            }
-            let (now, present) = (cpu::cycles(), self.holder.load(Ordering::Relaxed));
-            if present != holder {
-                (holder, since) = (present, now);
-            }
-            let patience = micros(WAIT_MICROS) + micros(self.burden.load(Ordering::Relaxed)) / 1000;
-            if now.wrapping_sub(since) > patience || now.wrapping_sub(began) > micros(LONGEST_WAIT_MICROS) {
-                self.given_up.store(holder, Ordering::Relaxed);
-                return None;
-            }
-        }
-    }
-
-    /// Notes that the lock has a new holder, with a batch of at most so many bytes.
     #[inline]
-    fn hold<'a>(&self, state: MutexGuard<'a, State>, bytes: u64) -> MutexGuard<'a, State> {
-        // Written under the lock only, on the line that the lock itself is on.
-        self.holder.store(self.holder.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        self.burden.store(bytes, Ordering::Relaxed);
+    fn hold<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.occupancy.begin();
         state
     }
 
@@ -452,8 +414,4 @@ impl Queue {
         self.shared.published.show(size, state.enabled, state.fault.map(|(fault, _)| fault));
         self.shared.wakeup.wake();
     }
-}
-
-fn micros(count: u64) -> u64 {
-    cpu::cycles_per_second() / 1_000_000 * count
 }

@@ -66,6 +66,28 @@ fn nobody_but_its_own_front_end_waits_for_a_ring_that_somebody_is_held_up_in() {
     assert_eq!(refusals(&outcome, 2), [DropReason::MtuExceeded]);
 }
 
+/// The host may take the CPU away from a shard that is in a ring. That costs others some time and no frames.
+#[test]
+fn who_is_in_a_ring_and_would_go_on_is_waited_for() {
+    let rig = Rig::new(LatencySensitivity::Medium);
+    rig.post_again();
+    let queue = Arc::clone(&rig.port.attachment.nic().queues[0]);
+    let (tell, told) = channel();
+    let busy = std::thread::spawn(move || {
+        let state = queue.lock();
+        tell.send(()).unwrap();
+        let began = cpu::cycles();
+        while cpu::cycles().wrapping_sub(began) < cpu::cycles_per_second() / 1_000_000 * 100 * WAIT_MICROS {
+            std::hint::spin_loop();
+        }
+        drop(state);
+    });
+    told.recv().unwrap();
+    let outcome = transmit(&*rig.port.transmit_side(), &[vec![7; 60]]);
+    assert_eq!(refusals(&outcome, 1), []);
+    busy.join().unwrap();
+}
+
 #[test]
 fn shards_that_meet_in_a_ring_wait_for_each_other_and_lose_nothing() {
     let rig = Rig::new(LatencySensitivity::Medium);
