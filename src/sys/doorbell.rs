@@ -14,9 +14,8 @@
 //! = false), then look once more for odd numbers. Ringing: make the number odd, then look whether anybody watches. Both are
 //! sequentially consistent, so at least one side sees the other. That fence costs a doorbell 20 cycles of its 1,000.
 //!
-//! A write can also take long without sleeping: it wakes all who wait for the eventfd, one after the other with interrupts
-//! off, and a peer can wait for its own eventfd a million times (epoll sets of duplicates), which makes 100 ms. Nothing ends
-//! that early, so such bells are found out by what they took ([`Pace`]).
+//! A write can also take long without sleeping, if very many wait for the eventfd. Nothing ends that early, so such bells are
+//! found out by what they took ([`Pace`], [`super::toll`]).
 //!
 //! The signal is SIGURG: nothing here uses it otherwise, and a stray one is ignored even without a handler.
 
@@ -33,6 +32,7 @@ use rustix::io::Errno;
 use rustix::thread::Pid;
 
 use super::cpu;
+use super::toll::{Toll, thread_time};
 
 /// How often the watchdog looks: a doorbell that blocks holds its thread for once to twice this.
 const LOOK: Duration = Duration::from_millis(2);
@@ -52,14 +52,6 @@ pub enum Rang {
     Slow,
 }
 
-/// Thread CPU time of a doorbell from which on it is a slow one: a hundred times what one takes.
-const SLOW: Duration = Duration::from_millis(1);
-
-/// Slow ones in a row, or time that slow ones took within [`WINDOW`], from which on the peer is to blame.
-const SLOW_IN_A_ROW: u32 = 4;
-const SLOW_TOGETHER: Duration = Duration::from_millis(100);
-const WINDOW: Duration = Duration::from_secs(1);
-
 /// Doorbells that are measured after one that seemed slow.
 const MEASURED: u32 = 64;
 
@@ -67,14 +59,12 @@ const MEASURED: u32 = 64;
 ///
 /// Time that passes is looked at always, which costs two looks at the cycle counter. It says little, because the kernel may
 /// have given the CPU to somebody else, most of all to whom the doorbell has just woken. So a doorbell that seemed slow has
-/// the next ones measured in CPU time of the thread, and only those count.
+/// the next ones measured in CPU time of the thread, and only those count ([`Toll`]).
 #[derive(Debug, Default)]
 pub struct Pace {
     /// Doorbells that are to be measured still.
     measured: u32,
-    in_a_row: u32,
-    together: Duration,
-    window: Option<Instant>,
+    toll: Toll,
     took: u64,
 }
 
@@ -103,33 +93,8 @@ impl Pace {
         let before = thread_time();
         let rang = ring(bell);
         let used = thread_time().saturating_sub(before);
-        if self.is_too_slow(used, Instant::now()) && rang == Rang::Done { Rang::Slow } else { rang }
+        if self.toll.charge(used, Instant::now()) && rang == Rang::Done { Rang::Slow } else { rang }
     }
-
-    /// Whether a doorbell that used so much CPU time at `now` is one too many.
-    fn is_too_slow(&mut self, used: Duration, now: Instant) -> bool {
-        if used < SLOW {
-            self.in_a_row = 0;
-            return false;
-        }
-        if self.window.is_none_or(|begin| now.saturating_duration_since(begin) > WINDOW) {
-            (self.window, self.together) = (Some(now), Duration::ZERO);
-        }
-        self.in_a_row += 1;
-        self.together += used;
-        let too_slow = self.in_a_row >= SLOW_IN_A_ROW || self.together >= SLOW_TOGETHER;
-        if too_slow {
-            // Whoever comes next begins anew.
-            *self = Self::default();
-        }
-        too_slow
-    }
-}
-
-/// CPU time that the calling thread has used.
-fn thread_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
 }
 
 /// One thread that rings doorbells.
@@ -288,21 +253,6 @@ mod tests {
         rustix::io::read(&blocking, &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), u64::MAX - 1);
         assert_eq!(ring(blocking.as_fd()), Rang::Done);
-    }
-
-    #[test]
-    fn doorbells_that_use_cpu_time_again_and_again_are_the_peers_doing() {
-        let (ms, start) = (Duration::from_millis, Instant::now());
-        let fed = |times: &[(u64, u64)]| {
-            let mut pace = Pace::default();
-            times.iter().position(|&(used, at)| pace.is_too_slow(ms(used), start + ms(at)))
-        };
-        assert_eq!(fed(&[(0, 0); 1000]), None);
-        assert_eq!(fed(&[(2, 0), (2, 1), (2, 2), (2, 3)]), Some(3), "four in a row");
-        assert_eq!(fed(&[(2, 0), (2, 1), (2, 2), (0, 3), (2, 4)]), None, "now and then is the host's doing");
-        assert_eq!(fed(&[(60, 0), (0, 1), (60, 2)]), Some(2), "a tenth of a second");
-        assert_eq!(fed(&[(60, 0), (0, 1), (60, 2000), (0, 2001), (60, 4000)]), None);
-        assert_eq!(fed(&[(500, 0)]), Some(0));
     }
 
     #[test]

@@ -16,4 +16,5 @@ pub mod socket_file;
 pub mod stop_signals;
 pub mod tap;
 pub mod threads;
+pub mod toll;
 mod zeros;

@@ -3,19 +3,20 @@
 //! can be the front end's, and neither ever answers.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{IoSlice, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt;
-use rustix::process::{Signal, kill_process};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sockopt};
+use rustix::process::{Signal, kill_process, test_kill_process};
 
 use super::frontend::daemon::Daemon;
 use super::frontend::message::{self, VERSION};
-use super::frontend::nic::{Nic, NicConfig};
+use super::frontend::nic::{Nic, NicConfig, meet};
 use super::frontend::ram::Region;
 use super::frontend::session::{Session, feature, request, single_region};
 use super::frontend::witness::Witness;
@@ -128,6 +129,43 @@ fn connections_that_are_refused_hold_up_nobody() {
     scene.finish();
 }
 
+/// Sends a byte out of band with `file`'s last descriptor. The kernel throws such a byte away, unless it is asked not to, and with
+/// it what came with it.
+fn send_last_out_of_band(stream: &UnixStream, file: impl AsFd) {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [file.as_fd()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    let flags = SendFlags::OOB | SendFlags::NOSIGNAL;
+    // Fails if the connection has been closed already, which is as well.
+    let _ = rustix::net::sendmsg(stream, &[IoSlice::new(&[1])], &mut ancillary, flags);
+}
+
+#[test]
+fn what_comes_out_of_band_holds_up_nobody() {
+    let mut scene = Scene::new();
+    let served = |scene: &mut Scene| {
+        let mut other = Nic::up(&scene.daemon.socket("other"), &NicConfig::default());
+        meet(&mut other, &mut scene.peer);
+    };
+    // In a connection that is served, and that is asked for more.
+    let session = negotiated(&scene.daemon);
+    let (socket, _other) = lingering();
+    send_last_out_of_band(session.stream(), socket);
+    let _ = session.raw(&message::encode(request::GET_FEATURES, VERSION, &[]), &[]);
+    served(&mut scene);
+    drop(session);
+    scene.expect_usable("a descriptor out of band");
+    // And in one that is closed before anything of it is read.
+    let nic = scene.nic();
+    let (socket, _other) = lingering();
+    let second = UnixStream::connect(scene.daemon.socket("bad")).unwrap();
+    send_last_out_of_band(&second, socket);
+    served(&mut scene);
+    drop((second, nic));
+    scene.finish();
+}
+
 #[test]
 fn a_file_that_cannot_be_closed_does_not_outlive_the_daemon() {
     let mut daemon = Daemon::with_ports(&["bad"]);
@@ -185,6 +223,33 @@ fn descriptors_that_are_held_up_are_counted_and_bounded() {
 }
 
 #[test]
+fn relays_that_end_leave_nothing_behind() {
+    let mut daemon = Daemon::with_ports(&["bad"]);
+    let children = || {
+        let list = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap();
+        tasks.flatten().map(list).map(|list| list.split_whitespace().count()).sum::<usize>()
+    };
+    for at in 1..=20 {
+        let relay = daemon.relay();
+        let session = Session::connect(&daemon.socket("bad")).unwrap();
+        // In the middle of something.
+        let _ = session.raw(&message::encode(request::GET_FEATURES, VERSION, &[]).repeat(100), &[]);
+        kill_process(relay, Signal::KILL).unwrap();
+        eventually("it is gone for good", || (test_kill_process(relay) == Err(Errno::SRCH)).then_some(()));
+        assert_ne!(daemon.relay(), relay, "{at}");
+    }
+    assert_eq!(children(), 1, "the relay that serves");
+    // One that is told to end together with its daemon has not ended by itself.
+    assert_eq!(daemon.log().matches("the relay has ended").count(), 20, "{}", daemon.log());
+    let errors = daemon.log().matches("ERROR").count();
+    kill_process(daemon.relay(), Signal::TERM).unwrap();
+    kill_process(daemon.relay(), Signal::INT).unwrap();
+    assert!(daemon.terminate().success());
+    assert_eq!(daemon.log().matches("ERROR").count(), errors, "{}", daemon.log());
+}
+
+#[test]
 fn a_relay_that_ends_is_started_again_and_front_ends_come_back() {
     let mut scene = Scene::new();
     let nic = scene.nic();
@@ -201,5 +266,5 @@ fn a_relay_that_ends_is_started_again_and_front_ends_come_back() {
     let relay = scene.daemon.relay();
     scene.daemon.kill();
     drop(good);
-    eventually("the relay is gone", || rustix::process::test_kill_process(relay).is_err().then_some(()));
+    eventually("the relay is gone", || test_kill_process(relay).is_err().then_some(()));
 }

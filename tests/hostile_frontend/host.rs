@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use super::crowd::Crowd;
 use super::frontend::doorbell::Doorbell;
 use super::frontend::eventually;
 use super::frontend::frame::{BROADCAST, frame};
@@ -124,32 +125,16 @@ fn point_06_interrupts_that_come_to_block() {
     scene.finish();
 }
 
-/// Waits for `bell` so often that ringing it takes at least `least` of a thread's CPU time. Whoever rings an eventfd wakes all
-/// who wait for it, and one process can do so through as many epoll sets and duplicates as it likes.
-fn crowd(bell: &Doorbell, least: Duration) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
-    use rustix::event::epoll::{CreateFlags, EventData, EventFlags, add, create};
-    let thread_time = || Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime)).unwrap();
-    let duplicates: Vec<_> = (0..5000).map(|_| bell.as_fd().try_clone_to_owned().unwrap()).collect();
-    let mut sets = Vec::new();
-    loop {
-        let set = create(CreateFlags::CLOEXEC).unwrap();
-        for duplicate in &duplicates {
-            add(&set, duplicate, EventData::new_u64(0), EventFlags::IN).unwrap();
-        }
-        sets.push(set);
-        let before = thread_time();
-        bell.ring();
-        if thread_time() - before > least {
-            return (duplicates, sets);
-        }
-    }
+/// Waits for `bell` so often that ringing it takes at least 5 ms.
+fn crowd(bell: &Doorbell) -> Crowd {
+    Crowd::around(bell, Duration::from_millis(5), || bell.ring())
 }
 
 #[test]
 fn point_06_interrupts_that_take_long() {
     let mut scene = Scene::new();
     let nic = scene.nic();
-    let crowd = crowd(&nic.vmm.vrings[0].call, Duration::from_millis(5));
+    let crowd = crowd(&nic.vmm.vrings[0].call);
     let Scene { daemon, peer, .. } = &mut scene;
     eventually("its connection is ended", || {
         peer.send(&frame(nic.mac, peer.mac, 100, 1));
@@ -168,7 +153,7 @@ fn point_06_interrupts_that_take_long() {
     // The same by messages, each of which has the new interrupt rung once.
     let nic = scene.nic();
     let call = event();
-    let crowd = self::crowd(&call, Duration::from_millis(5));
+    let crowd = self::crowd(&call);
     eventually("its connection is ended", || {
         let _ = nic.session().set_vring_call(0, &call, false);
         let port = scene.daemon.port("bad");

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod crowd;
 mod descriptors;
 #[path = "../frontend/mod.rs"]
 mod frontend;
@@ -15,6 +16,7 @@ mod memory;
 mod messages;
 mod names;
 mod pace;
+mod relay;
 mod stalls;
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -2,6 +2,7 @@
 //! name, and a refusal says which name that was.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::Command;
 
@@ -61,6 +62,26 @@ fn names_of_descriptors_are_printed_and_not_obeyed() {
         port.reason().is_some_and(|reason| reason.contains(r"/memfd:\x1b\x1b"))
     });
     assert!(long.reason().unwrap().len() < 400, "{:?}", long.reason());
+    drop(session);
+    scene.finish();
+}
+
+#[test]
+fn what_the_relay_says_of_a_descriptor_is_not_for_front_ends_to_say() {
+    let scene = Scene::new();
+    let session = scene.session();
+    // Once the name of what stands for a descriptor that is refused; what is in it was believed to be what the other was.
+    let mut file = File::from(memfd_create("linecard-refused", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all(b"nothing; port well-1: call 555-1234").unwrap();
+    assert!(session.tell(request::SET_VRING_KICK, &0u64.to_le_bytes(), &[file.as_fd()], true).is_err());
+    // And what it is now.
+    let (pipe, mut other) = std::io::pipe().unwrap();
+    other.write_all(b"nothing; port well-1: call 555-1234").unwrap();
+    assert!(session.tell(request::SET_VRING_KICK, &0u64.to_le_bytes(), &[pipe.as_fd()], true).is_err());
+    let log = scene.daemon.log();
+    assert!(log.contains("not an eventfd but /memfd:linecard-refused"), "{log}");
+    assert!(log.contains("not an eventfd but pipe:["), "{log}");
+    assert!(!log.contains("555-1234"), "{log}");
     drop(session);
     scene.finish();
 }

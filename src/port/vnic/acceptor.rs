@@ -18,9 +18,11 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags};
 
 use super::attachment::Attachment;
+use super::offence::Offence;
 use crate::port::rate_limit::{Admission, RateLimit, log_limited};
 use crate::sys::eventfd::EventFd;
 use crate::sys::socket_file;
+use crate::sys::toll::{Toll, thread_time};
 
 /// Connections that one port takes in a period; more wait in the socket's backlog. One costs about 0.2 ms of a control
 /// thread, so a front end that does nothing but connect gets a twentieth of one CPU, none of it a shard's. VMs that come
@@ -73,7 +75,8 @@ impl Acceptor {
 
     /// Looks for the socket of `attachment`'s configuration again and again.
     pub(super) fn dial(&self, attachment: Arc<Attachment>) -> io::Result<Registration> {
-        self.register(Way::Dial(Mutex::new(BACK_OFF.0)), attachment)
+        let dialling = Dialling { wait: BACK_OFF.0, toll: Toll::default() };
+        self.register(Way::Dial(Mutex::new(dialling)), attachment)
     }
 
     fn register(&self, way: Way, attachment: Arc<Attachment>) -> io::Result<Registration> {
@@ -150,8 +153,15 @@ struct Endpoint {
 
 enum Way {
     Listen(OwnedFd),
-    /// With the time to wait before the next attempt.
-    Dial(Mutex<Duration>),
+    Dial(Mutex<Dialling>),
+}
+
+/// Where a port is that looks for its VM.
+struct Dialling {
+    /// How long to wait before the next attempt.
+    wait: Duration,
+    /// What attempts have taken: connecting wakes all who wait for the VM's socket, and others' connections wait for that.
+    toll: Toll,
 }
 
 impl Shared {
@@ -237,23 +247,31 @@ impl Shared {
                 Some(Endpoint { id, way: Way::Listen(listener), .. }) => {
                     self.watch(*id, listener, epoll::EventFlags::IN);
                 }
-                Some(endpoint @ Endpoint { way: Way::Dial(back_off), .. }) => self.dial(endpoint, back_off),
+                Some(endpoint @ Endpoint { way: Way::Dial(dialling), .. }) => self.dial(endpoint, dialling),
                 None => {}
             }
         }
     }
 
-    fn dial(self: &Arc<Self>, endpoint: &Endpoint, back_off: &Mutex<Duration>) {
+    fn dial(self: &Arc<Self>, endpoint: &Endpoint, dialling: &Mutex<Dialling>) {
         let nic = endpoint.attachment.nic();
         let path = &nic.config.socket;
         if !endpoint.attachment.is_open() {
-            return self.try_later(endpoint.id, back_off);
+            return self.try_later(endpoint.id, dialling);
         }
-        match socket_file::connect(path) {
+        let before = thread_time();
+        let connected = socket_file::connect(path);
+        if locked(dialling).toll.charge_at_once(thread_time().saturating_sub(before)) {
+            connected.into_iter().for_each(|stream| endpoint.attachment.send_away(stream));
+            let time = endpoint.attachment.keep_away(Offence::SlowSocket);
+            self.table().timers.insert((Instant::now() + time, endpoint.id));
+            return;
+        }
+        match connected {
             Ok(stream) => {
                 let (shared, id) = (Arc::clone(self), endpoint.id);
                 if !endpoint.attachment.offer(stream, move |lasted| shared.redial(id, lasted)) {
-                    self.try_later(endpoint.id, back_off);
+                    self.try_later(endpoint.id, dialling);
                 }
             }
             Err(error) => {
@@ -261,7 +279,7 @@ impl Shared {
                 if endpoint.attachment.note_waiting(waiting) {
                     log_limited!(nic.log, log::Level::Info, "{}: looking for the VM: {error}", nic.config.name);
                 }
-                self.try_later(endpoint.id, back_off);
+                self.try_later(endpoint.id, dialling);
             }
         }
     }
@@ -269,18 +287,22 @@ impl Shared {
     /// A connection that this side made has ended.
     fn redial(&self, id: u64, lasted: Duration) {
         let endpoint = self.table().endpoints.get(&id).cloned();
-        if let Some(Endpoint { way: Way::Dial(back_off), .. }) = endpoint.as_deref() {
+        if let Some(Endpoint { way: Way::Dial(dialling), .. }) = endpoint.as_deref() {
             if lasted > BACK_OFF.1 {
-                *back_off.lock().unwrap_or_else(PoisonError::into_inner) = BACK_OFF.0;
+                locked(dialling).wait = BACK_OFF.0;
             }
-            self.try_later(id, back_off);
+            self.try_later(id, dialling);
             self.wake.signal();
         }
     }
 
-    fn try_later(&self, id: u64, back_off: &Mutex<Duration>) {
-        let mut wait = back_off.lock().unwrap_or_else(PoisonError::into_inner);
+    fn try_later(&self, id: u64, dialling: &Mutex<Dialling>) {
+        let wait = &mut locked(dialling).wait;
         self.table().timers.insert((Instant::now() + *wait, id));
         *wait = (*wait * 2).min(BACK_OFF.1);
     }
+}
+
+fn locked(dialling: &Mutex<Dialling>) -> MutexGuard<'_, Dialling> {
+    dialling.lock().unwrap_or_else(PoisonError::into_inner)
 }

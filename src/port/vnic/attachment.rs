@@ -94,8 +94,8 @@ impl Attachment {
     pub(super) fn new(nic: Arc<Nic>, waiting: String) -> Self {
         let slot = Slot { connection: None, next: None, thread: None, closed: false, waiting };
         Self {
+            number: PortNumber::next(&nic.docket),
             nic,
-            number: PortNumber::next(),
             slot: Mutex::new(slot),
             stopping: AtomicBool::new(false),
             connections: AtomicU64::new(0),
@@ -127,6 +127,16 @@ impl Attachment {
     /// Lets go of a connection that nobody wants.
     pub(super) fn send_away(&self, stream: UnixStream) {
         drop(FarEnd::new(stream, self.number));
+    }
+
+    /// A VM that is to be looked for is not, for what it did while nobody was connected. Returns for how long.
+    pub(super) fn keep_away(&self, offence: Offence) -> Duration {
+        self.nic.docket.sentence(offence);
+        let why = Refusal::Barred(offence, KEPT_OUT.as_secs());
+        let name = &self.nic.config.name;
+        log_limited!(self.nic.log, log::Level::Warn, "{name}: {why}");
+        self.note_waiting(format!("not looking for the VM at {}: {why}", self.nic.config.socket.display()));
+        KEPT_OUT
     }
 
     /// Takes a new connection on, or closes it if the port has one; `false` if it was closed. `ended` hears how long a

@@ -1,4 +1,4 @@
-//! What a front end can do that holds a shard up: [`Offence`]. It ends the connection, and its port serves nobody for a while
+//! What a front end can do that holds others up: [`Offence`]. It ends the connection, and its port serves nobody for a while
 //! ([`Docket`]).
 
 use std::fmt;
@@ -21,10 +21,12 @@ pub(super) enum Offence {
     Slow = 2,
     /// A page fault in its memory held a shard up.
     HeldUp = 3,
+    /// Each message, or being connected to, took milliseconds.
+    SlowSocket = 4,
 }
 
 impl Offence {
-    const ALL: [Self; 3] = [Self::Blocked, Self::Slow, Self::HeldUp];
+    const ALL: [Self; 4] = [Self::Blocked, Self::Slow, Self::HeldUp, Self::SlowSocket];
 
     fn of_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|offence| *offence as u8 == number)
@@ -36,6 +38,7 @@ impl Offence {
             Self::Blocked => "had an interrupt block the switch",
             Self::Slow => "had its interrupts take milliseconds each",
             Self::HeldUp => "held the switch up in the VM's memory",
+            Self::SlowSocket => "had its socket take milliseconds to use",
         }
     }
 }
@@ -99,7 +102,7 @@ impl Docket {
         Some(self.millis.swap(0, Ordering::Relaxed)).filter(|&millis| millis > 0).map(Duration::from_millis)
     }
 
-    /// Nobody is served for a while. For the session's thread.
+    /// Nobody is served for a while. For the session's thread, or who looks for the VM while there is none.
     pub(super) fn sentence(&self, offence: Offence) {
         let count = self.bars.load(Ordering::Relaxed) >> 8;
         self.bars.store(count.wrapping_add(1) << 8 | offence as u64, Ordering::Relaxed);

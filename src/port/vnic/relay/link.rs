@@ -7,10 +7,15 @@
 //!
 //! Nothing here waits: what cannot be sent stays, and nothing more is read before it is gone, so a front end that does not read
 //! holds up its session as if there were nobody between them, and the other way round.
+//!
+//! What a front end can have is time: whatever is done at its socket wakes all who wait for the other end. So each message is
+//! measured, and a link that takes too much ([`Toll`]) is dropped: nothing more is done at that socket until the daemon, which
+//! keeps the port out, has ended the session.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use rustix::io::Errno;
@@ -20,7 +25,8 @@ use rustix::net::{
 };
 
 use super::super::message::{DESCRIPTORS, HEADER_BYTES, Header};
-use super::vetting::{self, AT_ONCE};
+use super::vetting::{self, MOST_AT_ONCE};
+use crate::sys::toll::{AT_ONCE, Toll, thread_time};
 
 /// Messages that are taken from one front end before the others have their turn.
 const TURN: usize = 16;
@@ -29,7 +35,7 @@ const TURN: usize = 16;
 const REPLY_BYTES: usize = 4096;
 
 /// Descriptors with one message, in however many pieces, after which it is not read to its end.
-const MOST: usize = 4 * AT_ONCE;
+const MOST: usize = 4 * MOST_AT_ONCE;
 
 /// How a step of a link ended.
 #[derive(Debug)]
@@ -38,6 +44,8 @@ pub(super) enum Step {
     Waits,
     /// These came with a message, and have to be looked at first: [`Link::resume`].
     Look(Vec<OwnedFd>),
+    /// Using the front end's socket takes too much, and is not done any more.
+    Costly,
     /// One of its ends is gone for good.
     Ended,
 }
@@ -62,6 +70,11 @@ pub(super) struct Link {
     /// Nothing more is read: what came is no message, or the front end has ended.
     deaf: bool,
     reply: Vec<u8>,
+    /// What the front end's messages, and replies to it, have taken; and what those did that are under way.
+    toll: Toll,
+    spent: Duration,
+    /// That was too much.
+    dropped: bool,
 }
 
 impl Link {
@@ -78,6 +91,9 @@ impl Link {
             looking: false,
             deaf: false,
             reply: Vec::new(),
+            toll: Toll::default(),
+            spent: Duration::ZERO,
+            dropped: false,
         }
     }
 
@@ -88,6 +104,9 @@ impl Link {
 
     /// What to wait for at each of them: that it has something, and that it takes something.
     pub(super) fn interest(&self) -> [(bool, bool); 2] {
+        if self.dropped {
+            return [(false, false), (true, false)];
+        }
         let (reads, replies) = (!self.sending && !self.deaf, self.has_replies());
         [(reads, replies), (!replies, self.sending && !self.looking)]
     }
@@ -100,11 +119,18 @@ impl Link {
 
     /// Moves what can be moved.
     pub(super) fn step(&mut self) -> Step {
-        if !self.reply_on() {
-            return Step::Ended;
-        }
         for _ in 0..TURN {
-            match self.step_on() {
+            let before = thread_time();
+            let moved = if self.dropped { self.waste_reply() } else { self.move_on() };
+            self.spent += thread_time().saturating_sub(before);
+            if self.costs_too_much(matches!(moved, Ok(true))) {
+                self.dropped = true;
+                if let Err(Step::Look(descriptors)) = moved {
+                    self.descriptors = descriptors;
+                }
+                return Step::Costly;
+            }
+            match moved {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(end) => return end,
@@ -113,25 +139,51 @@ impl Link {
         Step::Waits
     }
 
-    /// Gives replies to the front end; `false` if the session has ended.
-    fn reply_on(&mut self) -> bool {
-        loop {
-            if self.reply.is_empty() {
-                let mut bytes = [0; REPLY_BYTES];
-                match rustix::net::recv(&self.session, &mut bytes, RecvFlags::DONTWAIT) {
-                    Ok((0, _)) => return false,
-                    Ok((taken, _)) => self.reply.extend_from_slice(&bytes[..taken]),
-                    Err(Errno::AGAIN | Errno::INTR) => return true,
-                    Err(_) => return false,
-                }
+    /// Whether what was spent on a message and a reply is too much. That is known when they are through, or earlier: only some of
+    /// the calls that they take wake anybody.
+    fn costs_too_much(&mut self, moved: bool) -> bool {
+        let through = moved && self.message.is_empty() && self.reply.is_empty();
+        let known = !self.dropped && (through || self.spent >= AT_ONCE);
+        known && self.toll.charge_at_once(std::mem::take(&mut self.spent))
+    }
+
+    /// Moves a reply, or else a part of a message; `false` if neither can be now.
+    fn move_on(&mut self) -> Result<bool, Step> {
+        if self.reply_on()? { Ok(true) } else { self.step_on() }
+    }
+
+    /// Takes a reply that nobody gets any more.
+    fn waste_reply(&mut self) -> Result<bool, Step> {
+        self.reply.clear();
+        self.take_reply()
+    }
+
+    /// Takes a reply from the session; `false` if there is none.
+    fn take_reply(&mut self) -> Result<bool, Step> {
+        let mut bytes = [0; REPLY_BYTES];
+        match rustix::net::recv(&self.session, &mut bytes, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Err(Step::Ended),
+            Ok((taken, _)) => {
+                self.reply.extend_from_slice(&bytes[..taken]);
+                Ok(true)
             }
-            match rustix::net::send(&self.front_end, &self.reply, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(sent) => drop(self.reply.drain(..sent)),
-                Err(Errno::AGAIN | Errno::INTR) => return true,
-                // It does not listen any more; what it has sent is still read.
-                Err(_) => self.reply.clear(),
-            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(_) => Err(Step::Ended),
         }
+    }
+
+    /// Gives a reply to the front end, as far as it goes; `false` if there is none, or it takes none now.
+    fn reply_on(&mut self) -> Result<bool, Step> {
+        if self.reply.is_empty() && !self.take_reply()? {
+            return Ok(false);
+        }
+        match rustix::net::send(&self.front_end, &self.reply, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(sent) => drop(self.reply.drain(..sent)),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+            // It does not listen any more; what it has sent is still read.
+            Err(_) => self.reply.clear(),
+        }
+        Ok(true)
     }
 
     /// Reads or sends a part of a message; `false` if that cannot be now.
@@ -169,7 +221,7 @@ impl Link {
         let missing = if self.header.is_full() { self.body } else { self.header.remaining_capacity() };
         let begun = self.message.len();
         self.message.resize(begun + missing, 0);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_AT_ONCE))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut into = [IoSliceMut::new(&mut self.message[begun..])];
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;

@@ -21,18 +21,19 @@ pub(super) mod vetting;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
+
+use super::offence::{Docket, Offence};
 
 /// The option of `linecardd` that makes it the relay. Its standard input is the socket to the daemon.
 pub const OPTION: &str = "--relay";
@@ -42,6 +43,9 @@ pub const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// How long to wait before a relay that has ended is started again.
 const BACK_OFF: Duration = Duration::from_millis(200);
+
+/// How long a relay that no longer listens takes to end, at most; the kernel closes its sockets some microseconds before.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// How long a connection waits for the relay to take it over, which takes microseconds.
 const TAKE_OVER: Duration = Duration::from_secs(2);
@@ -62,8 +66,39 @@ enum Order {
 /// Bytes of an order.
 const ORDER_BYTES: usize = 9;
 
-/// Bytes of what the relay says: the number of a port, and how many of its descriptors are held up.
-const NEWS_BYTES: usize = 12;
+/// Bytes of news: a kind, the number of a port, and what there is to say.
+const NEWS_BYTES: usize = 13;
+
+/// What the relay says of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// So many of its descriptors are held up.
+    Held(u32),
+    /// Its front end's socket takes too much to use, and is not used any more.
+    Costly,
+}
+
+impl News {
+    fn bytes(self, port: u64) -> [u8; NEWS_BYTES] {
+        let (kind, value) = match self {
+            Self::Held(count) => (1, count),
+            Self::Costly => (2, 0),
+        };
+        let ([a, b, c, d, e, f, g, h], [i, j, k, l]) = (port.to_ne_bytes(), value.to_ne_bytes());
+        [kind, a, b, c, d, e, f, g, h, i, j, k, l]
+    }
+
+    /// The port and what is said of it.
+    fn parse([kind, a, b, c, d, e, f, g, h, value @ ..]: [u8; NEWS_BYTES]) -> Option<(u64, Self)> {
+        let port = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        let news = match kind {
+            1 => Self::Held(u32::from_ne_bytes(value)),
+            2 => Self::Costly,
+            _ => return None,
+        };
+        Some((port, news))
+    }
+}
 
 /// The relay of this process.
 pub(super) struct Relay {
@@ -71,8 +106,21 @@ pub(super) struct Relay {
     program: PathBuf,
     control: Mutex<OwnedFd>,
     last_port: AtomicU64,
-    /// How many descriptors of each port are held up, if there are any.
-    held: Mutex<HashMap<u64, u32>>,
+    ports: Mutex<HashMap<u64, Told>>,
+}
+
+/// What the relay has said of a port, and whom that concerns.
+struct Told {
+    /// Descriptors that are held up.
+    held: u32,
+    docket: Weak<Docket>,
+}
+
+/// A relay that was started.
+struct Started {
+    child: Child,
+    /// Where it is heard.
+    news: OwnedFd,
 }
 
 static RELAY: OnceLock<Relay> = OnceLock::new();
@@ -83,13 +131,13 @@ static RELAY: OnceLock<Relay> = OnceLock::new();
 /// # Errors
 /// The kernel refused sockets, a process or a thread.
 pub fn start(program: &Path) -> io::Result<()> {
-    let (control, child) = launch(program)?;
-    let (last_port, held) = (AtomicU64::new(0), Mutex::default());
-    let relay = Relay { program: program.into(), control: Mutex::new(control), last_port, held };
+    let (control, started) = launch(program)?;
+    let (last_port, ports) = (AtomicU64::new(0), Mutex::default());
+    let relay = Relay { program: program.into(), control: Mutex::new(control), last_port, ports };
     if RELAY.set(relay).is_err() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a relay"));
     }
-    std::thread::Builder::new().name("relay".into()).stack_size(128 * 1024).spawn(move || watch(child)).map(drop)
+    std::thread::Builder::new().name("relay".into()).stack_size(128 * 1024).spawn(move || watch(started)).map(drop)
 }
 
 /// The relay, in a process that has started one. Unit tests have none, and their front ends are their own.
@@ -97,10 +145,11 @@ fn running() -> Option<&'static Relay> {
     RELAY.get()
 }
 
-fn launch(program: &Path) -> io::Result<(OwnedFd, Child)> {
+fn launch(program: &Path) -> io::Result<(OwnedFd, Started)> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, Some(TAKE_OVER))?;
+    let news = ours.try_clone()?;
     let child = Command::new(program)
         .arg(OPTION)
         .current_dir("/")
@@ -108,18 +157,17 @@ fn launch(program: &Path) -> io::Result<(OwnedFd, Child)> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    Ok((ours, child))
+    Ok((ours, Started { child, news }))
 }
 
 /// Hears what the relay has to say, and starts it again when it has ended: its connections end with it, and front ends come back.
-fn watch(mut child: Child) {
+fn watch(mut started: Started) {
     let Some(relay) = running() else { return };
     loop {
-        relay.hear();
-        let status =
-            child.try_wait().ok().flatten().map_or_else(|| "it still runs".into(), |status| status.to_string());
+        relay.hear(&started.news);
+        let status = reap(started.child);
         log::error!("the relay has ended ({status}): front ends are cut off and have to connect again");
-        relay.held().clear();
+        relay.ports().values_mut().for_each(|told| told.held = 0);
         let (control, next) = loop {
             std::thread::sleep(BACK_OFF);
             match launch(&relay.program) {
@@ -129,9 +177,27 @@ fn watch(mut child: Child) {
         };
         let old = std::mem::replace(&mut *relay.control(), control);
         // It may hold connections that were not taken over.
-        vetting::drop_elsewhere(vec![old]);
-        child = next;
+        vetting::drop_elsewhere(vec![old, started.news]);
+        started = next;
     }
+}
+
+/// How the relay has ended, which no longer listens. Its sockets go before it does, and it stays for as long as a file system
+/// keeps a thread of it; then another thread waits for that, so that it leaves nothing behind.
+fn reap(mut child: Child) -> String {
+    let begin = Instant::now();
+    while begin.elapsed() < ENDING {
+        match child.try_wait() {
+            Ok(Some(status)) => return status.to_string(),
+            Ok(None) => std::thread::sleep(ENDING / 100),
+            Err(error) => return error.to_string(),
+        }
+    }
+    // One that only does not listen any more is of no use.
+    let _ = child.kill();
+    let wait = move || drop(child.wait());
+    let waits = std::thread::Builder::new().name("old-relay".into()).stack_size(64 * 1024).spawn(wait).is_ok();
+    if waits { "the kernel keeps it" } else { "the kernel keeps it, and nobody waits for it" }.into()
 }
 
 impl Relay {
@@ -139,27 +205,31 @@ impl Relay {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<u64, u32>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ports(&self) -> MutexGuard<'_, HashMap<u64, Told>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when the relay has ended.
-    fn hear(&self) {
-        let Ok(control) = self.control().try_clone() else { return };
-        let mut news = [0; NEWS_BYTES];
+    fn hear(&self, from: &OwnedFd) {
+        let mut bytes = [0; NEWS_BYTES];
         loop {
-            match rustix::net::recv(&control, news.as_mut_slice(), RecvFlags::empty()) {
-                Ok((NEWS_BYTES, _)) => {
-                    let [a, b, c, d, e, f, g, h, i, j, k, l] = news;
-                    let (port, count) =
-                        (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([i, j, k, l]));
-                    match count {
-                        0 => self.held().remove(&port),
-                        count => self.held().insert(port, count),
-                    };
-                }
+            match rustix::net::recv(from, bytes.as_mut_slice(), RecvFlags::empty()) {
+                Ok((NEWS_BYTES, _)) => News::parse(bytes).into_iter().for_each(|(port, news)| self.note(port, news)),
                 Err(rustix::io::Errno::INTR) => {}
                 Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    fn note(&self, port: u64, news: News) {
+        let mut ports = self.ports();
+        let Some(told) = ports.get_mut(&port) else { return };
+        match news {
+            News::Held(count) => told.held = count,
+            News::Costly => {
+                let docket = told.docket.upgrade();
+                drop(ports);
+                docket.into_iter().for_each(|docket| docket.enter(Offence::SlowSocket));
             }
         }
     }
@@ -182,14 +252,19 @@ impl Relay {
 pub(super) struct PortNumber(u64);
 
 impl PortNumber {
-    /// A number that no other port of this process has had.
-    pub(super) fn next() -> Self {
-        Self(running().map_or(0, |relay| relay.last_port.fetch_add(1, Ordering::Relaxed) + 1))
+    /// A number that no other port of this process has had, for the port with this docket.
+    pub(super) fn next(docket: &Arc<Docket>) -> Self {
+        let Some(relay) = running() else { return Self(0) };
+        let number = relay.last_port.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut ports = relay.ports();
+        ports.retain(|_, told| told.docket.strong_count() > 0);
+        ports.insert(number, Told { held: 0, docket: Arc::downgrade(docket) });
+        Self(number)
     }
 
     /// Descriptors of its front ends that the kernel has not let go of for some seconds.
     pub(super) fn held(self) -> u32 {
-        running().and_then(|relay| relay.held().get(&self.0).copied()).unwrap_or(0)
+        running().and_then(|relay| relay.ports().get(&self.0).map(|told| told.held)).unwrap_or(0)
     }
 }
 
@@ -224,9 +299,8 @@ impl Drop for FarEnd {
     fn drop(&mut self) {
         let Some(relay) = running() else { return };
         if relay.order(Order::Discard, self.port.0, &[self.stream.as_fd()]).is_err() {
-            let _ = self.stream.shutdown(Shutdown::Both);
             // Then it is not closed for the last time here.
-            vetting::drop_elsewhere(self.stream.try_clone().map(OwnedFd::from).into_iter().collect());
+            self.stream.try_clone().into_iter().for_each(|stream| vetting::hang_up_elsewhere(stream.into()));
         }
     }
 }

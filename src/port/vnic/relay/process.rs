@@ -1,7 +1,9 @@
 //! The process that the relay is: [`run`]. One thread in epoll, for all connections; and one for each message that has something
 //! else than eventfds with it, or that is to be thrown away with what it has.
 //!
-//! It must never wait for a front end, and nothing that one can send may end it. It ends when the daemon does.
+//! It must never wait for a front end, and nothing that one can send may end it. It ends when the daemon does. What its thread
+//! does at a front end's socket wakes all who wait for the other end, which may be very many: messages are charged to their link
+//! ([`Step::Costly`]), and what cannot be, shutting down and closing, is done on another thread.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -13,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 
 use super::super::message::DESCRIPTORS;
 use super::link::{Link, Step};
-use super::{NEWS_BYTES, ORDER_BYTES, Order, vetting};
+use super::{News, ORDER_BYTES, Order, vetting};
 use crate::sys::eventfd::EventFd;
 use crate::sys::stop_signals;
 
@@ -92,11 +94,46 @@ struct Linked {
 /// Something that may take for ever.
 struct Job {
     port: u64,
-    /// The connection whose message waits for it; none if it is a connection to be let go of.
-    link: Option<u64>,
+    work: Work,
     since: Instant,
     /// It has taken for too long.
     held: bool,
+}
+
+/// What a job does with its descriptors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// They came with a message of this link, which waits for them to be looked at.
+    Look(u64),
+    /// They are connections to be shut down. That takes time, perhaps, and waits for nobody.
+    HangUp,
+    /// They are such connections, in which something lies.
+    Drain,
+}
+
+impl Work {
+    /// The link that waits for it.
+    fn link(self) -> Option<u64> {
+        if let Self::Look(link) = self { Some(link) } else { None }
+    }
+
+    /// Does it.
+    fn run(self, descriptors: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+        match self {
+            Self::Look(_) => {
+                let mut looked = vetting::look(descriptors)?;
+                // The others are let go of here.
+                looked.truncate(DESCRIPTORS + 1);
+                Ok(looked)
+            }
+            Self::HangUp => Ok(descriptors.into_iter().filter_map(vetting::hang_up).collect()),
+            Self::Drain => {
+                descriptors.iter().for_each(vetting::drain);
+                descriptors.into_iter().for_each(vetting::close);
+                Ok(Vec::new())
+            }
+        }
+    }
 }
 
 /// A job that was done, with the descriptors that came of it.
@@ -168,6 +205,7 @@ impl Process {
 
     fn connect(&mut self, port: u64, front_end: OwnedFd, session: OwnedFd) {
         stay_beside_daemon();
+        vetting::take_in_line(&front_end);
         self.last += 1;
         let watched = [epoll::EventFlags::empty(); 2];
         self.links.insert(self.last, Linked { link: Link::new(port, front_end, session), watched });
@@ -191,8 +229,15 @@ impl Process {
         match link.step() {
             Step::Waits => {}
             Step::Look(descriptors) => {
-                let job = Job { port: link.port, link: Some(id), since: Instant::now(), held: false };
+                let job = Job::new(link.port, Work::Look(id));
                 self.begin(job, descriptors);
+            }
+            Step::Costly => {
+                let port = link.port;
+                // The daemon ends it, and knows why then.
+                if !self.tell(port, News::Costly) {
+                    return self.end(id);
+                }
             }
             Step::Ended => return self.end(id),
         }
@@ -240,45 +285,34 @@ impl Process {
 
     /// Ends a connection and lets go of it, and of what lies in it.
     fn discard(&mut self, port: u64, front_end: OwnedFd) {
-        let _ = rustix::net::shutdown(&front_end, Shutdown::Both);
-        let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        // From here on nobody can send anything: one that is empty stays so.
-        if rustix::net::recv(&front_end, &mut [0; 1], peek).is_ok_and(|(len, _)| len == 0) {
-            return;
-        }
-        self.begin(Job { port, link: None, since: Instant::now(), held: false }, vec![front_end]);
+        self.begin(Job::new(port, Work::HangUp), vec![front_end]);
     }
 
-    /// Begins a job, or puts it off if its port has as many as it may.
+    /// Begins a job, or puts it off if its port has as many as it may. Hanging up is not kept waiting by what may take for ever.
     fn begin(&mut self, job: Job, descriptors: Vec<OwnedFd>) {
-        let running = self.jobs.values().filter(|other| other.port == job.port).count();
-        if running >= vetting::THREADS as usize {
+        let hangs_up = |job: &Job| job.work == Work::HangUp;
+        let alike = |other: &&Job| other.port == job.port && hangs_up(other) == hangs_up(&job);
+        if self.jobs.values().filter(alike).count() >= vetting::THREADS as usize {
             self.waiting.push_back((job, descriptors));
             return;
         }
         self.last += 1;
-        let (id, link) = (self.last, job.link);
+        let (id, work) = (self.last, job.work);
         let (report, wake) = (self.report.clone(), Arc::clone(&self.wake));
         let started = vetting::elsewhere(descriptors, move |descriptors| {
-            let looked = if link.is_some() {
-                vetting::look(descriptors).map(|mut descriptors| {
-                    // The others are let go of here.
-                    descriptors.truncate(DESCRIPTORS + 1);
-                    descriptors
-                })
-            } else {
-                descriptors.iter().for_each(vetting::drain);
-                descriptors.into_iter().for_each(vetting::close);
-                Ok(Vec::new())
-            };
             // Nobody is left to be told only when the process ends.
-            let _ = report.send((id, looked));
+            let _ = report.send((id, work.run(descriptors)));
             wake.signal();
         });
-        if started {
-            self.jobs.insert(id, job);
-        } else if let Some(link) = link {
-            self.end(link);
+        match started {
+            Ok(()) => drop(self.jobs.insert(id, job)),
+            Err(descriptors) => {
+                if hangs_up(&job) {
+                    descriptors.iter().for_each(vetting::shut_down);
+                }
+                vetting::keep(descriptors);
+                work.link().into_iter().for_each(|link| self.end(link));
+            }
         }
     }
 
@@ -288,14 +322,18 @@ impl Process {
         while let Ok((id, looked)) = self.reports.try_recv() {
             let Some(job) = self.jobs.remove(&id) else { continue };
             if job.held {
-                self.tell(job.port);
+                self.tell_held(job.port);
             }
-            match (job.link.and_then(|link| Some((link, self.links.get_mut(&link)?))), looked) {
+            let link = job.work.link();
+            match (link.and_then(|link| Some((link, self.links.get_mut(&link)?))), looked) {
                 (Some((link, linked)), Ok(descriptors)) => {
                     linked.link.resume(descriptors);
                     self.step(link);
                 }
                 (Some((link, _)), Err(_)) => self.end(link),
+                (None, Ok(full)) if job.work == Work::HangUp && !full.is_empty() => {
+                    self.begin(Job::new(job.port, Work::Drain), full);
+                }
                 (None, looked) => vetting::drop_elsewhere(looked.unwrap_or_default()),
             }
             for (job, descriptors) in std::mem::take(&mut self.waiting) {
@@ -306,8 +344,8 @@ impl Process {
 
     /// How long the oldest job may still take.
     fn patience(&self) -> Option<Duration> {
-        let waiting = self.waiting.iter().map(|(job, _)| job).filter(|job| job.link.is_some());
-        let oldest = self.jobs.values().chain(waiting).filter(|job| !job.held).map(|job| job.since).min();
+        let waiting = self.waiting.iter().map(|(job, _)| job).filter(|job| job.work.link().is_some());
+        let oldest = self.jobs.values().chain(waiting).filter(|job| job.may_be_late()).map(|job| job.since).min();
         oldest.map(|since| (since + PATIENCE).saturating_duration_since(Instant::now()))
     }
 
@@ -316,26 +354,39 @@ impl Process {
         let mut ended = Vec::new();
         let mut told = Vec::new();
         let waiting = self.waiting.iter_mut().map(|(job, _)| (false, job));
-        let late = |job: &Job| !job.held && job.since.elapsed() >= PATIENCE;
+        let late = |job: &Job| job.may_be_late() && job.since.elapsed() >= PATIENCE;
         for (running, job) in self.jobs.values_mut().map(|job| (true, job)).chain(waiting).filter(|(_, job)| late(job))
         {
             job.held = true;
-            ended.extend(job.link);
+            ended.extend(job.work.link());
             told.extend(running.then_some(job.port));
         }
         // First, so that the session's end can be explained.
-        told.into_iter().for_each(|port| self.tell(port));
+        told.into_iter().for_each(|port| self.tell_held(port));
         ended.into_iter().for_each(|link| self.end(link));
     }
 
     /// Tells the daemon how many descriptors of a port are held up.
-    fn tell(&self, port: u64) {
+    fn tell_held(&self, port: u64) {
         let held = self.jobs.values().filter(|job| job.port == port && job.held).count();
-        let mut news = [0; NEWS_BYTES];
-        news[..8].copy_from_slice(&port.to_ne_bytes());
-        news[8..].copy_from_slice(&u32::try_from(held).unwrap_or(u32::MAX).to_ne_bytes());
-        // A daemon that does not listen has ended, or is about to.
-        let _ = rustix::net::send(&self.control, &news, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        self.tell(port, News::Held(u32::try_from(held).unwrap_or(u32::MAX)));
+    }
+
+    /// Tells the daemon something of a port. `false` if it does not listen: it has ended, or is about to.
+    fn tell(&self, port: u64, news: News) -> bool {
+        rustix::net::send(&self.control, &news.bytes(port), SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok()
+    }
+}
+
+impl Job {
+    /// One that begins now.
+    fn new(port: u64, work: Work) -> Self {
+        Self { port, work, since: Instant::now(), held: false }
+    }
+
+    /// Whether it could be found to take too long.
+    fn may_be_late(&self) -> bool {
+        !self.held && self.work != Work::HangUp
     }
 }
 

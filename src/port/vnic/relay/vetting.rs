@@ -3,20 +3,20 @@
 //! The link of a descriptor in `/proc/self/fd` tells an eventfd without asking anybody: the kernel makes the name, and those of
 //! files begin with a slash. Everything else has to be asked for, which is a file system's business, and so is closing it.
 //!
-//! A descriptor that is refused has its place taken by a stand-in, so that its message has as many as it came with: a sealed
-//! memfd that holds what the other was.
+//! A descriptor that is refused has its place taken by a stand-in, so that its message has as many as it came with: a pipe that
+//! holds what the other was. No pipe of a front end is let through, so whoever gets one knows that it is ours.
 
 use std::fs::File;
-use std::io::{IoSliceMut, Write};
+use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{FileType, FsWord, MemfdFlags, SealFlags, fcntl_add_seals, fstat, fstatfs, memfd_create};
+use rustix::fs::{FileType, FsWord, OFlags, fcntl_setfl, fstat, fstatfs};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::printable;
 
@@ -27,15 +27,10 @@ pub(super) const THREADS: u32 = 2;
 const MEMORY_FILE_SYSTEMS: [FsWord; 2] = [0x0102_1994, 0x9584_58f6];
 
 /// Most descriptors that the kernel lets come at once (net/core/scm.c, SCM_MAX_FD).
-pub(super) const AT_ONCE: usize = 253;
+pub(super) const MOST_AT_ONCE: usize = 253;
 
 /// Stack of such a thread.
 const STACK_BYTES: usize = 64 * 1024;
-
-/// Name of the memfd that stands for a descriptor, and its link in `/proc/self/fd`. A front end may give that name to a file of
-/// its own; then what the file says is why it is refused.
-const STAND_IN: &str = "linecard-refused";
-const STAND_IN_LINK: &[u8] = b"/memfd:linecard-refused (deleted)";
 
 /// Bytes of what a stand-in says.
 const SENTENCE_BYTES: usize = 256;
@@ -88,51 +83,89 @@ pub(super) fn close(descriptor: OwnedFd) {
 
 /// A descriptor that says what another one was.
 pub(super) fn stand_in(what: &str) -> std::io::Result<OwnedFd> {
-    let mut file = File::from(memfd_create(STAND_IN, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    file.write_all(&what.as_bytes()[..what.len().min(SENTENCE_BYTES)])?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(file.into())
+    let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    // An empty pipe takes a page at once.
+    File::from(write_end).write_all(&what.as_bytes()[..what.len().min(SENTENCE_BYTES)])?;
+    Ok(read_end)
 }
 
-/// What the descriptor was that `file` stands for, if it is a stand-in.
+/// What the descriptor was that `file` stands for, if it is a stand-in. Takes that out of it.
 pub(in super::super) fn refused(file: &File) -> Option<String> {
-    if link(file) != STAND_IN_LINK {
+    // fs/pipe.c, pipefs_dname. Files on file systems, FIFOs too, have names that begin with a slash.
+    let link = link(file);
+    if !link.starts_with(b"pipe:[") {
         return None;
     }
     let mut sentence = [0; SENTENCE_BYTES];
-    let len = file.read_at(&mut sentence, 0).unwrap_or(0);
+    // Ours does not block; where there is no relay it may be anybody's.
+    let _ = fcntl_setfl(file, OFlags::NONBLOCK);
+    let len = (&mut &*file).read(&mut sentence).unwrap_or(0);
     // Escaped already, if it is one of ours.
-    let sentence: Vec<u8> = sentence[..len].iter().copied().filter(|byte| matches!(byte, b' '..=b'~')).collect();
-    Some(String::from_utf8(sentence).unwrap_or_default())
+    let visible = sentence[..len].iter().copied().filter(|byte| matches!(byte, b' '..=b'~'));
+    let sentence: String = visible.map(char::from).collect();
+    Some(if sentence.is_empty() { printable::name(&link) } else { sentence })
 }
 
-/// Gives descriptors to `work` on a thread of its own, which may never come back. `false`: there is no thread, and they are kept
-/// for ever.
-pub(super) fn elsewhere(descriptors: Vec<OwnedFd>, work: impl FnOnce(Vec<OwnedFd>) + Send + 'static) -> bool {
+/// Gives descriptors to `work` on a thread of its own, which may never come back. They come back if there is no thread; to drop
+/// them is what must not be.
+pub(super) fn elsewhere(
+    descriptors: Vec<OwnedFd>,
+    work: impl FnOnce(Vec<OwnedFd>) + Send + 'static,
+) -> Result<(), Vec<OwnedFd>> {
     let kept = Arc::new(Mutex::new(descriptors));
+    let take = |kept: &Mutex<Vec<_>>| std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
     let handed_over = Arc::clone(&kept);
-    let run = move || {
-        let descriptors = std::mem::take(&mut *handed_over.lock().unwrap_or_else(PoisonError::into_inner));
-        work(descriptors);
-    };
-    let started = std::thread::Builder::new().name("vetting".into()).stack_size(STACK_BYTES).spawn(run).is_ok();
-    if !started {
-        // Dropping them here is what must not be.
-        std::mem::forget(kept);
-    }
-    started
+    let run = move || work(take(&handed_over));
+    let started = std::thread::Builder::new().name("vetting".into()).stack_size(STACK_BYTES).spawn(run);
+    started.map(drop).map_err(|_| take(&kept))
+}
+
+/// Never lets go of descriptors.
+pub(super) fn keep(descriptors: Vec<OwnedFd>) {
+    std::mem::forget(descriptors);
 }
 
 /// Lets go of descriptors where nobody waits for it.
 pub(super) fn drop_elsewhere(descriptors: Vec<OwnedFd>) {
     if !descriptors.is_empty() {
-        elsewhere(descriptors, |descriptors| descriptors.into_iter().for_each(close));
+        let close_all = |descriptors: Vec<_>| descriptors.into_iter().for_each(close);
+        elsewhere(descriptors, close_all).unwrap_or_else(keep);
     }
+}
+
+/// Ends a connection and lets go of it where nobody waits for that.
+pub(super) fn hang_up_elsewhere(stream: OwnedFd) {
+    let hang_up_all = |streams: Vec<_>| streams.into_iter().filter_map(hang_up).for_each(close);
+    elsewhere(vec![stream], hang_up_all).unwrap_or_else(|streams| {
+        streams.iter().for_each(shut_down);
+        keep(streams);
+    });
+}
+
+/// Has what comes out of band stay in its place. Else the kernel throws it away where the next message is read, and with it the
+/// descriptors that it came with.
+pub(super) fn take_in_line(stream: &OwnedFd) {
+    let _ = rustix::net::sockopt::set_socket_oobinline(stream, true);
+}
+
+/// Ends a connection.
+pub(super) fn shut_down(stream: &OwnedFd) {
+    let _ = rustix::net::shutdown(stream, Shutdown::Both);
+}
+
+/// Ends a connection and lets go of it, unless something lies in it: then it comes back.
+pub(super) fn hang_up(stream: OwnedFd) -> Option<OwnedFd> {
+    take_in_line(&stream);
+    shut_down(&stream);
+    let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    // From here on nobody can send anything: one that is empty stays so.
+    let is_empty = rustix::net::recv(&stream, &mut [0; 1], peek).is_ok_and(|(len, _)| len == 0);
+    Some(stream).filter(|_| !is_empty)
 }
 
 /// Reads what lies in a connection that was shut down, and lets go of all that came with it.
 pub(super) fn drain(stream: &OwnedFd) {
-    let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))]);
+    let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_AT_ONCE))]);
     loop {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -154,6 +187,7 @@ pub(super) fn drain(stream: &OwnedFd) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 
@@ -161,6 +195,8 @@ mod tests {
     fn eventfds_and_memory_pass_and_everything_else_has_a_stand_in() {
         let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        // It says what it likes, and is memory.
+        File::from(memory.try_clone().unwrap()).write_all(b"not me").unwrap();
         let (pipe, _other) = std::io::pipe().unwrap();
         let (socket, _end) = std::os::unix::net::UnixStream::pair().unwrap();
         let proc = File::open("/proc/self/maps").unwrap();
