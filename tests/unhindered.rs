@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use daemon::{Daemon, text};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{Gid, PidfdFlags, PidfdGetfdFlags, Uid, pidfd_getfd, pidfd_open};
+use rustix::process::{
+    Gid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Uid, getrlimit, pidfd_getfd, pidfd_open, prlimit,
+};
 
 const LAN: &str = "networks: { lan: {} }\n";
 
@@ -225,28 +227,32 @@ fn an_answer_that_nobody_reads_is_given_up() {
 }
 
 #[test]
-fn the_service_manager_hears_that_it_is_ready_and_alive() {
+fn it_ends_in_order_where_no_thread_is_to_be_had() {
     let directory = tempfile::tempdir().unwrap();
     let (here, file) = (directory.path().display(), directory.path().join("linecard.yaml"));
-    fs::write(&file, format!("version: 1\ndaemon: {{ api: {here}/api.sock, state-dir: {here}/state }}\n")).unwrap();
-    let manager = std::os::unix::net::UnixDatagram::bind(directory.path().join("notify")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_linecardd"));
-    command.env("NOTIFY_SOCKET", directory.path().join("notify")).env("WATCHDOG_USEC", "30000000");
+    let daemon = format!("daemon: {{ api: {here}/api.sock, state-dir: {here}/state }}");
+    fs::write(&file, format!("version: 1\n{daemon}\n{LAN}")).unwrap();
+    // As a user whose processes can be counted, which root's are not (setrlimit(2), RLIMIT_NPROC).
+    let program = directory.path().join("linecardd");
+    fs::copy(env!("CARGO_BIN_EXE_linecardd"), &program).unwrap();
+    let user = std::os::unix::fs::chown(directory.path(), Some(4711), None);
+    user.expect("this test becomes another user, so run it as root");
     let log = fs::File::create(directory.path().join("log")).unwrap();
-    let child = command.arg("--config").arg(&file).stderr(log).spawn().unwrap();
-    let daemon = Daemon::of(directory, child);
-    let mut wanted = vec!["READY=1", "STATUS=ports: 0 up, 0 down, 0 stopped", "WATCHDOG=1", "WATCHDOG=1"];
-    let mut message = [0; 1000];
-    while !wanted.is_empty() {
-        let length = manager.recv(&mut message).unwrap();
-        let told = text(&message[..length]);
-        for line in told.lines() {
-            let found = wanted.iter().position(|wanted| *wanted == line);
-            found.map(|at| wanted.remove(at));
-        }
-    }
-    drop(daemon);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=4711", "--regid=4711", "--clear-groups"]).arg(&program).arg("--config").arg(&file);
+    let mut daemon = Daemon::of(directory, command.stderr(log).spawn().unwrap());
+    let (pid, limit) = (daemon.pid(), getrlimit(Resource::Nproc));
+    let one = Rlimit { current: Some(1), ..limit };
+    // Only that user may set it. Ids of a thread are its own.
+    let set = std::thread::spawn(move || {
+        rustix::thread::set_thread_gid(Gid::from_raw(4711)).unwrap();
+        rustix::thread::set_thread_uid(Uid::from_raw(4711)).unwrap();
+        prlimit(Some(pid), Resource::Nproc, one)
+    });
+    set.join().unwrap().unwrap();
+    assert!(daemon.end().success());
+    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    assert!(log.contains("linecardd has ended") && !log.contains("did not end"), "{log}");
 }
 
 #[test]

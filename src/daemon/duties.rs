@@ -1,6 +1,7 @@
-//! The daemon's own threads: [`Changes`], which applies the file, and [`Upkeep`], which does what has to be done every second.
+//! The daemon's own threads: [`Changes`], which applies the file, [`Upkeep`], which does what has to be done every second, and
+//! [`Closing`], which ends ports and shards.
 //!
-//! Both may have to wait, for a shard, for the kernel, or for another change, so neither is the thread that hears signals. They end
+//! All may have to wait, for a shard, for the kernel, or for another change, so none is the thread that hears signals. They end
 //! when these handles are dropped, or else with the process.
 
 use std::io;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{logging, service};
+use super::logging;
+use super::service::Manager;
 use crate::control::{ControlError, Controller};
 
 /// The thread that carries out the configuration that the daemon was started with, and then the file again whenever it is told.
@@ -23,15 +25,16 @@ impl Changes {
     /// Starts the thread. What is received says what became of the first configuration.
     pub(super) fn start(
         controller: &Arc<Controller>,
+        manager: &Arc<Manager>,
     ) -> io::Result<(Self, oneshot::Receiver<Result<(), ControlError>>)> {
         // One that waits is enough: it reads the file when its turn comes.
         let (requests, asked) = sync_channel(1);
         let (begun, beginning) = oneshot::channel();
-        let controller = Arc::clone(controller);
+        let (controller, manager) = (Arc::clone(controller), Arc::clone(manager));
         let run = move || {
             // Nobody listens any more if the daemon was told to end meanwhile.
             let _ = begun.send(controller.begin().map(drop));
-            asked.iter().for_each(|()| reload(&controller));
+            asked.iter().for_each(|()| reload(&controller, &manager));
         };
         thread::Builder::new().name("changes".into()).spawn(run)?;
         Ok((Self { requests }, beginning))
@@ -44,8 +47,8 @@ impl Changes {
 }
 
 /// Applies the file again. What is refused is logged and changes nothing.
-fn reload(controller: &Controller) {
-    service::reloading();
+fn reload(controller: &Controller, manager: &Manager) {
+    manager.reloading();
     match controller.apply(None) {
         Ok(_) => {}
         Err(ControlError::Invalid(wrong)) => {
@@ -54,7 +57,7 @@ fn reload(controller: &Controller) {
         }
         Err(error) => log::error!("nothing changed: {}", logging::chain(&error)),
     }
-    service::reloaded();
+    manager.ready();
 }
 
 /// The thread that does what has to be done every second.
@@ -64,21 +67,54 @@ pub(super) struct Upkeep {
 
 impl Upkeep {
     /// Starts the thread.
-    pub(super) fn start(controller: &Arc<Controller>) -> io::Result<Self> {
+    pub(super) fn start(controller: &Arc<Controller>, manager: &Arc<Manager>) -> io::Result<Self> {
         let (until_dropped, end) = channel();
-        let controller = Arc::clone(controller);
-        thread::Builder::new().name("upkeep".into()).spawn(move || keep_up(&controller, &end))?;
+        let (controller, manager) = (Arc::clone(controller), Arc::clone(manager));
+        thread::Builder::new().name("upkeep".into()).spawn(move || keep_up(&controller, &manager, &end))?;
         Ok(Self { _until_dropped: until_dropped })
     }
 }
 
-fn keep_up(controller: &Controller, end: &Receiver<()>) {
+fn keep_up(controller: &Controller, manager: &Manager, end: &Receiver<()>) {
     loop {
         controller.upkeep();
-        service::tell_status(&controller.status());
+        manager.tell_status(&controller.status());
         match end.recv_timeout(Duration::from_secs(1)) {
             Err(RecvTimeoutError::Timeout) => {}
             _ => return,
         }
     }
+}
+
+/// The thread that ends ports and shards. It is there from the start: when the daemon ends, the host may have none to give.
+pub(super) struct Closing {
+    controller: Sender<Arc<Controller>>,
+    closed: Receiver<()>,
+}
+
+impl Closing {
+    /// Starts the thread.
+    pub(super) fn start() -> io::Result<Self> {
+        let (controller, given) = channel();
+        let (done, closed) = channel();
+        thread::Builder::new().name("closing".into()).spawn(move || close(&given, &done))?;
+        Ok(Self { controller, closed })
+    }
+
+    /// Has every port ended and then the shards. Returns whether that was done within `patience`.
+    pub(super) fn close(self, controller: Arc<Controller>, patience: Duration) -> bool {
+        self.controller.send(controller).is_ok() && self.closed.recv_timeout(patience).is_ok()
+    }
+}
+
+fn close(given: &Receiver<Arc<Controller>>, done: &Sender<()>) {
+    // It is dropped if the daemon does not get so far.
+    let Ok(controller) = given.recv() else { return };
+    controller.close();
+    // A request that never ended may still hold the controller; then the process's end is the shards' as well.
+    if let Some(controller) = Arc::into_inner(controller) {
+        controller.stop();
+    }
+    // Nobody waits any more if it took too long.
+    let _ = done.send(());
 }

@@ -42,7 +42,8 @@ use crate::port::vnic::relay;
 use crate::shard::{IdlePolicy, Policy, ShardError, Shards};
 use crate::sys::regular_file::{self, FileError, Symlinks};
 use crate::sys::signal;
-use duties::{Changes, Upkeep};
+use duties::{Changes, Closing, Upkeep};
+use service::Manager;
 
 /// Why the daemon did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +97,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// # Errors
 /// It could not start, or the API broke down.
 pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
-    // Somebody may want the file to be applied before there is a handler for that: it is applied then as soon as there is.
+    // Somebody may want the file to be applied before there is a handler for that: it is applied then as soon as there is. All
+    // other signals are let through, whatever this process was started with.
     signal::hold_hangup();
     let plan = read(file)?;
     let file = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error.into()))?;
@@ -119,27 +121,19 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     let listeners = runtime.block_on(Listeners::bind(&plan))?;
     let controller =
         Arc::new(Controller::new(plan, &file, store, shards, clock, host, chosen).map_err(DaemonError::Runtime)?);
-    let ended = serve(&runtime, &controller, listeners, signals);
-    service::stopping();
-    close(controller);
+    let closing = Closing::start().map_err(DaemonError::Runtime)?;
+    let manager = Arc::new(Manager::of_environment());
+    let ended = serve(&runtime, &controller, listeners, signals, &manager);
+    close(controller, closing);
     runtime.shutdown_timeout(FAREWELL);
+    manager.catch_up();
     log::info!("linecardd has ended");
     ended
 }
 
 /// Ends every port and then the shards, or leaves what does not end in time to the end of the process.
-fn close(controller: Arc<Controller>) {
-    let (done, closed) = std::sync::mpsc::channel();
-    let run = move || {
-        controller.close();
-        // A request that never ended may still hold the controller; then the process's end is the shards' as well.
-        if let Some(controller) = Arc::into_inner(controller) {
-            controller.stop();
-        }
-        let _ = done.send(());
-    };
-    let started = std::thread::Builder::new().name("closing".into()).spawn(run);
-    if started.is_err() || closed.recv_timeout(CLOSING).is_err() {
+fn close(controller: Arc<Controller>, closing: Closing) {
+    if !closing.close(controller, CLOSING) {
         log::error!("ports or shards did not end within {} s: the process ends without them", CLOSING.as_secs());
     }
 }
@@ -237,8 +231,9 @@ fn serve(
     controller: &Arc<Controller>,
     listeners: Listeners,
     mut signals: Signals,
+    manager: &Arc<Manager>,
 ) -> Result<(), DaemonError> {
-    let (changes, beginning) = Changes::start(controller).map_err(DaemonError::Runtime)?;
+    let (changes, beginning) = Changes::start(controller, manager).map_err(DaemonError::Runtime)?;
     let begun = runtime.block_on(async {
         tokio::select! {
             begun = beginning => Some(begun),
@@ -246,10 +241,13 @@ fn serve(
         }
     });
     match begun {
-        None => return Ok(()),
+        None => {
+            manager.stopping();
+            return Ok(());
+        }
         Some(begun) => begun.map_err(|_| DaemonError::Ended(io::Error::other("its thread is gone")))??,
     }
-    let _upkeep = Upkeep::start(controller).map_err(DaemonError::Runtime)?;
+    let _upkeep = Upkeep::start(controller, manager).map_err(DaemonError::Runtime)?;
     let (stop, stopped) = watch::channel(false);
     let _inside = runtime.enter();
     if let Some(listener) = listeners.metrics {
@@ -258,7 +256,9 @@ fn serve(
     let routes = Routes::of(controller.clone()).and(metrics::routes(controller.clone()));
     let mut api = tokio::spawn(http::serve(listeners.api, routes, stopped));
     runtime.block_on(async {
-        let ended = until_told(&changes, &mut api, signals).await;
+        let ended = until_told(&changes, &mut api, signals, manager).await;
+        // Before anybody is waited for.
+        manager.stopping();
         controller.events().record(Event::DaemonStopping);
         controller.events().close();
         stop.send_replace(true);
@@ -270,10 +270,15 @@ fn serve(
 }
 
 /// Returns when SIGTERM or SIGINT says so; SIGHUP has the file applied again.
-async fn until_told(changes: &Changes, api: &mut JoinHandle<()>, mut signals: Signals) -> Result<(), DaemonError> {
+async fn until_told(
+    changes: &Changes,
+    api: &mut JoinHandle<()>,
+    mut signals: Signals,
+    manager: &Manager,
+) -> Result<(), DaemonError> {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let watched = service::ready();
+    manager.ready();
     let mut pulse = tokio::spawn(async {});
     loop {
         tokio::select! {
@@ -281,9 +286,12 @@ async fn until_told(changes: &Changes, api: &mut JoinHandle<()>, mut signals: Si
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.hangup.recv() => changes.request(),
             // The watchdog hears of the threads that answer the API and of this one: no port and no change can keep them.
-            _ = second.tick() => if watched && pulse.is_finished() {
-                service::alive();
-                pulse = tokio::spawn(async {});
+            _ = second.tick() => {
+                manager.catch_up();
+                if manager.wants_pulse && pulse.is_finished() {
+                    manager.alive();
+                    pulse = tokio::spawn(async {});
+                }
             },
             ended = &mut *api => {
                 let why = ended.err().map_or_else(|| io::Error::other("nobody asked it to"), io::Error::other);

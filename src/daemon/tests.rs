@@ -43,8 +43,8 @@ fn run_with(call: &'static str, meanwhile: impl FnOnce(&Path)) {
     let listeners = runtime.block_on(Listeners::bind(&read(&file).unwrap())).unwrap();
     let (ended, end) = channel();
     std::thread::spawn(move || {
-        let served = serve(&runtime, &controller, listeners, signals);
-        close(controller);
+        let served = serve(&runtime, &controller, listeners, signals, &Arc::new(Manager::of_environment()));
+        close(controller, Closing::start().unwrap());
         runtime.shutdown_background();
         let _ = ended.send(served.is_ok());
     });

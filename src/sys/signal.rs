@@ -1,13 +1,14 @@
-//! Signals that wait until somebody has a handler for them: [`hold_hangup`].
+//! Signals that wait until somebody has a handler for them, and those that must not wait: [`hold_hangup`].
 
 #![allow(unsafe_code)] // pthread_sigmask with sets of our own.
 
 use std::mem::MaybeUninit;
 
 /// Keeps SIGHUP waiting for this thread and for those that it starts, so that it does not end a process that has no handler for
-/// it yet (signal(7): a blocked signal stays pending until it is unblocked).
+/// it yet (signal(7): a blocked signal stays pending until it is unblocked). Nothing else is kept waiting: who started us may have
+/// blocked signals that we are ended with, or need, which execve(2) hands on.
 pub fn hold_hangup() {
-    mask_hangup(libc::SIG_BLOCK);
+    mask_hangup(libc::SIG_SETMASK);
 }
 
 /// Lets SIGHUP through to this thread again: one that came meanwhile is delivered now.

@@ -92,7 +92,14 @@ impl Daemon {
     /// Sends SIGTERM and waits for the end.
     pub fn end(&mut self) -> std::process::ExitStatus {
         self.signal(Signal::TERM);
-        self.child.wait().unwrap()
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begin.elapsed() < PATIENCE, "linecardd does not end at SIGTERM");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Its process.
