@@ -12,11 +12,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, text};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    connect, sendmsg, socket_with,
+};
 use rustix::process::{
     Gid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Uid, getrlimit, pidfd_getfd, pidfd_open, prlimit,
 };
@@ -191,6 +195,35 @@ fn requests_that_never_end_keep_nobody_out() {
     let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(Daemon::exchange(&mut stream, "GET", "/v1/status", "").status, 200);
+}
+
+#[test]
+fn who_connects_in_a_loop_keeps_nobody_out() {
+    let daemon = Daemon::start_with(", api-mode: \"0666\"", LAN);
+    fs::set_permissions(daemon.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let address = SocketAddrUnix::new(daemon.path("api.sock")).unwrap();
+    let over = AtomicBool::new(false);
+    let (answers, connections) = std::thread::scope(|scope| {
+        // Another user, who may only look: ids of a thread are its own.
+        let flood = || {
+            let become_other = rustix::thread::set_thread_uid(Uid::from_raw(4711));
+            let mut made = 0;
+            while become_other.is_ok() && !over.load(Ordering::Relaxed) {
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+                made += u32::from(socket.is_ok_and(|socket| connect(&socket, &address).is_ok()));
+            }
+            made
+        };
+        let flooding: Vec<_> = (0..4).map(|_| scope.spawn(flood)).collect();
+        let answers: Vec<_> = (0..10).map(|_| daemon.cli("status")).collect();
+        over.store(true, Ordering::Relaxed);
+        let connections: u32 = flooding.into_iter().map(|flooding| flooding.join().unwrap()).sum();
+        (answers, connections)
+    });
+    let refused: Vec<_> = answers.iter().filter(|answer| !answer.status.success()).collect();
+    assert!(connections > 0, "this test becomes another user, so run it as root");
+    assert!(refused.is_empty(), "{} of 10 beside {connections}: {}", refused.len(), text(&refused[0].stderr));
 }
 
 #[test]

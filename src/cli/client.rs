@@ -1,5 +1,7 @@
 //! Talks to the daemon: one connection for each request, HTTP/1.1 over its Unix socket.
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,8 +11,9 @@ use hyper::client::conn::http1;
 use hyper::header::HOST;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::Value;
-use tokio::net::UnixStream;
 
 use crate::control::report::Refusal;
 
@@ -26,7 +29,19 @@ pub(super) enum ClientError {
         /// Where it was looked for.
         socket: PathBuf,
         /// What the kernel said.
-        why: std::io::Error,
+        why: io::Error,
+    },
+    /// What it has not accepted yet has no room for one more.
+    #[error(
+        "linecardd could not accept a connection to {} within {} s: others connect to it again and again; daemon.api-mode and \
+         daemon.api-group say who may",
+        socket.display(), patience.as_secs()
+    )]
+    Crowded {
+        /// Its socket.
+        socket: PathBuf,
+        /// How long we waited.
+        patience: Duration,
     },
     /// The socket's mode does not let us in.
     #[error("user {} may not use {}: use sudo, or join the group of daemon.api-group", rustix::process::geteuid().as_raw(), .0.display())]
@@ -79,8 +94,9 @@ impl Client {
         path: &str,
         mut line: impl FnMut(&str) -> Result<(), E>,
     ) -> Result<(), E> {
+        let stream = connect(&self.socket, PATIENCE)?;
         self.runtime.block_on(async {
-            let begun = tokio::time::timeout(PATIENCE, self.begin(Method::GET, path, String::new())).await;
+            let begun = tokio::time::timeout(PATIENCE, begin(stream, Method::GET, path, String::new())).await;
             let mut answer = begun.unwrap_or(Err(ClientError::Silent))?;
             if !answer.status().is_success() {
                 let body = answer.body_mut().collect().await.map_err(broken)?;
@@ -99,8 +115,9 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str, body: String) -> Result<Value, ClientError> {
+        let stream = connect(&self.socket, PATIENCE)?;
         let answer = async {
-            let answer = tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await;
+            let answer = tokio::time::timeout(PATIENCE, exchange(stream, method, path, body)).await;
             answer.unwrap_or(Err(ClientError::Silent))
         };
         let (status, body) = self.runtime.block_on(answer)?;
@@ -112,25 +129,51 @@ impl Client {
         }
         serde_json::from_slice(&body).map_err(|error| ClientError::Broken(error.into()))
     }
+}
 
-    async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), ClientError> {
-        let answer = self.begin(method, path, body).await?;
-        let status = answer.status();
-        Ok((status, answer.into_body().collect().await.map_err(broken)?.to_bytes()))
-    }
+/// Connects to the daemon on `socket`. Where many do at the same time it waits until the daemon has accepted others, as long as
+/// `patience`: connect(2) does that for a socket that blocks, and its time to send is the limit (unix(7), socket(7)).
+fn connect(socket: &Path, patience: Duration) -> Result<UnixStream, ClientError> {
+    let connected = || -> io::Result<UnixStream> {
+        let address = SocketAddrUnix::new(socket)?;
+        let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&stream, Timeout::Send, Some(patience))?;
+        rustix::io::retry_on_intr(|| rustix::net::connect(&stream, &address))?;
+        let stream = UnixStream::from(stream);
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    connected().map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => ClientError::NotAllowed(socket.into()),
+        io::ErrorKind::WouldBlock => ClientError::Crowded { socket: socket.into(), patience },
+        _ => ClientError::NotRunning { socket: socket.into(), why: error },
+    })
+}
 
-    /// An answer of which only the head has come.
-    async fn begin(&self, method: Method, path: &str, body: String) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::PermissionDenied => ClientError::NotAllowed(self.socket.clone()),
-            _ => ClientError::NotRunning { socket: self.socket.clone(), why: error },
-        })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        tokio::spawn(connection);
-        let request = Request::builder().method(method).uri(path).header(HOST, "linecardd");
-        let request = request.body(Full::new(Bytes::from(body))).map_err(broken)?;
-        sender.send_request(request).await.map_err(broken)
-    }
+async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: String,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let answer = begin(stream, method, path, body).await?;
+    let status = answer.status();
+    Ok((status, answer.into_body().collect().await.map_err(broken)?.to_bytes()))
+}
+
+/// An answer of which only the head has come.
+async fn begin(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: String,
+) -> Result<Response<Incoming>, ClientError> {
+    let stream = tokio::net::UnixStream::from_std(stream).map_err(broken)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header(HOST, "linecardd");
+    let request = request.body(Full::new(Bytes::from(body))).map_err(broken)?;
+    sender.send_request(request).await.map_err(broken)
 }
 
 fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
@@ -158,7 +201,30 @@ pub(super) fn with_query(path: &str, parameters: &[(&str, Option<String>)]) -> S
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::sys::socket_file;
+
+    #[test]
+    fn a_daemon_that_many_connect_to_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let listener = socket_file::unbound().unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let waiting: Vec<_> = std::iter::from_fn(|| socket_file::connect(&path).ok()).collect();
+        assert!(!waiting.is_empty());
+        let refused = connect(&path, Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(refused, ClientError::Crowded { .. }), "{refused}");
+        assert!(refused.to_string().contains("daemon.api-mode"), "{refused}");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(100));
+                rustix::net::accept(&listener).unwrap();
+            });
+            connect(&path, PATIENCE).unwrap();
+        });
+    }
 
     #[test]
     fn what_was_typed_cannot_change_the_path() {

@@ -61,7 +61,10 @@ pub fn run(options: &Options) -> ExitCode {
         Err(RunError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
             complain(&error);
-            if matches!(error, RunError::Client(ClientError::NotRunning { .. })) { NOT_RUNNING } else { FAILED }
+            match error {
+                RunError::Client(ClientError::NotRunning { .. } | ClientError::Crowded { .. }) => NOT_RUNNING,
+                _ => FAILED,
+            }
         }
     };
     ExitCode::from(code)

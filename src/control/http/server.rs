@@ -2,10 +2,13 @@
 //!
 //! A connection ends when its request takes too long to arrive, when nobody reads its answer, and when there are too many: the one
 //! that goes is then the oldest of who has the most, so that somebody who opens hundreds closes only their own. Who may change
-//! something has room of their own, which nobody else can take.
+//! something has room of their own, which nobody else can take. What waits to be accepted is accepted many at a time: there all share
+//! one room, which is empty again sooner than somebody who connects in a loop can fill it.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,10 +20,11 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::socket::{Access, Peer};
@@ -40,6 +44,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How long nothing is accepted after that failed, in practice for want of descriptors.
 const REST: Duration = Duration::from_millis(100);
+
+/// Connections that are accepted before anything else is looked at.
+const BURST: usize = 64;
 
 /// Where connections come from.
 pub(super) enum Listener {
@@ -87,20 +94,45 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Accepted> {
+    /// Waits for a connection and takes as many as there are then, up to [`BURST`].
+    async fn accept(&self) -> io::Result<Vec<Accepted>> {
+        let burst = |cx: &mut Context<'_>| {
+            let mut accepted = Vec::new();
+            for taken in 0..BURST {
+                match self.poll_accept(cx) {
+                    Poll::Ready(Ok(one)) => accepted.extend(one),
+                    // An error is met again.
+                    _ if taken > 0 => break,
+                    other => return other.map_ok(Vec::from_iter),
+                }
+            }
+            Poll::Ready(Ok(accepted))
+        };
+        poll_fn(burst).await
+    }
+
+    /// The next connection, or `None` in place of one that has ended without a word.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Accepted>>> {
         match self {
-            Self::Unix(listener, access) => {
-                let (stream, _) = listener.accept().await?;
+            Self::Unix(listener, access) => listener.poll_accept(cx).map_ok(|(stream, _)| {
+                if has_ended(&stream) {
+                    return None;
+                }
                 let peer = access.peer(&stream);
                 let owner = if peer.may_write { Owner::Writer(peer.uid) } else { Owner::Reader(peer.uid) };
-                Ok(Accepted { io: Box::new(stream), owner, peer: Some(peer) })
-            }
-            Self::Tcp(listener) => {
-                let (stream, address) = listener.accept().await?;
-                Ok(Accepted { io: Box::new(stream), owner: Owner::Address(address.ip()), peer: None })
-            }
+                Some(Accepted { io: Box::new(stream), owner, peer: Some(peer) })
+            }),
+            Self::Tcp(listener) => listener.poll_accept(cx).map_ok(|(stream, address)| {
+                let owner = Owner::Address(address.ip());
+                (!has_ended(&stream)).then(|| Accepted { io: Box::new(stream), owner, peer: None })
+            }),
         }
     }
+}
+
+/// Whether its other end sent nothing and will not.
+fn has_ended(stream: impl AsFd) -> bool {
+    recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok_and(|(_, count)| count == 0)
 }
 
 /// Serves what `listener` accepts until `stop` becomes true, and what has begun by then for a moment longer.
@@ -111,14 +143,16 @@ pub(super) async fn serve(listener: Listener, router: Router, mut stop: watch::R
     loop {
         tokio::select! {
             () = told(&mut stop) => break,
-            Some(ended) = tasks.join_next_with_id() => {
-                connections.forget(ended.map_or_else(|error| error.id(), |(id, ())| id));
-            }
+            Some(ended) = tasks.join_next_with_id() => connections.forget(&ended),
             accepted = listener.accept() => match accepted {
-                Ok(Accepted { io, owner, peer }) => {
+                Ok(accepted) => for Accepted { io, owner, peer } in accepted {
+                    // As many end as begin.
+                    while let Some(ended) = tasks.try_join_next_with_id() {
+                        connections.forget(&ended);
+                    }
                     let handle = tasks.spawn(connection(io, peer, router.clone(), stopped.clone()));
                     connections.admit(owner, handle);
-                }
+                },
                 Err(error) => {
                     log::debug!("cannot accept a connection to the API: {error}");
                     sleep(REST).await;
@@ -170,7 +204,8 @@ impl Connections {
         }
     }
 
-    fn forget(&mut self, id: tokio::task::Id) {
+    fn forget(&mut self, ended: &Result<(tokio::task::Id, ()), JoinError>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
         self.0.retain(|(_, handle)| handle.id() != id);
     }
 }

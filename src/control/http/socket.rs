@@ -17,8 +17,9 @@ use crate::host::account::{self, AccountError};
 use crate::sys::socket::{peer, peer_groups};
 use crate::sys::socket_file::{Obstacle, SocketFile, make_way, unbound};
 
-/// Connections that may wait until they are accepted.
-const BACKLOG: i32 = 256;
+/// Connections that may wait until they are accepted: a burst, which whoever may connect can make. More than net.core.somaxconn are
+/// not (listen(2)); that is 4096 unless somebody changed it.
+const BACKLOG: i32 = 4096;
 
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
