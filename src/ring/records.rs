@@ -2,8 +2,8 @@
 //!
 //! It lies in a directory beside the API's socket, best on tmpfs. Who can write there can stop rings and have guests given
 //! back what they never sent, so the directory and the file have to be this user's, and writable for nobody else; neither may
-//! be a symbolic link, a file that was not written by us is left alone, and only one process at a time has it. Otherwise
-//! there are no records, which is said, and packed rings work as well until this process ends.
+//! be a symbolic link, a file with anything in it that was not written by us is left alone, and only one process at a time has it.
+//! Otherwise there are no records, which is said, and packed rings work as well until this process ends.
 //!
 //! The file begins with a page of its own: that it is ours, which boot of the host it is of, and which process the front end
 //! is. It ends with that process: rings of a VM that is gone are forgotten when another process comes, or when the port goes;
@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, openat, statat, unlinkat};
 
 use super::record::{ENTRY_WORDS, HEADER_WORDS, Record, STATE};
-use crate::limits::RING_SIZE;
+use crate::limits::{QUEUE_PAIRS, RING_SIZE};
 use crate::sys::eventfd::EventFd;
 use crate::sys::mapped_file::{MappedFile, MappedFileError};
 use crate::sys::process_identity::ProcessIdentity;
@@ -37,6 +37,8 @@ static OPENING: Mutex<()> = Mutex::new(());
 const FILE_HEADER_BYTES: usize = 4096;
 /// Bytes of the file for each ring, in whole pages. Most of them are never touched, and then take no memory.
 const RECORD_BYTES: usize = (8 * (HEADER_WORDS + ENTRY_WORDS * RING_SIZE as usize)).next_multiple_of(4096);
+/// Bytes of the longest file: that of a port with every queue pair, and a control queue.
+const MOST_BYTES: u64 = (FILE_HEADER_BYTES + (2 * QUEUE_PAIRS + 1) * RECORD_BYTES) as u64;
 /// Bytes of a record that have their memory from the start.
 const FIRST_BYTES: u64 = 4096;
 
@@ -122,17 +124,13 @@ impl Records {
     ) -> Result<Arc<Self>, RecordsError> {
         let path = directory.join(name);
         let directory = open_directory(directory)?;
-        let file = open_file(&directory, name, &path)?;
-        let failed = |error| RecordsError::Open(path.clone(), error);
-        let len = FILE_HEADER_BYTES + rings * RECORD_BYTES;
-        // What a port with more rings has left is longer; it is not cut.
-        if file.metadata().map_err(failed)?.len() < len as u64 {
-            file.set_len(len as u64).map_err(failed)?;
-        }
-        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, FILE_HEADER_BYTES as u64)
-            .map_err(|error| failed(error.into()))?;
-        let mapping =
-            MappedFile::of_ours(Arc::new(file), len, attention).map_err(|e| RecordsError::Map(path.clone(), e))?;
+        let file = Arc::new(open_file(&directory, name, &path)?);
+        let mapping = map(&file, rings, attention, &path).inspect_err(|_| {
+            // Nobody but us has begun to use it: it is locked.
+            if says_nothing(&file) {
+                remove(&directory, name, &file);
+            }
+        })?;
         let records = Arc::new(Self { path, directory, name: name.into(), rings, mapping });
         records.claim();
         Ok(records)
@@ -156,15 +154,16 @@ impl Records {
         }
     }
 
-    /// Makes the file this boot's. Memory files of another have nothing to do with those of now, whatever their numbers.
+    /// Makes the file ours and this boot's. Memory files of another have nothing to do with those of now, whatever their numbers.
     fn claim(&self) {
+        // First of all that is written: what has zeros only may be ours, too ([`says_nothing`]).
+        self.header(MAGIC_WORD).store(MAGIC, Ordering::Release);
         let boot = boot();
         if self.header(BOOT_WORD).load(Ordering::Acquire) != boot {
             self.forget_all();
             self.header(PROCESS_WORD).store(0, Ordering::Relaxed);
         }
         self.header(BOOT_WORD).store(boot, Ordering::Release);
-        self.header(MAGIC_WORD).store(MAGIC, Ordering::Release);
     }
 
     /// Where it is.
@@ -261,16 +260,49 @@ impl Records {
 impl Drop for Records {
     fn drop(&mut self) {
         let silent = (0..self.rings).all(|index| self.is_silent(index));
-        let same = |here: rustix::fs::Stat| {
-            let ours = self.mapping.file().metadata();
-            ours.is_ok_and(|ours| (ours.dev(), ours.ino()) == (here.st_dev, here.st_ino))
-        };
         // The lock is ours, so nobody else has begun to use it.
-        if silent && statat(&self.directory, &*self.name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(same) {
-            // One that cannot be removed is read as saying nothing.
-            let _ = unlinkat(&self.directory, &*self.name, AtFlags::empty());
+        if silent {
+            remove(&self.directory, &self.name, self.mapping.file());
         }
     }
+}
+
+/// Removes `file` from the directory, if it is the one that is called `name` there. One that cannot be removed is read as saying
+/// nothing.
+fn remove(directory: &OwnedFd, name: &str, file: &File) {
+    let same = |here: rustix::fs::Stat| {
+        file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (here.st_dev, here.st_ino))
+    };
+    if statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(same) {
+        let _ = unlinkat(directory, name, AtFlags::empty());
+    }
+}
+
+/// Has memory for the file's header, and maps it with room for so many rings.
+fn map(file: &Arc<File>, rings: usize, attention: Arc<EventFd>, path: &Path) -> Result<MappedFile, RecordsError> {
+    let failed = |error| RecordsError::Open(path.into(), error);
+    let len = FILE_HEADER_BYTES + rings * RECORD_BYTES;
+    // What may fail comes first.
+    fallocate(file, FallocateFlags::KEEP_SIZE, 0, FILE_HEADER_BYTES as u64).map_err(|error| failed(error.into()))?;
+    // What a port with more rings has left is longer; it is not cut.
+    if file.metadata().map_err(failed)?.len() < len as u64 {
+        file.set_len(len as u64).map_err(failed)?;
+    }
+    MappedFile::of_ours(Arc::clone(file), len, attention).map_err(|error| RecordsError::Map(path.into(), error))
+}
+
+/// Whether the file is no longer than ours are and has zeros only: it was begun by a process that was killed, or found no memory,
+/// before it could write that the file is ours.
+fn says_nothing(file: &File) -> bool {
+    let mut bytes = vec![0; 1 << 16];
+    let zeros = bytes.clone();
+    let Ok(len) = file.metadata().map(|stat| stat.len()) else { return false };
+    let mut pieces = (0..len).step_by(zeros.len());
+    len <= MOST_BYTES
+        && pieces.all(|at| {
+            let count = (len - at).min(zeros.len() as u64) as usize;
+            file.read_exact_at(&mut bytes[..count], at).is_ok() && bytes[..count] == zeros[..count]
+        })
 }
 
 /// Opens the directory, which is made if there is none.
@@ -326,19 +358,22 @@ fn open_file(directory: &OwnedFd, name: &str, path: &Path) -> Result<File, Recor
         }
         if stat.nlink() == 1 {
             let mut magic = [0; 8];
-            let ours = stat.len() == 0 || file.read_exact_at(&mut magic, 0).is_ok() && magic == MAGIC.to_ne_bytes();
-            return if ours { Ok(file) } else { Err(RecordsError::Foreign(path.into())) };
+            let ours = file.read_exact_at(&mut magic, 0).is_ok() && magic == MAGIC.to_ne_bytes();
+            return if ours || says_nothing(&file) { Ok(file) } else { Err(RecordsError::Foreign(path.into())) };
         }
     }
     Err(RecordsError::InUse(path.into()))
 }
 
-/// The file `name`, locked, if it is ours, nobody has it open, and the front end that it is of has ended.
+/// The file `name`, locked, if it is ours, nobody has it open, and the front end that it is of has ended, if it is of one.
 fn left_over(directory: &OwnedFd, name: &OsStr, boot: u64) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = File::from(openat(directory, name, flags, Mode::empty()).ok()?);
     trusted(&file, Path::new(name), "a regular file").ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    if says_nothing(&file) {
+        return Some(file);
+    }
     let mut header = [0; 32];
     file.read_exact_at(&mut header, 0).ok()?;
     let word = |at: usize| header.chunks_exact(8).nth(at)?.try_into().ok().map(u64::from_ne_bytes);

@@ -3,6 +3,7 @@
 
 mod alike;
 mod record;
+mod record_file;
 mod used;
 mod walk;
 

@@ -15,17 +15,17 @@ use crate::sys::mapped_file::FileIdentity;
 use crate::sys::process_identity::ProcessIdentity;
 
 /// A directory for records and the file in it.
-fn place() -> (tempfile::TempDir, PathBuf) {
+pub(super) fn place() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("rings").join("vm1");
     (directory, path)
 }
 
-fn open(path: &Path) -> Arc<Records> {
+pub(super) fn open(path: &Path) -> Arc<Records> {
     try_open(path).unwrap()
 }
 
-fn try_open(path: &Path) -> Result<Arc<Records>, RecordsError> {
+pub(super) fn try_open(path: &Path) -> Result<Arc<Records>, RecordsError> {
     let (directory, name) = (path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap());
     Records::open(directory, name, 2, Arc::new(EventFd::new().unwrap()))
 }
