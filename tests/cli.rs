@@ -5,9 +5,15 @@
 mod daemon;
 
 use std::fs;
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use daemon::{Daemon, text};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+/// How long anything may take before a test gives up. Far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn linecard(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_linecard")).args(arguments).output().unwrap()
@@ -53,6 +59,53 @@ fn files_are_checked_without_a_daemon() {
 
     let output = linecard(&["check", "/nonexistent.yaml"]);
     assert!(text(&output.stderr).starts_with("linecard: cannot read /nonexistent.yaml: No such file"));
+}
+
+/// `linecard` with these words, little memory, and `input` to read; it must end.
+fn limited(arguments: &[&str], input: &[u8]) -> Output {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v 400000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_linecard")]).args(arguments);
+    let streams = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = streams.spawn().unwrap();
+    // It may end without having read.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{arguments:?} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn what_is_no_regular_file_or_has_no_end_is_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let pipe = pipe.to_str().unwrap();
+    for command in [&["check"][..], &["cpu", "plan"]] {
+        let told = |file| {
+            let output = limited(&[command, &[file]].concat(), b"");
+            assert_eq!(output.status.code(), Some(1), "{command:?} {file}: {}", text(&output.stderr));
+            text(&output.stderr)
+        };
+        assert_eq!(told("/dev/zero"), "linecard: cannot read /dev/zero: it is a device, not a regular file\n");
+        assert_eq!(told(pipe), format!("linecard: cannot read {pipe}: it is a pipe, not a regular file\n"));
+    }
+    let long = vec![b' '; (4 << 20) + 1];
+    let port = ["--api", "/nonexistent/api.sock", "port", "add", "a"];
+    for command in [&["check", "-"][..], &port] {
+        let output = limited(command, &long);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {}", text(&output.stderr));
+        let told = "linecard: cannot read standard input: it is longer than 4194304 bytes, the most that is read\n";
+        assert_eq!(text(&output.stderr), told);
+    }
+    let good = b"version: 1\n";
+    assert_eq!(text(&limited(&["check", "-"], good).stdout), "standard input is good: 0 networks, 0 ports\n");
 }
 
 #[test]

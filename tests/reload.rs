@@ -123,6 +123,19 @@ fn hangup_applies_the_file_and_a_bad_file_changes_nothing() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_refused_with_the_cause() {
+    let daemon = Daemon::start("networks: { lan: {} }\n");
+    fs::remove_file(daemon.path("linecard.yaml")).unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.until("the refusal", || daemon.json("status")["refused"].is_string());
+    let cause = "linecard.yaml: No such file or directory";
+    let refused = daemon.json("status")["refused"].to_string();
+    assert!(refused.contains(cause), "{refused}");
+    daemon.until("the event", || daemon.prints("events").contains("configuration-refused"));
+    assert!(daemon.prints("events").contains(cause), "{}", daemon.prints("events"));
+}
+
+#[test]
 fn hangups_while_it_starts_are_obeyed_when_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("linecard.yaml");

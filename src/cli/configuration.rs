@@ -1,20 +1,23 @@
 //! `check`, `plan` and `apply`: reads the file, and shows what it does.
 
-use std::fs;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use super::format::several;
 use crate::config::{self, Diagnostics, Plan};
 use crate::control::diff::Change;
 use crate::control::report::{PlanReport, Step, StepReport, Subject};
+use crate::sys::regular_file::{self, Symlinks};
 
 /// Why a configuration cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
     /// It cannot be read.
     #[error("cannot read {}", .0.display())]
-    Read(PathBuf, #[source] io::Error),
+    Read(PathBuf, #[source] regular_file::FileError),
+    /// Standard input cannot be read.
+    #[error("cannot read standard input")]
+    Input(#[source] regular_file::FileError),
     /// It does not hold together. Shown by [`Diagnostics::render`].
     #[error("{} is not good", .0.display())]
     Bad(PathBuf, #[source] Box<Diagnostics>),
@@ -32,13 +35,13 @@ pub(super) struct Checked {
 
 /// Reads and checks `file`; `-` is standard input.
 pub(super) fn read(file: &Path) -> Result<Checked, FileError> {
-    let mut text = String::new();
-    let read = match file == Path::new("-") {
-        true => io::stdin().read_to_string(&mut text).map(drop),
-        false => fs::read_to_string(file).map(|read| text = read),
+    let (name, text) = if file == Path::new("-") {
+        let text = regular_file::read_text_from(io::stdin(), config::TEXT_BYTES).map_err(FileError::Input)?;
+        ("standard input".into(), text)
+    } else {
+        let text = regular_file::read_text(file, config::TEXT_BYTES, Symlinks::Followed);
+        (file.display().to_string(), text.map_err(|error| FileError::Read(file.into(), error))?)
     };
-    read.map_err(|error| FileError::Read(file.into(), error))?;
-    let name = if file == Path::new("-") { "standard input".into() } else { file.display().to_string() };
     match config::check(&name, &text) {
         Ok(plan) => Ok(Checked { name, text, plan }),
         Err(wrong) => Err(FileError::Bad(file.into(), Box::new(wrong))),

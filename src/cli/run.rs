@@ -1,6 +1,6 @@
 //! From what was typed to what is printed.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -15,10 +15,12 @@ use super::{
     CpuVerb, FdbSelection, FdbVerb, LibvirtVerb, NetworkVerb, Options, Output, PortSettings, PortVerb, QemuVerb,
     ShardVerb, Verb, events, man, port, tables,
 };
+use crate::config;
 use crate::control::report::{Flushed, NewPort, PlanReport, PortReport, StatusReport};
 use crate::host::cpu::{CpuError, Cpus};
 use crate::host::cpu_plan::CpuPlan;
 use crate::printable;
+use crate::sys::regular_file;
 
 /// Exit code: refused or failed.
 const FAILED: u8 = 1;
@@ -35,7 +37,7 @@ pub(super) enum RunError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error("cannot read standard input")]
-    Input(#[source] io::Error),
+    Input(#[source] regular_file::FileError),
     #[error("standard input is neither YAML nor JSON")]
     Port(#[source] serde_yaml::Error),
     #[error("cannot write it as YAML")]
@@ -237,8 +239,7 @@ fn written(session: &Session<'_>, settings: &PortSettings) -> Result<Value, RunE
     if io::stdin().is_terminal() {
         session.remark("no options given: write the port as in the file, then Ctrl-D");
     }
-    let mut text = String::new();
-    io::stdin().read_to_string(&mut text).map_err(RunError::Input)?;
+    let text = regular_file::read_text_from(io::stdin(), config::TEXT_BYTES).map_err(RunError::Input)?;
     // JSON is YAML.
     serde_yaml::from_str(&text).map_err(RunError::Port)
 }

@@ -258,7 +258,7 @@ impl Controller {
         let read = self.read(text);
         let gone = self.gone();
         let mut state = self.change()?;
-        state.refused = read.as_ref().err().map(ControlError::to_string);
+        state.refused = read.as_ref().err().map(|error| super::chain(error));
         self.show(&state);
         if let Some(reason) = state.refused.clone() {
             self.events.record(Event::ConfigurationRefused { reason });

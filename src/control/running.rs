@@ -381,11 +381,11 @@ impl Runtime {
                 // Its CPU is no exclusive one any more: when its shard ends, it is asked once more and told then.
                 Err(_) if running.served.as_ref() == Some(&service) => {}
                 Err(error) if running.served.is_some() => {
-                    let obstacle = format!("not served as asked but as before: {error}");
+                    let obstacle = format!("not served as asked but as before: {}", super::chain(&error));
                     log::error!("port {name}: {obstacle}");
                     running.obstacle = Some(obstacle);
                 }
-                Err(error) => refused.push((running.number, error.to_string())),
+                Err(error) => refused.push((running.number, super::chain(&error))),
             }
         }
         let (handles, levels): (Vec<_>, Vec<_>) = served.into_iter().unzip();
@@ -402,7 +402,8 @@ impl Runtime {
     /// Ends the shards that are on other CPUs than those of the last [`Runtime::grow_shards`]. Ports that no shard can serve
     /// then are ended.
     pub(super) fn shrink_shards(&mut self) {
-        let refused: Vec<_> = self.shards.shrink().into_iter().map(|(port, error)| (port, error.to_string())).collect();
+        let refused: Vec<_> =
+            self.shards.shrink().into_iter().map(|(port, error)| (port, super::chain(&error))).collect();
         self.stop(&refused);
         self.keep_awake();
     }

@@ -59,8 +59,13 @@ pub fn read(path: &Path, most: usize, links: Symlinks) -> Result<Vec<u8>, FileEr
             _ => "a device",
         }));
     }
+    read_from(file, most)
+}
+
+/// All that comes from `stream`, if it is no more than `most` bytes.
+fn read_from(stream: impl Read, most: usize) -> Result<Vec<u8>, FileError> {
     let mut bytes = Vec::new();
-    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    stream.take(most as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > most { Err(FileError::Long(most as u64)) } else { Ok(bytes) }
 }
 
@@ -69,8 +74,20 @@ pub fn read(path: &Path, most: usize, links: Symlinks) -> Result<Vec<u8>, FileEr
 /// # Errors
 /// As above, or it is not UTF-8.
 pub fn read_text(path: &Path, most: usize, links: Symlinks) -> Result<String, FileError> {
+    text(read(path, most, links)?)
+}
+
+/// The text that comes from `stream`, which is somebody's who wants it to be waited for: standard input.
+///
+/// # Errors
+/// It is too long, not UTF-8, or cannot be read.
+pub fn read_text_from(stream: impl Read, most: usize) -> Result<String, FileError> {
+    text(read_from(stream, most)?)
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, FileError> {
     let not_text = |_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text");
-    Ok(String::from_utf8(read(path, most, links)?).map_err(not_text)?)
+    Ok(String::from_utf8(bytes).map_err(not_text)?)
 }
 
 #[cfg(test)]
