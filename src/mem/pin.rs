@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MlockFlags, madvise, mlock_with, munlock};
 
 use super::GuestMemory;
+use crate::sys::mapping_turn::in_turn;
 
 /// What became of an attempt to pin memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,8 @@ impl GuestMemory {
             // SAFETY: exactly a mapping of ours, in whole pages of its file, which `region` keeps; neither call changes what is
             // in it, and a page that the file does not have is an error of theirs (EFAULT) and no signal.
             let ahead = unsafe {
-                mlock_with(address, len, MlockFlags::ONFAULT)?;
+                in_turn(|| mlock_with(address, len, MlockFlags::ONFAULT))?;
+                // Takes long where there is much, and others need not wait for it: the kernel's table of mappings is only read.
                 if region.is_allocated() {
                     madvise(address, len, Advice::LinuxPopulateWrite)
                 } else {
@@ -57,7 +59,7 @@ impl GuestMemory {
         for region in self.regions() {
             // Memory that was not locked, which is the only refusal there is, needs no unlocking.
             // SAFETY: exactly a mapping of ours, which `region` keeps.
-            let _ = unsafe { munlock(region.host_address() as *mut _, region.len as usize) };
+            let _ = in_turn(|| unsafe { munlock(region.host_address() as *mut _, region.len as usize) });
         }
     }
 }

@@ -6,6 +6,9 @@
 //! What can still happen later is left to [`super::sigbus`], under whose watch every mapping is from its first moment to its
 //! last.
 //!
+//! The kernel may keep whoever maps or unmaps such a file waiting for as long as its owner likes, so that is done one at a time
+//! ([`super::mapping_turn`]), and by nobody whom others wait for.
+//!
 //! Lengths are rounded to the file's pages once, here, for mapping, watching and unmapping alike: the kernel maps a part
 //! of a huge page as all of it, and does not unmap a part.
 
@@ -21,6 +24,7 @@ use std::sync::Arc;
 use rustix::fs::FsWord;
 
 use super::eventfd::EventFd;
+use super::mapping_turn::in_turn;
 use super::sigbus::{Failure, Watch};
 use super::zeros;
 
@@ -199,14 +203,20 @@ impl MappedFile {
         // Nothing is reserved: how many huge pages a VM gets is between it and the host.
         let how = libc::MAP_SHARED | libc::MAP_NORESERVE;
         let start = i64::try_from(offset).map_err(|_| MappedFileError::TooShort { end: offset, size: 0 })?;
-        // SAFETY: a new mapping at an address that the kernel chooses takes nothing away.
-        let at = unsafe { libc::mmap(ptr::null_mut(), mapped, access, how, file.as_raw_fd(), start) };
+        let (at, refused) = in_turn(|| {
+            // SAFETY: a new mapping at an address that the kernel chooses takes nothing away.
+            let at = unsafe { libc::mmap(ptr::null_mut(), mapped, access, how, file.as_raw_fd(), start) };
+            let refused = io::Error::last_os_error();
+            if at != libc::MAP_FAILED {
+                // What others own has no place in our core dumps. It is a matter of taste to the kernel, so a refusal is no error.
+                // SAFETY: exactly the mapping that was just made; the advice does not change its contents.
+                let _ = unsafe { libc::madvise(at, mapped, libc::MADV_DONTDUMP) };
+            }
+            (at, refused)
+        });
         let Some(address) = NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED) else {
-            return Err(MappedFileError::Map(io::Error::last_os_error()));
+            return Err(MappedFileError::Map(refused));
         };
-        // What others own has no place in our core dumps. It is a matter of taste to the kernel, so a refusal is no error.
-        // SAFETY: exactly the mapping that was just made; the advice does not change its contents.
-        let _ = unsafe { libc::madvise(at, mapped, libc::MADV_DONTDUMP) };
         let range = at as usize..at as usize + mapped;
         let identity = FileIdentity::default();
         let mut new = Self { watch: None, address, mapped, len, offset, file, identity };
@@ -275,10 +285,13 @@ pub enum Loss {
 impl Drop for MappedFile {
     fn drop(&mut self) {
         self.watch = None;
-        // SAFETY: exactly what `map` has mapped, and nobody has a pointer into it any more: those that there were live no
-        // longer than `self`.
-        if unsafe { libc::munmap(self.address.as_ptr().cast(), self.mapped) } != 0 {
-            let error = io::Error::last_os_error();
+        let unmapped = in_turn(|| {
+            // SAFETY: exactly what `map` has mapped, and nobody has a pointer into it any more: those that there were live no
+            // longer than `self`.
+            let done = unsafe { libc::munmap(self.address.as_ptr().cast(), self.mapped) };
+            if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        });
+        if let Err(error) = unmapped {
             debug_assert!(false, "munmap of {} bytes: {error}", self.mapped);
             log::error!("{} bytes of shared memory stay mapped: {error}", self.mapped);
         }

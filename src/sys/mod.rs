@@ -5,6 +5,7 @@ pub mod doorbell;
 pub mod eventfd;
 pub mod heap;
 pub mod mapped_file;
+pub mod mapping_turn;
 pub mod numa;
 pub mod process;
 pub mod process_identity;

@@ -12,6 +12,7 @@ mod descriptors;
 mod frontend;
 mod fuse;
 mod host;
+mod mapping;
 mod memory;
 mod messages;
 mod names;

@@ -25,15 +25,20 @@ use super::{MIB, Scene};
 const LEN: u64 = 256 * MIB;
 
 /// Puts the calling thread on the last CPU, which is not the shard's where there are two, to run when nobody else wants to.
-fn step_back(idle: bool) {
+pub(super) fn step_back(idle: bool) {
     let mut cpus = rustix::thread::CpuSet::new();
     cpus.set(*allowed_cpus().last().unwrap());
     rustix::thread::sched_setaffinity(None, &cpus).unwrap();
     if idle {
-        let parameters = libc::sched_param { sched_priority: 0 };
-        // SAFETY: the structure lives through the call, which reads it and nothing else.
-        assert_eq!(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) }, 0);
+        assert!(schedule(0, libc::SCHED_IDLE));
     }
+}
+
+/// Has thread `thread` run by this policy; 0 is the calling one. `false` if it is gone.
+pub(super) fn schedule(thread: libc::pid_t, policy: libc::c_int) -> bool {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the structure lives through the call, which reads it and nothing else.
+    unsafe { libc::sched_setscheduler(thread, policy, &parameters) == 0 }
 }
 
 /// A hole that is being punched, slowly while the hog runs.
@@ -43,13 +48,13 @@ struct Punch {
 }
 
 /// Takes the CPU from the puncher until it goes.
-struct Hog {
+pub(super) struct Hog {
     thread: Option<JoinHandle<()>>,
     hogs: Arc<AtomicBool>,
 }
 
 impl Hog {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let hogs = Arc::new(AtomicBool::new(true));
         let going = hogs.clone();
         let thread = std::thread::spawn(move || {
@@ -97,21 +102,21 @@ fn stuck(daemon: &Daemon) -> u64 {
     shards.as_array().unwrap().iter().map(|shard| shard["stuck"].as_u64().unwrap()).sum()
 }
 
-/// A wait in the kernel that nothing ends, of one of the shards' threads. One that goes on has the same number.
+/// A wait in the kernel that nothing ends, of one of the daemon's threads. One that goes on has the same number.
 #[derive(Debug, PartialEq)]
-struct Wait {
+pub(super) struct Wait {
     thread: PathBuf,
     number: u64,
 }
 
-/// Waits of shards' threads as the kernel tells them, whatever the daemon makes of them.
-fn waits(daemon: &Daemon) -> Vec<Wait> {
+/// Waits of threads whose names begin like this, as the kernel tells them, whatever the daemon makes of them.
+pub(super) fn waits(daemon: &Daemon, of: &str) -> Vec<Wait> {
     let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap();
     let wait = |thread: PathBuf| {
         let status = std::fs::read_to_string(thread.join("status")).ok()?;
         let field =
             |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-        let held = field("Name")?.starts_with("shard-") && field("State")?.starts_with('D');
+        let held = field("Name")?.starts_with(of) && field("State")?.starts_with('D');
         held.then(|| field("voluntary_ctxt_switches")?.parse().ok()).flatten().map(|number| Wait { thread, number })
     };
     threads.filter_map(|thread| wait(thread.ok()?.path())).collect()
@@ -130,9 +135,9 @@ fn hold_up(scene: &Scene, bad: &mut Nic, file: &Arc<File>, at: u64) -> (Punch, W
             ring.offer(0);
             bad.vmm.vrings[1].kick.ring();
             // A fault that waits for something else, a lock or a page, does not do so for long.
-            let seen = waits(&scene.daemon);
+            let seen = waits(&scene.daemon, "shard-");
             std::thread::sleep(Duration::from_millis(10));
-            if let Some(wait) = waits(&scene.daemon).into_iter().find(|wait| seen.contains(wait)) {
+            if let Some(wait) = waits(&scene.daemon, "shard-").into_iter().find(|wait| seen.contains(wait)) {
                 return (punch, wait);
             }
         }
@@ -159,7 +164,7 @@ fn others_go_on(scene: &mut Scene, other: &mut Nic) -> bool {
     }
     scene.witness.keeps_going();
     // The longer the machine takes for all that, the longer the hole takes, as a rule.
-    let held = || waits(&scene.daemon).contains(&wait);
+    let held = || waits(&scene.daemon, "shard-").contains(&wait);
     let to_the_end = held();
     assert!(stuck(&scene.daemon) > 0 || !held(), "`shard list` does not have it");
     punch.end();

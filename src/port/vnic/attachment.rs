@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::handler::Handler;
 use super::nic::Nic;
-use super::offence::{KEPT_OUT, Offence};
+use super::offence::Offence;
 use super::refusal::Refusal;
 use super::relay::{FarEnd, MOST_HELD, PortNumber};
 use super::session;
@@ -60,7 +60,8 @@ struct Slot {
 
 /// A thread that serves a connection.
 struct SessionThread {
-    thread: JoinHandle<()>,
+    /// `None` while it is being started.
+    thread: Option<JoinHandle<()>>,
     /// Disconnected when the thread is about to return.
     end: mpsc::Receiver<()>,
 }
@@ -131,12 +132,12 @@ impl Attachment {
 
     /// A VM that is to be looked for is not, for what it did while nobody was connected. Returns for how long.
     pub(super) fn keep_away(&self, offence: Offence) -> Duration {
-        self.nic.docket.sentence(offence);
-        let why = Refusal::Barred(offence, KEPT_OUT.as_secs());
+        let time = self.nic.docket.sentence(offence);
+        let why = Refusal::Barred(offence, time.as_secs());
         let name = &self.nic.config.name;
         log_limited!(self.nic.log, log::Level::Warn, "{name}: {why}");
         self.note_waiting(format!("not looking for the VM at {}: {why}", self.nic.config.socket.display()));
-        KEPT_OUT
+        time
     }
 
     /// Takes a new connection on, or closes it if the port has one; `false` if it was closed. `ended` hears how long a
@@ -162,26 +163,45 @@ impl Attachment {
             );
             return false;
         }
-        // The thread of the last connection has let go of the port, so it is about to return, and nobody waits for that here.
-        slot.thread = None;
         let Some(first) = self.connect(far_end, &mut slot) else { return false };
-        let attachment = Arc::clone(self);
         let (alive, end) = mpsc::channel();
-        let run = {
-            let first = Arc::clone(&first);
-            move || {
-                attachment.run(first, ended);
-                drop(alive);
-            }
+        slot.connection = Some(Arc::clone(&first));
+        // The thread of the last connection has let go of the port, so it is about to return, and nobody waits for that here.
+        slot.thread = Some(SessionThread { thread: None, end });
+        drop(slot);
+        self.start(first, alive, ended)
+    }
+
+    /// Starts the thread of a connection that has the port. The kernel may keep whoever starts a thread waiting for as long as a
+    /// session waits for its front end's file (`sys/mapping_turn.rs`), so nobody may need to wait for this: the slot is free.
+    fn start(
+        self: &Arc<Self>,
+        first: Arc<Connection>,
+        alive: mpsc::Sender<()>,
+        ended: impl FnOnce(Duration) + Send + 'static,
+    ) -> bool {
+        let name = &self.nic.config.name;
+        let attachment = Arc::clone(self);
+        let run = move || {
+            attachment.run(first, ended);
+            drop(alive);
         };
-        match std::thread::Builder::new().name(format!("vhost-{name}")).stack_size(STACK_BYTES).spawn(run) {
+        let started = std::thread::Builder::new().name(format!("vhost-{name}")).stack_size(STACK_BYTES).spawn(run);
+        let mut slot = self.slot();
+        match started {
             Ok(thread) => {
-                slot.connection = Some(first);
-                slot.thread = Some(SessionThread { thread, end });
+                // Whoever closes the port meanwhile has taken the place, and hears of the thread's end all the same.
+                if let Some(place) = &mut slot.thread {
+                    place.thread = Some(thread);
+                }
                 true
             }
             Err(error) => {
+                let unserved = slot.connection.take();
+                slot.thread = None;
                 slot.waiting = format!("no thread for the front end: {error}");
+                drop(slot);
+                drop(unserved);
                 log_limited!(self.nic.log, log::Level::Error, "{name}: no thread for the front end: {error}");
                 false
             }
@@ -215,6 +235,8 @@ impl Attachment {
             let end = catch_unwind(AssertUnwindSafe(serve)).unwrap_or(session::End::Panicked);
             current.handler.device().tear_down();
             self.nic.docket.acquit();
+            // What was still mapped is not any more, and that may have been waited for as well.
+            let end = if self.nic.was_kept_waiting() { session::End::Offence(Offence::Mapping) } else { end };
             if let session::End::Offence(offence) = end {
                 self.keep_out(&current, offence);
             }
@@ -229,9 +251,9 @@ impl Attachment {
     /// however often it comes back.
     fn keep_out(&self, connection: &Connection, offence: Offence) {
         let _ = connection.stream.shutdown(std::net::Shutdown::Both);
-        self.nic.docket.sentence(offence);
-        connection.handler.device().note(&Refusal::Barred(offence, KEPT_OUT.as_secs()));
-        let end = Instant::now() + KEPT_OUT;
+        let time = self.nic.docket.sentence(offence);
+        connection.handler.device().note(&Refusal::Barred(offence, time.as_secs()));
+        let end = Instant::now() + time;
         while !self.stopping.load(Ordering::Acquire) {
             let Ok(left) = Timespec::try_from(end.saturating_duration_since(Instant::now())) else { return };
             if left.tv_sec == 0 && left.tv_nsec == 0 {
@@ -293,7 +315,7 @@ impl Attachment {
                 return;
             }
             // Whether it panicked or not, it has said so.
-            let _ = thread.join();
+            let _ = thread.map(JoinHandle::join);
         }
         self.nic.records.close(&self.nic, connected);
     }

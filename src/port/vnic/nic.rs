@@ -11,8 +11,9 @@ use super::queue::Queue;
 use super::ring_records::RingRecords;
 use crate::ident::{Compat, LatencySensitivity, MacAddr, Name};
 use crate::limits::{MEMORY_CHANGES, MEMORY_CHANGES_PER_SECOND, MESSAGES, MESSAGES_PER_SECOND};
-use crate::port::rate_limit::{Pace, RateLimit};
+use crate::port::rate_limit::{Pace, RateLimit, log_limited};
 use crate::sys::eventfd::EventFd;
+use crate::sys::mapping_turn;
 
 /// Log lines that one port's far end can cause in ten seconds.
 const LOG_LINES: u32 = 10;
@@ -116,6 +117,17 @@ impl Nic {
         self.queues.iter().for_each(|queue| queue.set_latency(latency));
         self.pins.store(latency == LatencySensitivity::High, Ordering::Relaxed);
         self.attention.signal();
+    }
+
+    /// Whether the kernel has kept this thread, the session's, waiting for files of the front end for longer than is put up with.
+    pub(super) fn was_kept_waiting(&self) -> bool {
+        let waited = mapping_turn::take_wait();
+        let too_long = self.docket.kept_waiting(waited);
+        if too_long {
+            let (name, millis) = (&self.config.name, waited.as_millis());
+            log_limited!(self.log, log::Level::Warn, "{name}: waited {millis} ms to map or unmap the VM's memory file");
+        }
+        too_long
     }
 
     /// Whether guest memory is to be pinned.

@@ -1,16 +1,28 @@
 //! What a front end can do that holds others up: [`Offence`]. It ends the connection, and its port serves nobody for a while
 //! ([`Docket`]).
+//!
+//! Most of them hold up a shard, whose other ports another thread takes over in some milliseconds. One holds up the whole process:
+//! while the kernel keeps a session waiting for its front end's file, no thread maps anything or is started
+//! ([`crate::sys::mapping_turn`]). That costs minutes, and more each time.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::port::Conduct;
+use crate::port::rate_limit::Pace;
 use crate::sys::eventfd::EventFd;
 
 /// For how long nobody is served after one.
-pub(super) const KEPT_OUT: Duration = Duration::from_secs(5);
+const KEPT_OUT: Duration = Duration::from_secs(5);
+
+/// The same after the first [`Offence::Mapping`]; each further one of the port doubles it, up to the most.
+const KEPT_OUT_FOR_MAPPING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+/// Milliseconds that a session may be kept waiting for its front end's files: so many at once, and so many in a second. The kernel
+/// takes microseconds.
+const MAPPING_WAIT: (u32, u32) = (100, 100);
 
 /// What a front end did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +35,12 @@ pub(super) enum Offence {
     HeldUp = 3,
     /// Each message, or being connected to, took milliseconds.
     SlowSocket = 4,
+    /// The kernel kept its session waiting to map or unmap a file of it, and everybody else who wanted to map anything.
+    Mapping = 5,
 }
 
 impl Offence {
-    const ALL: [Self; 4] = [Self::Blocked, Self::Slow, Self::HeldUp, Self::SlowSocket];
+    const ALL: [Self; 5] = [Self::Blocked, Self::Slow, Self::HeldUp, Self::SlowSocket, Self::Mapping];
 
     fn of_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|offence| *offence as u8 == number)
@@ -39,6 +53,7 @@ impl Offence {
             Self::Slow => "had its interrupts take milliseconds each",
             Self::HeldUp => "held the switch up in the VM's memory",
             Self::SlowSocket => "had its socket take milliseconds to use",
+            Self::Mapping => "kept the switch from mapping memory, its own and that of others",
         }
     }
 }
@@ -46,6 +61,26 @@ impl Offence {
 impl fmt::Display for Offence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.deed())
+    }
+}
+
+/// How often a port served nobody for a while, and the last time: what is told together is kept in one number.
+struct Bars {
+    /// How often; of this, 40 bits are kept.
+    count: u64,
+    /// For how many seconds the last time; 16 bits.
+    seconds: u64,
+    /// For what; 8 bits.
+    offence: u8,
+}
+
+impl Bars {
+    fn of(number: u64) -> Self {
+        Self { count: number >> 24, seconds: number >> 8 & 0xffff, offence: number as u8 }
+    }
+
+    fn number(&self) -> u64 {
+        self.count << 24 | (self.seconds & 0xffff) << 8 | u64::from(self.offence)
     }
 }
 
@@ -58,8 +93,12 @@ pub(super) struct Docket {
     /// How often a shard was held up, and for how long the last time that nobody has looked at yet, in milliseconds.
     held_up: AtomicU64,
     millis: AtomicU64,
-    /// How often nobody was served for a while, times 256, and for which offence the last time.
+    /// How often nobody was served for a while, and for how many seconds and which offence the last time: see [`Bars`].
     bars: AtomicU64,
+    /// How often that was for [`Offence::Mapping`].
+    mappings: AtomicU32,
+    /// What its sessions were kept waiting for its files.
+    waits: Pace,
     /// Signalled for the session.
     attention: Arc<EventFd>,
 }
@@ -67,8 +106,9 @@ pub(super) struct Docket {
 impl Docket {
     /// Nothing yet; `attention` is signalled when there is something.
     pub(super) fn new(attention: Arc<EventFd>) -> Self {
-        let (last, barred, held_up, millis, bars) = Default::default();
-        Self { last, barred, held_up, millis, bars, attention }
+        let (last, barred, held_up, millis, bars, mappings) = Default::default();
+        let waits = Pace::new(MAPPING_WAIT.0, MAPPING_WAIT.1);
+        Self { last, barred, held_up, millis, bars, mappings, waits, attention }
     }
 
     /// Notes one, which ends the connection.
@@ -102,18 +142,37 @@ impl Docket {
         Some(self.millis.swap(0, Ordering::Relaxed)).filter(|&millis| millis > 0).map(Duration::from_millis)
     }
 
-    /// Nobody is served for a while. For the session's thread, or who looks for the VM while there is none.
-    pub(super) fn sentence(&self, offence: Offence) {
-        let count = self.bars.load(Ordering::Relaxed) >> 8;
-        self.bars.store(count.wrapping_add(1) << 8 | offence as u64, Ordering::Relaxed);
+    /// Its session was kept waiting for a file of the front end for this long; `true` if that is too much. For the session's
+    /// thread.
+    pub(super) fn kept_waiting(&self, waited: Duration) -> bool {
+        // One wait is not held against it twice: what it owes is paid off long before it is served again.
+        self.waits.spend(u32::try_from(waited.as_millis()).unwrap_or(u32::MAX).min(2 * MAPPING_WAIT.0));
+        !waited.is_zero() && !self.waits.debt().is_zero()
+    }
+
+    /// Nobody is served for a while: for how long. For the session's thread, or who looks for the VM while there
+    /// is none.
+    pub(super) fn sentence(&self, offence: Offence) -> Duration {
+        let time = match offence {
+            Offence::Mapping => {
+                let (first, most) = KEPT_OUT_FOR_MAPPING;
+                let doubled = self.mappings.fetch_add(1, Ordering::Relaxed).min(16);
+                first.saturating_mul(1 << doubled).min(most)
+            }
+            _ => KEPT_OUT,
+        };
+        let bars = Bars::of(self.bars.load(Ordering::Relaxed));
+        let count = bars.count.wrapping_add(1);
+        self.bars.store(Bars { count, seconds: time.as_secs(), offence: offence as u8 }.number(), Ordering::Relaxed);
+        time
     }
 
     /// What its front ends have done so far.
     pub(super) fn conduct(&self) -> Conduct {
-        let bars = self.bars.load(Ordering::Relaxed);
-        let deed = Offence::of_number(bars as u8).map(Offence::deed);
+        let bars = Bars::of(self.bars.load(Ordering::Relaxed));
+        let deed = Offence::of_number(bars.offence).map(Offence::deed);
         let held_up = self.held_up.load(Ordering::Relaxed);
-        Conduct { held_up, barred: bars >> 8, deed, seconds: KEPT_OUT.as_secs() }
+        Conduct { held_up, barred: bars.count, deed, seconds: bars.seconds }
     }
 
     /// Whether no shard is to enter a ring of the port.
@@ -131,5 +190,38 @@ impl Docket {
     /// Has the session look.
     pub(super) fn call(&self) {
         self.attention.signal();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn docket() -> Docket {
+        Docket::new(Arc::new(EventFd::new().unwrap()))
+    }
+
+    #[test]
+    fn a_port_that_keeps_others_from_mapping_is_barred_for_longer_each_time() {
+        let docket = docket();
+        let mut sentences = vec![docket.sentence(Offence::HeldUp)];
+        sentences.extend((0..8).map(|_| docket.sentence(Offence::Mapping)));
+        assert_eq!(docket.conduct().seconds, 3600);
+        sentences.push(docket.sentence(Offence::Slow));
+        let seconds: Vec<_> = sentences.iter().map(Duration::as_secs).collect();
+        assert_eq!(seconds, [5, 60, 120, 240, 480, 960, 1920, 3600, 3600, 5]);
+        let conduct = docket.conduct();
+        assert_eq!((conduct.barred, conduct.seconds, conduct.deed), (10, 5, Some(Offence::Slow.deed())));
+    }
+
+    #[test]
+    fn short_waits_for_files_are_put_up_with_and_long_or_many_are_not() {
+        let millis = Duration::from_millis;
+        assert!(!docket().kept_waiting(Duration::ZERO) && !docket().kept_waiting(millis(90)));
+        assert!(docket().kept_waiting(millis(10_000)));
+        let many = docket();
+        assert!((0..20).any(|_| many.kept_waiting(millis(90))));
+        assert!(!many.kept_waiting(Duration::ZERO), "it is waits that are held against it");
     }
 }

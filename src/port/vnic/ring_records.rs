@@ -5,7 +5,7 @@
 //! they say ends with the front end's process: when another one connects, and when the port goes and nobody is there.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::nic::Nic;
 use crate::port::rate_limit::log_limited;
@@ -102,9 +102,14 @@ impl RingRecords {
         kept.records = None;
     }
 
-    /// Where they are, or why there are none; `None` if none were needed yet.
+    /// Where they are, or why there are none; `None` if none were needed yet. Waits for nobody: the session opens the file, for
+    /// which the kernel may keep it waiting.
     pub(super) fn report(&self) -> Option<String> {
-        let kept = self.kept();
+        let kept = match self.0.try_lock() {
+            Ok(kept) => kept,
+            Err(TryLockError::Poisoned(kept)) => kept.into_inner(),
+            Err(TryLockError::WouldBlock) => return Some("not known just now: the port's session is at them".into()),
+        };
         let trouble = kept.trouble.as_ref().map(|why| format!("none: {why}"));
         trouble.or_else(|| Some(kept.records.as_ref()?.path().display().to_string()))
     }

@@ -41,7 +41,7 @@ pub(super) enum End {
     Removed,
     /// Nothing came after the connection was made.
     Silent,
-    /// It held a shard up.
+    /// It held others up.
     Offence(Offence),
     /// A message stopped in the middle.
     HalfMessage,
@@ -116,6 +116,9 @@ impl<'a> Session<'a> {
             }
             if let Some(offence) = self.nic.docket.take() {
                 return Ok(End::Offence(offence));
+            }
+            if self.nic.was_kept_waiting() {
+                return Ok(End::Offence(Offence::Mapping));
             }
             let part = match arrival {
                 Arrival::End => return Ok(End::Closed),
