@@ -22,7 +22,8 @@ use super::frontend::session::{Session, feature, request, single_region};
 use super::frontend::witness::Witness;
 use super::frontend::{DEADLINE, eventually};
 use super::fuse::Fuse;
-use super::{MIB, Scene};
+use super::held_set::HeldSet;
+use super::{MIB, Scene, event, fds};
 
 /// Closing the last descriptor of this socket takes an hour. The other end, which must not go, is second.
 fn lingering() -> (TcpStream, TcpStream) {
@@ -219,6 +220,35 @@ fn descriptors_that_are_held_up_are_counted_and_bounded() {
     // Others are served, and so is this one once they are let go of.
     drop(waiting);
     fuse.release();
+    scene.finish();
+}
+
+#[test]
+fn an_eventfd_that_cannot_be_closed_holds_up_nobody() {
+    let mut scene = Scene::new();
+    let session = negotiated(&scene.daemon);
+    let (bell, plain) = (event(), event());
+    let held = HeldSet::around(&bell);
+    // More than the session is given: the relay has the last descriptor of this one.
+    let mut many = fds(&plain, 40);
+    many.push(bell.as_fd());
+    let relay = scene.daemon.relay();
+    kill_process(relay, Signal::STOP).unwrap();
+    session.raw(&message::encode(request::SET_VRING_CALL, VERSION, &[0; 8]), &many).unwrap();
+    drop(bell);
+    kill_process(relay, Signal::CONT).unwrap();
+    // Others are served, and the port says why it may not be.
+    for _ in 0..3 {
+        let mut other = Nic::up(&scene.daemon.socket("other"), &NicConfig::default());
+        meet(&mut other, &mut scene.peer);
+        drop(other);
+        scene.daemon.port_when("other", "it has left", |port| port.state() == "down");
+    }
+    assert!(session.closes_within(DEADLINE), "the connection goes on");
+    expect_answers(&scene.daemon);
+    scene.witness.keeps_going();
+    drop((session, held));
+    scene.expect_usable("an eventfd that could not be closed");
     scene.finish();
 }
 

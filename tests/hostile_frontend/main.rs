@@ -11,6 +11,7 @@ mod descriptors;
 #[path = "../frontend/mod.rs"]
 mod frontend;
 mod fuse;
+mod held_set;
 mod host;
 mod mapping;
 mod memory;

@@ -8,6 +8,9 @@
 //! Nothing here waits: what cannot be sent stays, and nothing more is read before it is gone, so a front end that does not read
 //! holds up its session as if there were nobody between them, and the other way round.
 //!
+//! Descriptors are closed elsewhere, eventfds too: the kernel takes the last one of a file out of all epoll sets that it is in, and
+//! waits for whoever is in one of those, who may be in a page fault that never ends (fs/eventpoll.c, eventpoll_release_file).
+//!
 //! What a front end can have is time: whatever is done at its socket wakes all who wait for the other end. So each message is
 //! measured, and a link that takes too much ([`Toll`]) is dropped: nothing more is done at that socket until the daemon, which
 //! keeps the port out, has ended the session.
@@ -44,6 +47,8 @@ pub(super) enum Step {
     Waits,
     /// These came with a message, and have to be looked at first: [`Link::resume`].
     Look(Vec<OwnedFd>),
+    /// These went with a message, and have to be closed before the next is read: [`Link::resume`].
+    Close(Vec<OwnedFd>),
     /// Using the front end's socket takes too much, and is not done any more.
     Costly,
     /// One of its ends is gone for good.
@@ -65,8 +70,8 @@ pub(super) struct Link {
     descriptors: Vec<OwnedFd>,
     /// It is whole, or no more of it has come: it is to be sent.
     sending: bool,
-    /// Its descriptors are being looked at.
-    pub(super) looking: bool,
+    /// Its descriptors are being looked at or closed.
+    busy: bool,
     /// Nothing more is read: what came is no message, or the front end has ended.
     deaf: bool,
     reply: Vec<u8>,
@@ -88,7 +93,7 @@ impl Link {
             body: 0,
             descriptors: Vec::new(),
             sending: false,
-            looking: false,
+            busy: false,
             deaf: false,
             reply: Vec::new(),
             toll: Toll::default(),
@@ -107,14 +112,14 @@ impl Link {
         if self.dropped {
             return [(false, false), (true, false)];
         }
-        let (reads, replies) = (!self.sending && !self.deaf, self.has_replies());
-        [(reads, replies), (!replies, self.sending && !self.looking)]
+        let (reads, replies) = (!self.sending && !self.deaf && !self.busy, self.has_replies());
+        [(reads, replies), (!replies, self.sending && !self.busy)]
     }
 
-    /// Goes on with a message whose descriptors were looked at: these take their places.
+    /// Goes on with a message whose descriptors were looked at, these taking their places, or behind one whose were closed.
     pub(super) fn resume(&mut self, descriptors: Vec<OwnedFd>) {
         self.descriptors = descriptors;
-        self.looking = false;
+        self.busy = false;
     }
 
     /// Moves what can be moved.
@@ -123,9 +128,9 @@ impl Link {
             let before = thread_time();
             let moved = if self.dropped { self.waste_reply() } else { self.move_on() };
             self.spent += thread_time().saturating_sub(before);
-            if self.costs_too_much(matches!(moved, Ok(true))) {
+            if self.costs_too_much(matches!(moved, Ok(true) | Err(Step::Close(_)))) {
                 self.dropped = true;
-                if let Err(Step::Look(descriptors)) = moved {
+                if let Err(Step::Look(descriptors) | Step::Close(descriptors)) = moved {
                     self.descriptors = descriptors;
                 }
                 return Step::Costly;
@@ -188,7 +193,7 @@ impl Link {
 
     /// Reads or sends a part of a message; `false` if that cannot be now.
     fn step_on(&mut self) -> Result<bool, Step> {
-        if self.looking {
+        if self.busy {
             return Ok(false);
         }
         if self.sending {
@@ -268,7 +273,7 @@ impl Link {
         if !self.sending || self.descriptors.iter().all(vetting::is_eventfd) {
             return Ok(true);
         }
-        self.looking = true;
+        self.busy = true;
         Err(Step::Look(std::mem::take(&mut self.descriptors)))
     }
 
@@ -276,14 +281,17 @@ impl Link {
         let Some(sent) = self.send() else { return Err(Step::Ended) };
         match sent {
             Ok(sent) => {
-                // They went with the first byte.
-                self.descriptors.clear();
                 self.message.drain(..sent);
                 self.sending = !self.message.is_empty();
                 if !self.sending && self.deaf {
                     let _ = rustix::net::shutdown(&self.session, Shutdown::Write);
                 }
-                Ok(true)
+                if self.descriptors.is_empty() {
+                    return Ok(true);
+                }
+                // They went with the first byte.
+                self.busy = true;
+                Err(Step::Close(std::mem::take(&mut self.descriptors)))
             }
             Err(Errno::INTR) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),

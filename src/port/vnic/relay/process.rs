@@ -1,5 +1,5 @@
-//! The process that the relay is: [`run`]. One thread in epoll, for all connections; and one for each message that has something
-//! else than eventfds with it, or that is to be thrown away with what it has.
+//! The process that the relay is: [`run`]. One thread in epoll, for all connections; and one for each message that has descriptors
+//! with it, or that is to be thrown away with what it has.
 //!
 //! It must never wait for a front end, and nothing that one can send may end it. It ends when the daemon does. What its thread
 //! does at a front end's socket wakes all who wait for the other end, which may be very many: messages are charged to their link
@@ -105,6 +105,8 @@ struct Job {
 enum Work {
     /// They came with a message of this link, which waits for them to be looked at.
     Look(u64),
+    /// They went with a message of this link, which waits for them to be closed.
+    Close(u64),
     /// They are connections to be shut down. That takes time, perhaps, and waits for nobody.
     HangUp,
     /// They are such connections, in which something lies.
@@ -114,7 +116,7 @@ enum Work {
 impl Work {
     /// The link that waits for it.
     fn link(self) -> Option<u64> {
-        if let Self::Look(link) = self { Some(link) } else { None }
+        if let Self::Look(link) | Self::Close(link) = self { Some(link) } else { None }
     }
 
     /// Does it.
@@ -125,6 +127,10 @@ impl Work {
                 // The others are let go of here.
                 looked.truncate(DESCRIPTORS + 1);
                 Ok(looked)
+            }
+            Self::Close(_) => {
+                descriptors.into_iter().for_each(vetting::close);
+                Ok(Vec::new())
             }
             Self::HangUp => Ok(descriptors.into_iter().filter_map(vetting::hang_up).collect()),
             Self::Drain => {
@@ -230,6 +236,10 @@ impl Process {
             Step::Waits => {}
             Step::Look(descriptors) => {
                 let job = Job::new(link.port, Work::Look(id));
+                self.begin(job, descriptors);
+            }
+            Step::Close(descriptors) => {
+                let job = Job::new(link.port, Work::Close(id));
                 self.begin(job, descriptors);
             }
             Step::Costly => {
