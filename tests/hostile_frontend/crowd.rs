@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use rustix::event::epoll::{CreateFlags, EventData, EventFlags, add, create};
 
+use super::frontend::doorbell::Doorbell;
+
 /// Duplicates of what is waited for, each of which is in each of the sets.
 const DUPLICATES: usize = 5000;
 
@@ -16,7 +18,15 @@ pub struct Crowd {
     sets: Vec<OwnedFd>,
 }
 
+/// What waking all who wait has to take: five times what counts as slow.
+pub const LONG: Duration = Duration::from_millis(5);
+
 impl Crowd {
+    /// Waits for an eventfd so often that ringing it takes at least `least`.
+    pub fn around_bell(bell: &Doorbell, least: Duration) -> Self {
+        Self::around(bell, least, || bell.ring())
+    }
+
     /// Waits for `what` so often that `wake`, which wakes all who do, takes at least `least` of a thread's CPU time.
     pub fn around(what: impl AsFd, least: Duration, mut wake: impl FnMut()) -> Self {
         let mut took = || {
@@ -57,6 +67,13 @@ fn set(of: &[OwnedFd]) -> OwnedFd {
     let flags = EventFlags::IN | EventFlags::OUT;
     of.iter().for_each(|one| add(&set, one, EventData::new_u64(0), flags).unwrap());
     set
+}
+
+/// CPU time that ringing takes.
+pub fn ringing(bell: &Doorbell) -> Duration {
+    let before = thread_time();
+    bell.ring();
+    thread_time() - before
 }
 
 fn thread_time() -> Duration {

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::crowd::Crowd;
+use super::crowd::{Crowd, LONG};
 use super::frontend::doorbell::Doorbell;
 use super::frontend::eventually;
 use super::frontend::frame::{BROADCAST, frame};
@@ -125,16 +125,11 @@ fn point_06_interrupts_that_come_to_block() {
     scene.finish();
 }
 
-/// Waits for `bell` so often that ringing it takes at least 5 ms.
-fn crowd(bell: &Doorbell) -> Crowd {
-    Crowd::around(bell, Duration::from_millis(5), || bell.ring())
-}
-
 #[test]
 fn point_06_interrupts_that_take_long() {
     let mut scene = Scene::new();
     let nic = scene.nic();
-    let crowd = crowd(&nic.vmm.vrings[0].call);
+    let crowd = Crowd::around_bell(&nic.vmm.vrings[0].call, LONG);
     let Scene { daemon, peer, .. } = &mut scene;
     eventually("its connection is ended", || {
         peer.send(&frame(nic.mac, peer.mac, 100, 1));
@@ -153,7 +148,7 @@ fn point_06_interrupts_that_take_long() {
     // The same by messages, each of which has the new interrupt rung once.
     let nic = scene.nic();
     let call = event();
-    let crowd = self::crowd(&call);
+    let crowd = Crowd::around_bell(&call, LONG);
     eventually("its connection is ended", || {
         let _ = nic.session().set_vring_call(0, &call, false);
         let port = scene.daemon.port("bad");
@@ -208,7 +203,7 @@ fn point_10_a_front_end_that_never_reads() {
             Ok(_) => stuck = 0,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 stuck += 1;
-                std::thread::sleep(std::time::Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(2));
             }
             Err(_) => break,
         }

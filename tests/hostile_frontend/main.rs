@@ -20,6 +20,7 @@ mod names;
 mod pace;
 mod relay;
 mod stalls;
+mod waiters;
 
 use std::os::fd::{AsFd, BorrowedFd};
 

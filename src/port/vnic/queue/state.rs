@@ -199,9 +199,12 @@ impl State {
         None
     }
 
-    /// Takes the ring out of service. What a shard must not do with what is left of it is left to the session.
+    /// Takes the ring out of service. What a shard must not do with what is left of it is left to the session: to close the call,
+    /// and to end the wait for the kick, whose lock its front end can hold for 100 ms. Until then a kick wakes a shard for
+    /// nothing.
     pub(super) fn fail(&mut self, fault: RingFault) {
-        let running = self.take_running();
+        self.flush(Flush::All);
+        let running = self.running.take();
         let index = running.as_ref().map_or(0, |running| running.ring.base());
         self.leftover = running.and_then(|running| running.call);
         self.fault = Some((fault, index));

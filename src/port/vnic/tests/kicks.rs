@@ -116,3 +116,23 @@ fn a_count_that_a_front_end_writes_is_no_number_of_kicks() {
     rig.guest.kick.signal();
     assert!((after + 1..1 << 40).contains(&rig.counters()[0]));
 }
+
+/// Beginning and ending to wait for an eventfd takes its lock, which its front end can hold for as long as it takes to wake a
+/// million who wait for it.
+#[test]
+fn a_shard_that_finds_a_fault_leaves_the_kick_to_the_session() {
+    let mut rig = Rig::new();
+    let queue = Arc::clone(&rig.port.receive_queues()[0]);
+    let shard = Shard::new();
+    queue.attach(Some(shard.clone()));
+    assert!(receive_all(&*queue).is_empty());
+    rig.offered = 0x7000;
+    rig.offer();
+    assert!(receive_all(&*queue).is_empty());
+    assert!(matches!(rig.port.link(), LinkState::Stopped(_)), "a ring cannot hold so many");
+    rig.guest.kick.signal();
+    assert!(shard.wait(0), "the shard has done with the kick what takes its lock");
+    rig.qemu.base(1);
+    rig.guest.kick.signal();
+    assert!(!shard.wait(0), "the ring is stopped, and its shard still woken");
+}
