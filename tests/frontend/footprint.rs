@@ -30,6 +30,8 @@ const ACCEPTOR: &str = "vhost-accept";
 /// Threads of the API: how many there are depends on how many calls came at once, and each is kept while calls come.
 const API: &str = "tokio-rt-worker";
 const API_AT_ONCE: usize = 8;
+/// Threads for calls of ports: one or two, as calls come one after the other or at once.
+const CALLS: &str = "port-calls";
 /// Sockets, eventfds and the like that the daemon may take for itself on a first use.
 const OWN: usize = 2;
 
@@ -82,6 +84,7 @@ fn most_threads(name: &str, before: usize) -> usize {
     match name {
         CONNECTIONS => before,
         API => before + API_AT_ONCE,
+        CALLS => before.max(2),
         _ => before.max(1),
     }
 }

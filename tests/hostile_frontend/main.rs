@@ -11,8 +11,10 @@ mod descriptors;
 #[path = "../frontend/mod.rs"]
 mod frontend;
 mod fuse;
+mod holes;
 mod held_set;
 mod host;
+mod hugepages;
 mod mapping;
 mod memory;
 mod messages;
