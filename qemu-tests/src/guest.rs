@@ -28,6 +28,7 @@ pub struct Spec {
     name: String,
     memory: u32,
     dimm_slots: Option<u8>,
+    balloon: bool,
     cpus: u8,
     host_cpu: Option<usize>,
     nics: Vec<Nic>,
@@ -85,6 +86,12 @@ impl Spec {
     /// Slots for memory that is plugged in later, up to 1 GiB in all.
     pub fn dimm_slots(mut self, slots: u8) -> Spec {
         self.dimm_slots = Some(slots);
+        self
+    }
+
+    /// A memory balloon, for [`Guest::qmp`] `balloon`. The guest's driver is a module: `modprobe virtio_balloon`.
+    pub fn balloon(mut self) -> Spec {
+        self.balloon = true;
         self
     }
 
@@ -176,6 +183,9 @@ impl Spec {
         add("-device", "virtio-serial-pci,max_ports=4".to_owned());
         add("-device", "virtconsole,chardev=console,nr=0".to_owned());
         add("-device", format!("virtserialport,chardev=agent,name={PORT_NAME},nr=1"));
+        if self.balloon {
+            add("-device", "virtio-balloon-pci".to_owned());
+        }
         line.extend(["-nodefaults", "-display", "none"].map(str::to_owned));
         if !self.reboots {
             line.push("-no-reboot".to_owned());
@@ -212,6 +222,7 @@ impl Guest {
             name: name.to_owned(),
             memory: 256,
             dimm_slots: None,
+            balloon: false,
             cpus: 1,
             host_cpu: None,
             nics: Vec::new(),

@@ -22,7 +22,7 @@ const OWN: [(&str, &str); 2] = [("guest-init", "init"), ("payload", "bin/payload
 
 /// Modules in the guest; `guest-init` loads virtio_net, a test may `modprobe` the others. What memory and PCI hot-plug,
 /// virtio-pci and the virtio console need is built into Debian's kernel.
-const MODULES: [&str; 4] = ["virtio_net", "8021q", "vxlan", "geneve"];
+const MODULES: [&str; 5] = ["virtio_net", "virtio_balloon", "8021q", "vxlan", "geneve"];
 
 const FIX_SETUP: &str = "qemu-tests/setup.sh";
 const FIX_BUILD: &str = "cargo build -p qemu-tests --bins (with the same profile)";

@@ -89,3 +89,23 @@ fn memory_is_plugged_and_unplugged_under_traffic() -> Result<()> {
         pair.balanced()
     })
 }
+
+/// What a balloon takes are holes in the memory file, page by page, which the switch has mapped and is at work in the rest of.
+#[test]
+fn a_balloon_takes_and_gives_memory_under_traffic() -> Result<()> {
+    scenario(|s| {
+        let pair = Pair::boot(s, |_, nic| nic, |_, guest| guest.balloon())?;
+        pair.a.sh("modprobe virtio_balloon")?;
+        let flows = pair.flows()?;
+        for mib in [200u64, 256, 180, 256] {
+            pair.a.qmp("balloon", json!({ "value": mib << 20 }))?;
+            wait::until_true("the balloon to take and give what was asked", STEP, || {
+                let is = pair.a.qmp("query-balloon", json!({}))?;
+                Ok(is["actual"].as_u64() == Some(mib << 20))
+            })?;
+            advance(&flows)?;
+        }
+        finish_all(flows, BYTES)?;
+        pair.balanced()
+    })
+}
