@@ -11,8 +11,8 @@ mod descriptors;
 #[path = "../frontend/mod.rs"]
 mod frontend;
 mod fuse;
-mod holes;
 mod held_set;
+mod holes;
 mod host;
 mod hugepages;
 mod mapping;
