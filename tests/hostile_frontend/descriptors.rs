@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sockopt};
 use rustix::process::{Signal, kill_process, test_kill_process};
@@ -219,6 +220,34 @@ fn descriptors_that_are_held_up_are_counted_and_bounded() {
     scene.witness.keeps_going();
     // Others are served, and so is this one once they are let go of.
     drop(waiting);
+    fuse.release();
+    scene.finish();
+}
+
+#[test]
+fn what_came_with_a_message_that_was_never_whole_is_counted_as_well() {
+    let scene = Scene::new();
+    let fuse = Fuse::mount();
+    for held in 1..=2 {
+        let session = negotiated(&scene.daemon);
+        // With an answer that nobody reads, a connection does not end but is reset.
+        session.raw(&message::encode(request::GET_FEATURES, VERSION, &[]), &[]).unwrap();
+        poll(&mut [PollFd::new(session.stream(), PollFlags::IN)], None).unwrap();
+        let relay = scene.daemon.relay();
+        kill_process(relay, Signal::STOP).unwrap();
+        let head = &message::encode(request::SET_VRING_ERR, VERSION, &[0; 8])[..12];
+        session.raw(head, &[fuse.open().as_fd()]).unwrap();
+        drop(session);
+        kill_process(relay, Signal::CONT).unwrap();
+        eventually("somebody waits for the file system", || (fuse.held() >= held).then_some(()));
+    }
+    // That is known some seconds later, and told when the next one comes.
+    eventually("it takes nobody", || {
+        let _next = UnixStream::connect(scene.daemon.socket("bad")).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        let port = scene.daemon.port("bad");
+        port.reason().is_some_and(|reason| reason.contains("no connections: 2 descriptors")).then_some(())
+    });
     fuse.release();
     scene.finish();
 }

@@ -40,6 +40,10 @@ const REPLY_BYTES: usize = 4096;
 /// Descriptors with one message, in however many pieces, after which it is not read to its end.
 const MOST: usize = 4 * MOST_AT_ONCE;
 
+/// Eventfds that were sent on and are kept until there are as many, to be closed together. Files of memory are closed at once: their
+/// pages are somebody's who may want them back.
+const KEPT: usize = 64;
+
 /// How a step of a link ended.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -72,6 +76,10 @@ pub(super) struct Link {
     sending: bool,
     /// Its descriptors are being looked at or closed.
     busy: bool,
+    /// They were looked at, so they are no eventfds.
+    looked: bool,
+    /// Descriptors that were sent on and are to be closed.
+    sent: Vec<OwnedFd>,
     /// Nothing more is read: what came is no message, or the front end has ended.
     deaf: bool,
     reply: Vec<u8>,
@@ -94,6 +102,8 @@ impl Link {
             descriptors: Vec::new(),
             sending: false,
             busy: false,
+            looked: false,
+            sent: Vec::new(),
             deaf: false,
             reply: Vec::new(),
             toll: Toll::default(),
@@ -118,6 +128,7 @@ impl Link {
 
     /// Goes on with a message whose descriptors were looked at, these taking their places, or behind one whose were closed.
     pub(super) fn resume(&mut self, descriptors: Vec<OwnedFd>) {
+        self.looked = !descriptors.is_empty();
         self.descriptors = descriptors;
         self.busy = false;
     }
@@ -286,12 +297,13 @@ impl Link {
                 if !self.sending && self.deaf {
                     let _ = rustix::net::shutdown(&self.session, Shutdown::Write);
                 }
-                if self.descriptors.is_empty() {
+                // They went with the first byte.
+                self.sent.append(&mut self.descriptors);
+                if self.sent.len() < KEPT && !std::mem::take(&mut self.looked) {
                     return Ok(true);
                 }
-                // They went with the first byte.
                 self.busy = true;
-                Err(Step::Close(std::mem::take(&mut self.descriptors)))
+                Err(Step::Close(std::mem::take(&mut self.sent)))
             }
             Err(Errno::INTR) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),
@@ -316,10 +328,10 @@ impl Link {
         !self.reply.is_empty()
     }
 
-    /// Ends the session's connection. The front end's comes back, and descriptors that nobody has looked at: neither may be
-    /// closed where somebody waits.
-    pub(super) fn end(self) -> (OwnedFd, Vec<OwnedFd>) {
+    /// Ends the session's connection. The front end's comes back, and descriptors: neither may be closed where somebody waits.
+    pub(super) fn end(mut self) -> (OwnedFd, Vec<OwnedFd>) {
         let _ = rustix::net::shutdown(&self.session, Shutdown::Both);
+        self.descriptors.append(&mut self.sent);
         (self.front_end, self.descriptors)
     }
 }

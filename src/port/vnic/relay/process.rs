@@ -105,7 +105,7 @@ struct Job {
 enum Work {
     /// They came with a message of this link, which waits for them to be looked at.
     Look(u64),
-    /// They went with a message of this link, which waits for them to be closed.
+    /// They went with messages of this link, which waits for them to be closed if there still is one.
     Close(u64),
     /// They are connections to be shut down. That takes time, perhaps, and waits for nobody.
     HangUp,
@@ -289,13 +289,20 @@ impl Process {
         }
         let port = link.port;
         let (front_end, descriptors) = link.end();
-        vetting::drop_elsewhere(descriptors);
+        self.let_go(port, id, descriptors);
         self.discard(port, front_end);
     }
 
     /// Ends a connection and lets go of it, and of what lies in it.
     fn discard(&mut self, port: u64, front_end: OwnedFd) {
         self.begin(Job::new(port, Work::HangUp), vec![front_end]);
+    }
+
+    /// Lets go of descriptors of a link that has ended.
+    fn let_go(&mut self, port: u64, link: u64, descriptors: Vec<OwnedFd>) {
+        if !descriptors.is_empty() {
+            self.begin(Job::new(port, Work::Close(link)), descriptors);
+        }
     }
 
     /// Begins a job, or puts it off if its port has as many as it may. Hanging up is not kept waiting by what may take for ever.
@@ -344,7 +351,7 @@ impl Process {
                 (None, Ok(full)) if job.work == Work::HangUp && !full.is_empty() => {
                     self.begin(Job::new(job.port, Work::Drain), full);
                 }
-                (None, looked) => vetting::drop_elsewhere(looked.unwrap_or_default()),
+                (None, looked) => self.let_go(job.port, link.unwrap_or(id), looked.unwrap_or_default()),
             }
             for (job, descriptors) in std::mem::take(&mut self.waiting) {
                 self.begin(job, descriptors);
