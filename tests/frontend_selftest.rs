@@ -237,9 +237,9 @@ fn a_footprint_tells_what_front_ends_left_from_what_the_daemon_keeps() {
         Footprint { fds: owned(fds), threads: owned(threads), ..Footprint::default() }
     };
     let ram = "/memfd:guest-ram (deleted)";
-    let before = of(&[("socket", 5), (ram, 3)], &[("linecardd", 1), ("tokio-rt-worker", 3), (CONNECTIONS, 2)]);
+    let before = of(&[("socket", 5), (ram, 3)], &[("linecardd", 1), ("requests", 3), (CONNECTIONS, 2)]);
     // Fewer than there were, a thread and a file for a first use, and API calls that came at once.
-    let threads = [("linecardd", 1), ("tokio-rt-worker", 9), ("reaper", 1)];
+    let threads = [("linecardd", 1), ("requests", 9), ("reaper", 1)];
     let kept = of(&[("socket", 7), ("anon_inode:[eventfd]", 1), ("/run/rings/a", 1)], &threads);
     assert_eq!(kept.beyond(&before), [""; 0]);
     assert!(!kept.is_steady(&before) && before.is_steady(&before));

@@ -6,13 +6,12 @@
 //! until its call returns, and nobody asks it anything meanwhile. Only a port that somebody is asking can become silent: a thread
 //! that the host does not let run is no port's fault.
 
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use super::pool::Pool;
 use crate::port::Port;
 
 /// How long a port may take to answer. Far more than it takes, however busy the host is.
@@ -21,29 +20,12 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a question that no thread has begun to ask for that long is given to one more, before it is given up.
 const HAND_ONS: u32 = 10;
 
-/// How long a thread stays without anything to do.
-const IDLE: Duration = Duration::from_secs(5);
+/// Threads for them that are there from the start. Others come while calls hang.
+const KEPT: usize = 2;
 
-type Job = Box<dyn FnOnce() + Send>;
-
-/// Threads for calls that may never return: as many as there are such calls, and one or two for all others.
-#[derive(Clone, Default)]
-pub(super) struct Calls(Arc<Threads>);
-
-#[derive(Default)]
-struct Threads {
-    queue: Mutex<Queue>,
-    more: Condvar,
-}
-
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
-    /// Threads that there are.
-    threads: usize,
-    /// Those of them that wait for a job.
-    idle: usize,
-}
+/// Threads for calls that may never return: as many as there are such calls, and two for all others.
+#[derive(Clone)]
+pub(super) struct Calls(Pool);
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these guard is whole between two statements.
@@ -51,22 +33,17 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Calls {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// The kernel refused one.
+    pub(super) fn start() -> io::Result<Self> {
+        Pool::start("port-calls", KEPT).map(Self)
+    }
+
     /// Has `job` done soon, by another thread. Does not wait.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        let mut queue = held(&self.0.queue);
-        queue.jobs.push_back(Box::new(job));
-        if queue.jobs.len() <= queue.idle {
-            self.0.more.notify_one();
-            return;
-        }
-        queue.threads += 1;
-        drop(queue);
-        let threads = Arc::clone(&self.0);
-        let started = thread::Builder::new().name("port-calls".into()).spawn(move || threads.work());
-        if let Err(error) = started {
-            log::error!("no thread for a call of a port: {error}");
-            self.0.do_what_nobody_takes();
-        }
+        self.0.run(job);
     }
 
     /// The answer of each of `ports` to `question`, which hears where in them it is; `None` of those that are silent.
@@ -131,41 +108,6 @@ impl Calls {
     fn walk<T: Send + 'static>(&self, round: &Arc<Round<T, impl Fn(usize, &dyn Port) -> T + Send + Sync + 'static>>) {
         let round = Arc::clone(round);
         self.run(move || round.walk());
-    }
-}
-
-impl Threads {
-    fn work(&self) {
-        while let Some(job) = self.next() {
-            // It has been reported by the hook; what it was to do is not done.
-            let _ = catch_unwind(AssertUnwindSafe(job));
-        }
-    }
-
-    fn next(&self) -> Option<Job> {
-        let mut queue = held(&self.queue);
-        if queue.jobs.is_empty() {
-            queue.idle += 1;
-            let waited = self.more.wait_timeout_while(queue, IDLE, |queue| queue.jobs.is_empty());
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
-            queue.idle -= 1;
-        }
-        let job = queue.jobs.pop_front();
-        queue.threads -= usize::from(job.is_none());
-        job
-    }
-
-    /// For a thread that could not be started. Whoever is at work takes the jobs; if nobody is, they are done here, whosever they are.
-    fn do_what_nobody_takes(&self) {
-        let mut queue = held(&self.queue);
-        queue.threads -= 1;
-        while queue.threads == 0
-            && let Some(job) = queue.jobs.pop_front()
-        {
-            drop(queue);
-            let _ = catch_unwind(AssertUnwindSafe(job));
-            queue = held(&self.queue);
-        }
     }
 }
 

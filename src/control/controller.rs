@@ -18,6 +18,7 @@ use super::desired::{Desired, Origin, Wish};
 use super::diff::{Action, Change, changes, diff};
 use super::events::{Event, Events, Links};
 use super::kinds::Kinds;
+use super::pool::Pool;
 use super::report::{PlanReport, Step, StepReport, Subject};
 use super::running::Runtime;
 use super::store::{Store, StoreError};
@@ -34,6 +35,9 @@ use crate::sys::regular_file::{self, FileError, Symlinks};
 
 /// How long a change waits for the one before it.
 const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+
+/// Threads for requests that are there from the start: so many are answered at once while no thread can be started.
+const REQUESTS: usize = 6;
 
 /// How often it looks whether that has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -157,6 +161,8 @@ pub struct Controller {
     samples: Mutex<Samples>,
     pub(super) links: Mutex<Links>,
     pub(super) conflicts: Mutex<Conflicts>,
+    /// Threads for requests.
+    requests: Pool,
     state: Mutex<State>,
 }
 
@@ -190,7 +196,7 @@ impl Controller {
         // A RandomState is keyed with random numbers from the kernel.
         let random = || RandomState::new().hash_one(0);
         let fdb = Fdb::with_capacity(Fdb::CAPACITY_START, [random(), random()]);
-        let shown = Arc::new(Shown::new(shards.readings()));
+        let shown = Arc::new(Shown::new(shards.readings())?);
         let kinds = Kinds::start(plan.daemon.api.parent())?;
         let state = State {
             plan: plan.clone(),
@@ -205,7 +211,13 @@ impl Controller {
         let (samples, links, conflicts, state) =
             (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::new(state));
         let file = file.into();
-        Ok(Self { clock, started: plan, file, host, nodes, events, shown, samples, links, conflicts, state })
+        let requests = Pool::start("requests", REQUESTS)?;
+        Ok(Self { clock, started: plan, file, host, nodes, events, shown, samples, links, conflicts, requests, state })
+    }
+
+    /// Threads on which requests are to be made: they may wait there.
+    pub fn requests(&self) -> &Pool {
+        &self.requests
     }
 
     /// What happened, to be read, followed and added to.

@@ -4,7 +4,8 @@
 //! [`Controller`] does it, one change at a time under one lock, and keeps going when a single port cannot be had:
 //! that port is shown as stopped, with its reason, and tried again with the next change. [`http`] is the way in.
 //!
-//! Looking takes no lock that a change holds (`view`), and what a port is asked or told holds nobody up (`calls`).
+//! Looking takes no lock that a change holds (`view`), and what a port is asked or told holds nobody up (`calls`). Nobody
+//! waits for the start of a thread (`pool`).
 //!
 //! Shards never wait for anything here. They see a change when new [`crate::shard::Tables`] are published, and the control
 //! side waits for them, never the other way round.
@@ -20,6 +21,7 @@ mod inspect;
 mod kinds;
 mod locality;
 mod numbers;
+mod pool;
 pub mod report;
 mod running;
 pub mod store;
@@ -33,6 +35,7 @@ pub(crate) mod stuck;
 mod tests;
 
 pub use controller::{ControlError, Controller, FdbFilter};
+pub use pool::Pool;
 
 /// An error and its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {

@@ -4,6 +4,7 @@
 //! that. What changes by itself is read where it lies: counters from the shards, links from the ports, stations from the FDB.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -71,13 +72,16 @@ pub(super) struct Facts {
 
 impl Shown {
     /// Nothing but the shards.
-    pub(super) fn new(readings: Readings) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The kernel refused a thread for calls of ports.
+    pub(super) fn new(readings: Readings) -> io::Result<Self> {
+        Ok(Self {
             ports: ArcSwap::default(),
             shards: ArcSwap::from_pointee(ShardsView { readings, moves: Vec::new() }),
             facts: ArcSwap::default(),
-            calls: Calls::default(),
-        }
+            calls: Calls::start()?,
+        })
     }
 
     /// The FDB that shards use now.

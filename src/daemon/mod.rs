@@ -4,8 +4,9 @@
 //! Configuration, state directory, shards, sockets, and only then ports: a second daemon on the same sockets ends before
 //! it has touched a port of the first. A port that cannot be had does not keep the daemon from starting.
 //!
-//! Everything here runs on tokio's two threads and those that it lends for blocking; none of them runs on a shard's CPU
-//! as long as there is another, nor ever on an exclusive one.
+//! Everything here runs on tokio's two threads and those of `control/pool.rs`; none of them runs on a shard's CPU
+//! as long as there is another, nor ever on an exclusive one. All of them are there from the start, and so is some memory
+//! (`sys/heap.rs`): a front end can have the kernel keep whoever starts a thread or asks for memory waiting.
 //!
 //! The thread that hears signals and feeds the service manager's watchdog waits for nothing else: changes and upkeep have threads
 //! of their own (`duties`), and an end that takes too long is cut short.
@@ -40,6 +41,7 @@ use crate::host::cpu_plan::Choice;
 use crate::observe::metrics;
 use crate::port::vnic::relay;
 use crate::shard::{IdlePolicy, Policy, ShardError, Shards};
+use crate::sys::heap;
 use crate::sys::regular_file::{self, FileError, Symlinks};
 use crate::sys::signal;
 use duties::{Changes, Closing, Upkeep};
@@ -86,10 +88,9 @@ pub enum DaemonError {
 /// How many threads answer the API.
 const CONTROL_THREADS: usize = 2;
 
-/// How long ports and shards have to end, and then requests that still wait for something. Together with what the API has
-/// ([`http::serve`]) far less than a service manager's patience.
+/// How long ports and shards have to end. Together with what the API has ([`http::serve`]) far less than a service manager's
+/// patience.
 const CLOSING: Duration = Duration::from_secs(5);
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Runs the daemon with the configuration in `file` until it is told to stop. `relay` is the program that is its
 /// [relay]: the one that calls this, unless that is a test.
@@ -97,6 +98,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// # Errors
 /// It could not start, or the API broke down.
 pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
+    heap::reserve();
     // Somebody may want the file to be applied before there is a handler for that: it is applied then as soon as there is. All
     // other signals are let through, whatever this process was started with.
     signal::hold_hangup();
@@ -125,7 +127,8 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     let manager = Arc::new(Manager::of_environment());
     let ended = serve(&runtime, &controller, listeners, signals, &manager);
     close(controller, closing);
-    runtime.shutdown_timeout(FAREWELL);
+    // Joins no thread: one that ends may be kept waiting as one that starts.
+    runtime.shutdown_background();
     manager.catch_up();
     log::info!("linecardd has ended");
     ended

@@ -41,8 +41,9 @@ pub fn routes(controller: Arc<Controller>) -> Routes {
 ))]
 async fn metrics(State(controller): State<Arc<Controller>>) -> Response {
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match tokio::task::spawn_blocking(move || text(controller)).await {
-        Ok(Ok(text)) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+    let requests = controller.requests().clone();
+    match requests.call(move || text(controller)).await {
+        Some(Ok(text)) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),
         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

@@ -1,7 +1,7 @@
 //! What a daemon's process holds, and what of it front ends that have left must not have left behind.
 //!
 //! Three kinds of things come and go that are nobody's leak, and so two footprints are never held to be equal: descriptors
-//! of API calls that are being answered; threads of tokio that wait ten seconds for another call; and what the daemon
+//! of API calls that are being answered; threads for requests that wait five seconds for another one; and what the daemon
 //! opens or starts on its first use, once, and keeps. [`Footprint::beyond`] allows for these by kind and by name, and for
 //! nothing else: what a front end gave (its memory, its connection's thread) has to be gone to the last one.
 
@@ -28,7 +28,7 @@ pub const CONNECTIONS: &str = "vhost-PORT";
 /// The acceptor, which is named like them.
 const ACCEPTOR: &str = "vhost-accept";
 /// Threads of the API: how many there are depends on how many calls came at once, and each is kept while calls come.
-const API: &str = "tokio-rt-worker";
+const API: &str = "requests";
 const API_AT_ONCE: usize = 8;
 /// Threads for calls of ports: one or two, as calls come one after the other or at once.
 const CALLS: &str = "port-calls";

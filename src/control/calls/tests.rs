@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::process::ExitStatusExt;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
+use std::thread;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -13,18 +14,23 @@ use crate::port::null::Null;
 /// How long anything may take before a test gives up. Far more than it takes.
 const LONG: Duration = Duration::from_secs(60);
 
+/// Calls whose threads are all started when they are needed.
+fn without_kept_threads() -> Calls {
+    Calls(Pool::start("port-calls", 0).unwrap())
+}
+
 fn ports(count: usize, calls: &Calls) -> Vec<Arc<Handle>> {
     (0..count).map(|_| Handle::new(Null::new() as Arc<dyn Port>, calls)).collect()
 }
 
 #[test]
 fn a_thread_that_begins_late_leaves_no_port_silent() {
-    let calls = Calls::default();
+    let calls = without_kept_threads();
     let handles = ports(2, &calls);
     // A thread that is idle, gets the job, and is not let run.
-    held(&calls.0.queue).idle = 1;
+    calls.0.pretend_idle(1);
     let answers = calls.ask(handles.clone(), |_, port| port.link());
-    held(&calls.0.queue).idle = 0;
+    calls.0.pretend_idle(0);
     assert!(answers.iter().all(Option::is_some), "another thread asks them: {answers:?}");
     assert!(handles.iter().all(|handle| !handle.is_silent()), "nobody has asked them for long");
     assert!(calls.ask(handles, |_, port| port.link()).iter().all(Option::is_some));
@@ -32,15 +38,15 @@ fn a_thread_that_begins_late_leaves_no_port_silent() {
 
 #[test]
 fn a_port_has_its_time_from_when_it_is_asked() {
-    let calls = Calls::default();
+    let calls = without_kept_threads();
     let handles = ports(1, &calls);
-    held(&calls.0.queue).idle = 1;
+    calls.0.pretend_idle(1);
     // The thread begins when half of the asker's patience is gone, and the port takes as much again and a little more.
     let late = {
-        let threads = Arc::clone(&calls.0);
+        let pool = calls.0.clone();
         thread::spawn(move || {
             thread::sleep(PATIENCE / 2);
-            let job = held(&threads.queue).jobs.pop_front();
+            let job = pool.take_job();
             let begun = Instant::now();
             job.into_iter().for_each(|job| job());
             begun
@@ -49,7 +55,7 @@ fn a_port_has_its_time_from_when_it_is_asked() {
     let answers = calls.ask(handles.clone(), move |_, _| thread::sleep(PATIENCE * 6 / 10));
     let returned = Instant::now();
     let begun = late.join().unwrap();
-    held(&calls.0.queue).idle = 0;
+    calls.0.pretend_idle(0);
     assert!(answers[0].is_some() || returned.duration_since(begun) >= PATIENCE, "passed over too early");
     assert!(!handles[0].is_silent(), "its call has returned");
 }
@@ -72,15 +78,19 @@ fn where_no_thread_can_be_had_those_that_there_are_do_it() {
 
 /// What the process of its own does.
 fn without_threads() {
-    let busy = Calls::default();
+    let calls = Calls::start().unwrap();
     let (begun, has_begun) = channel();
-    let (free, freed) = channel::<()>();
-    busy.run(move || {
-        begun.send(()).unwrap();
-        let _ = freed.recv();
-    });
-    has_begun.recv_timeout(LONG).unwrap();
-    let done = |at: Sender<thread::ThreadId>| move || at.send(thread::current().id()).unwrap();
+    let hang = |_| {
+        let (free, freed) = channel::<()>();
+        let begun = begun.clone();
+        calls.run(move || {
+            begun.send(()).unwrap();
+            let _ = freed.recv();
+        });
+        has_begun.recv_timeout(LONG).unwrap();
+        free
+    };
+    let busy: Vec<_> = (0..KEPT).map(hang).collect();
     let (by, who) = channel();
 
     // A thread's stack has no room any more, other things do.
@@ -89,16 +99,12 @@ fn without_threads() {
     let limit = mapped * crate::sys::mapped_file::page_bytes() + (1 << 20);
     setrlimit(Resource::As, Rlimit { current: Some(limit), maximum: Some(limit) }).unwrap();
     assert!(thread::Builder::new().spawn(|| ()).is_err(), "the limit is what this test needs");
+    assert!(Calls::start().is_err(), "there would be nobody to make calls");
 
-    busy.run(done(by.clone()));
+    calls.run(move || by.send(thread::current().id()).unwrap());
     assert!(who.try_recv().is_err(), "the caller does not wait for it: a thread will take it");
-    free.send(()).unwrap();
+    drop(busy);
     assert_ne!(who.recv_timeout(LONG).unwrap(), thread::current().id());
-
-    // Where there is no thread at all it is done at once.
-    let none = Calls::default();
-    none.run(done(by));
-    assert_eq!(who.try_recv().unwrap(), thread::current().id());
-    let answers = none.ask(ports(3, &none), |_, port| port.link());
+    let answers = calls.ask(ports(3, &calls), |_, port| port.link());
     assert!(answers.iter().all(Option::is_some), "{answers:?}");
 }

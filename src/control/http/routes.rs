@@ -79,9 +79,10 @@ async fn call<T: Send + 'static>(
     controller: Arc<Controller>,
     ask: impl FnOnce(&Controller) -> Result<T, ControlError> + Send + 'static,
 ) -> Result<T, Refused> {
-    let answer = tokio::task::spawn_blocking(move || ask(&controller)).await;
-    let broken = |_| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "linecardd failed at this", "look at its log");
-    Ok(answer.map_err(broken)??)
+    let requests = controller.requests().clone();
+    let answer = requests.call(move || ask(&controller)).await;
+    let broken = || Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "linecardd failed at this", "look at its log");
+    Ok(answer.ok_or_else(broken)??)
 }
 
 /// Proof that the peer may change something.
