@@ -83,6 +83,9 @@ pub const SHARDS: usize = 64;
 /// FDB entries of one host, over all networks.
 pub const FDB_ENTRIES: usize = 1 << 20;
 
+/// FDB entries that are listed at once: some 400 KiB of JSON, while the FDB may have 200 MiB of it.
+pub const FDB_PAGE: usize = 2048;
+
 /// MAC addresses that one port may teach the switch unless its configuration says otherwise.
 pub const PORT_MACS_DEFAULT: u32 = 4096;
 

@@ -6,7 +6,9 @@ mod daemon;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -68,6 +70,46 @@ fn refusals_say_what_is_wrong_and_what_to_do() {
     let refused = daemon.http("POST", "/v1/plan?file=x.yaml", "version: 1\nport: {}\n").json();
     assert_eq!(refused["diagnostics"][0]["file"], "x.yaml");
     assert_eq!(refused["diagnostics"][0]["line"], 2);
+}
+
+#[test]
+fn a_long_list_of_stations_comes_in_pieces_and_whole() {
+    const EACH: u16 = 3000;
+    let captures = tempfile::tempdir().unwrap();
+    let mut ports = String::new();
+    for port in 1..=2u8 {
+        let file = captures.path().join(format!("{port}.pcap"));
+        let frames: Vec<_> = (0..EACH).map(|n| broadcast([2, 0, 0, port, (n >> 8) as u8, n as u8])).collect();
+        fs::write(&file, capture(&frames)).unwrap();
+        ports += &format!(
+            "  r{port}: {{ replay: {{ file: {}, interval: 1ms, loop: true }}, network: n{port} }}\n",
+            file.display()
+        );
+    }
+    let daemon = Daemon::start(&format!("networks: {{ n1: {{}}, n2: {{}} }}\nports:\n{ports}"));
+    daemon.until("all stations", || daemon.json("status")["fdb"]["entries"] == 2 * EACH);
+
+    let wanted: Vec<_> = (1..=2u8)
+        .flat_map(|port| (0..EACH).map(move |n| (port, n)))
+        .map(|(port, n)| (format!("n{port}"), format!("02:00:00:{port:02x}:{:02x}:{:02x}", n >> 8, n & 0xff)))
+        .collect();
+    let stations = |list: &serde_json::Value| -> Vec<_> {
+        let word = |entry: &serde_json::Value, key| entry[key].as_str().unwrap().to_string();
+        list.as_array().unwrap().iter().map(|entry| (word(entry, "network"), word(entry, "mac"))).collect()
+    };
+    assert!(stations(&daemon.json("fdb list")) == wanted, "not all of them, or not in their order");
+    assert!(stations(&daemon.json("fdb list --network n2")) == wanted[usize::from(EACH)..], "not all of one network");
+    assert_eq!(daemon.json("fdb list --mac 02:00:00:02:00:07").as_array().unwrap().len(), 1);
+
+    // A long one is not made before somebody takes it, a short one has its length.
+    let length = |path: &str| {
+        let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split_once("\r\n\r\n").unwrap().0.to_lowercase().contains("content-length:")
+    };
+    assert!(!length("/v1/fdb") && length("/v1/fdb?mac=02:00:00:02:00:07"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 
 use super::desired::Wish;
 use super::events::{Event, Sight};
+use super::pages::{FdbPlace, Order, Page, lowest};
 use super::report::{
     CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, MoveReport, NetworkReport, PortReport,
     PortState, ShardReport, StatusReport,
@@ -107,38 +108,38 @@ impl Controller {
         view.networks.iter().map(report).collect()
     }
 
-    /// The FDB entries that `filter` picks, by network and address.
+    /// The FDB entries that `filter` picks, by network and address: the first [`FDB_PAGE`](crate::limits::FDB_PAGE) of those behind the place `after`.
     ///
     /// # Errors
     /// The filter names a network or port that there is not.
-    pub fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbReport>, ControlError> {
+    pub fn fdb(&self, filter: &FdbFilter, after: Option<&FdbPlace>) -> Result<Page<FdbReport, FdbPlace>, ControlError> {
         let (view, fdb) = (self.shown.ports.load(), self.shown.fdb());
         let which = which(&view, filter)?;
-        let numbered = view.networks.iter().filter_map(|(name, network)| Some((network.number?, name)));
-        let networks: BTreeMap<_, _> = numbered.collect();
-        let (ports, conflicts) = (view.names(), self.conflicts());
+        let order = Order::of(&view);
+        let begin = after.map_or(0, |after| order.behind(after));
         let entries = fdb.entries(self.clock.now().tick()).filter(|entry| {
             which.network.is_none_or(|network| network == entry.network)
                 && which.port.is_none_or(|port| port == entry.port)
                 && which.mac.is_none_or(|mac| mac == entry.mac)
         });
-        let mut list: Vec<_> = entries
-            .filter_map(|entry| {
-                let network = networks.get(&entry.network)?.to_string();
-                Some(FdbReport {
-                    also_at: conflicts.also_at(&network, entry.mac),
-                    damped: entry.damped,
-                    home: entry.home.and_then(|home| ports.get(&home)).map(|name| name.to_string()),
-                    network,
-                    mac: entry.mac.to_string(),
-                    port: ports.get(&entry.port)?.to_string(),
-                    pinned: entry.pinned,
-                    idle_seconds: entry.age.map(|age| age.as_secs()),
-                })
+        let keyed = entries.filter_map(|entry| Some((order.key(entry.network, entry.mac)?, entry)));
+        let (first, more) = lowest(keyed.filter(|(key, _)| *key >= begin));
+        let (ports, conflicts) = (view.names(), self.conflicts());
+        let end = first.last().filter(|_| more).map(|(key, _)| order.place(*key));
+        let items = first.into_iter().filter_map(|(key, entry)| {
+            let network = order.network(key).to_string();
+            Some(FdbReport {
+                also_at: conflicts.also_at(&network, entry.mac),
+                damped: entry.damped,
+                home: entry.home.and_then(|home| ports.get(&home)).map(|name| name.to_string()),
+                network,
+                mac: entry.mac.to_string(),
+                port: ports.get(&entry.port)?.to_string(),
+                pinned: entry.pinned,
+                idle_seconds: entry.age.map(|age| age.as_secs()),
             })
-            .collect();
-        list.sort_by(|a, b| (&a.network, &a.mac).cmp(&(&b.network, &b.mac)));
-        Ok(list)
+        });
+        Ok(Page { items: items.collect(), end })
     }
 
     /// Forgets the learned FDB entries that `filter` picks; returns how many.

@@ -5,7 +5,7 @@
 //! that port is shown as stopped, with its reason, and tried again with the next change. [`http`] is the way in.
 //!
 //! Looking takes no lock that a change holds (`view`), and what a port is asked or told holds nobody up (`calls`). Nobody
-//! waits for the start of a thread (`pool`).
+//! waits for the start of a thread (`pool`). Long lists are made page by page (`pages`).
 //!
 //! Shards never wait for anything here. They see a change when new [`crate::shard::Tables`] are published, and the control
 //! side waits for them, never the other way round.
@@ -21,6 +21,7 @@ mod inspect;
 mod kinds;
 mod locality;
 mod numbers;
+mod pages;
 mod pool;
 pub mod report;
 mod running;
@@ -35,6 +36,7 @@ pub(crate) mod stuck;
 mod tests;
 
 pub use controller::{ControlError, Controller, FdbFilter};
+pub use pages::{FdbPlace, Page};
 pub use pool::Pool;
 
 /// An error and its causes in one line.

@@ -82,7 +82,7 @@ impl Bench {
         assert!(good.detail.is_some(), "{call}");
         self.in_time(&what("port show of that port"), |c| c.port("bad").unwrap());
         self.in_time(&what("network list"), Controller::networks);
-        self.in_time(&what("fdb list"), |c| c.fdb(&FdbFilter::default()).unwrap());
+        self.in_time(&what("fdb list"), |c| c.fdb(&FdbFilter::default(), None).unwrap());
         self.in_time(&what("drops"), |c| c.drops(None).unwrap());
         assert_eq!(self.in_time(&what("shard list"), Controller::shards).len(), status.shards);
         self.in_time(&what("shard moves"), Controller::moves);

@@ -8,9 +8,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -20,7 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 use utoipa::OpenApi;
 
 use crate::control::Controller;
-use crate::control::http::Routes;
+use crate::control::http::{Asker, Refused, Routes};
 use crate::control::report::{CounterReport, Direction, PortReport, PortState, ShardReport, StatusReport};
 use crate::port::{Conduct, Notifications};
 use crate::sys::cpu;
@@ -39,13 +37,10 @@ pub fn routes(controller: Arc<Controller>) -> Routes {
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, content_type = "application/openmetrics-text", body = String),
 ))]
-async fn metrics(State(controller): State<Arc<Controller>>) -> Response {
+async fn metrics(asker: Asker, State(controller): State<Arc<Controller>>) -> Result<Response, Refused> {
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let requests = controller.requests().clone();
-    match requests.call(move || text(controller)).await {
-        Some(Ok(text)) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),
-        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+    asker.text(&requests, OPENMETRICS, move || text(controller)).await
 }
 
 /// What a scrape gets.

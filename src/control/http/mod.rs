@@ -1,16 +1,18 @@
 //! The API: HTTP/JSON on a Unix socket (`socket`), its connections (`server`), its routes (`routes`), the one answer that goes on
-//! (`follow`), and how a refusal looks (`refusal`).
+//! (`follow`), lists that come in pieces (`list`), whose turn it is (`turns`), and how a refusal looks (`refusal`).
 //!
 //! Handlers check who asks, call the [`Controller`] on a thread that may block, and turn its answer into JSON; they decide
 //! nothing. Other modules add routes of their own as [`Routes`], each with its part of the OpenAPI document, so the
 //! document at `/openapi.json` is always that of what is served.
 
 mod follow;
+mod list;
 mod refusal;
 mod routes;
 mod server;
 mod socket;
 mod text;
+mod turns;
 
 use std::sync::Arc;
 
@@ -23,6 +25,7 @@ use tokio::sync::watch;
 
 pub use refusal::Refused;
 pub use socket::{ApiSocket, Peer, SocketError};
+pub use turns::Asker;
 
 use super::Controller;
 use server::Listener;

@@ -87,6 +87,12 @@ impl From<BytesRejection> for Refused {
     }
 }
 
+impl From<std::fmt::Error> for Refused {
+    fn from(_: std::fmt::Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written", None)
+    }
+}
+
 impl From<serde_json::Error> for Refused {
     fn from(error: serde_json::Error) -> Self {
         let error = format!("the request's body is not what this path takes: {error}");

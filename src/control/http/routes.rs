@@ -11,11 +11,13 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, OpenApi};
 
 use super::follow::Lines;
+use super::list::listed;
 use super::text::Text;
+use super::turns::{Asker, CHANGES, Class};
 use super::{Peer, Refused, Routes};
 use crate::control::events::EventRecord;
 use crate::control::report::{
@@ -71,18 +73,26 @@ pub(super) fn routes(controller: Arc<Controller>) -> Routes {
 /// Bytes of a request for one port. One with every key and label there can be has a third of it.
 const PORT_BYTES: usize = 64 << 10;
 
-type Answer<T> = Result<Json<T>, Refused>;
+type Answer = Result<Response, Refused>;
 type Shared = State<Arc<Controller>>;
 
-/// Calls the controller where it may block.
-async fn call<T: Send + 'static>(
+/// What the controller has to say, when the turn of whoever asks has come.
+async fn look<T: Serialize + 'static>(
+    Asker(class): Asker,
+    controller: Arc<Controller>,
+    ask: impl FnOnce(&Controller) -> Result<T, ControlError> + Send + 'static,
+) -> Answer {
+    let requests = controller.requests().clone();
+    class.json(&requests, move || ask(&controller)).await
+}
+
+/// Has the controller change something.
+async fn change<T: Send + 'static>(
     controller: Arc<Controller>,
     ask: impl FnOnce(&Controller) -> Result<T, ControlError> + Send + 'static,
 ) -> Result<T, Refused> {
     let requests = controller.requests().clone();
-    let answer = requests.call(move || ask(&controller)).await;
-    let broken = || Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "linecardd failed at this", "look at its log");
-    Ok(answer.ok_or_else(broken)??)
+    CHANGES.turn(&requests, move || Ok(ask(&controller)?)).await.map(|(done, _)| done)
 }
 
 /// Proof that the peer may change something.
@@ -103,14 +113,14 @@ impl<S: Send + Sync> FromRequestParts<S> for MayWrite {
 
 /// The daemon as a whole.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = StatusReport)))]
-async fn status(State(controller): Shared) -> Answer<StatusReport> {
-    call(controller, |c| Ok(c.status())).await.map(Json)
+async fn status(asker: Asker, State(controller): Shared) -> Answer {
+    look(asker, controller, |c| Ok(c.status())).await
 }
 
 /// Every port.
 #[utoipa::path(get, path = "/v1/ports", responses((status = 200, body = [PortReport])))]
-async fn ports(State(controller): Shared) -> Answer<Vec<PortReport>> {
-    call(controller, |c| Ok(c.ports())).await.map(Json)
+async fn ports(asker: Asker, State(controller): Shared) -> Answer {
+    look(asker, controller, |c| Ok(c.ports())).await
 }
 
 /// Makes a port that outlives the daemon.
@@ -126,7 +136,7 @@ async fn add_port(
     body: Result<axum::body::Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<PortReport>), Refused> {
     let new: NewPort = serde_json::from_slice(&body?)?;
-    let added = call(controller, move |c| c.add_port(&new.name, new.port).and_then(|()| c.port(&new.name))).await?;
+    let added = change(controller, move |c| c.add_port(&new.name, new.port).and_then(|()| c.port(&new.name))).await?;
     Ok((StatusCode::CREATED, Json(added)))
 }
 
@@ -135,8 +145,8 @@ async fn add_port(
     (status = 200, body = PortReport),
     (status = 404, body = Refusal),
 ))]
-async fn port(State(controller): Shared, Path(name): Path<String>) -> Answer<PortReport> {
-    call(controller, move |c| c.port(&name)).await.map(Json)
+async fn port(asker: Asker, State(controller): Shared, Path(name): Path<String>) -> Answer {
+    look(asker, controller, move |c| c.port(&name)).await
 }
 
 /// Removes a port that was made at run time.
@@ -147,14 +157,14 @@ async fn port(State(controller): Shared, Path(name): Path<String>) -> Answer<Por
     (status = 409, description = "It is one of the file's", body = Refusal),
 ))]
 async fn remove_port(_: MayWrite, State(controller): Shared, Path(name): Path<String>) -> Result<StatusCode, Refused> {
-    call(controller, move |c| c.remove_port(&name)).await?;
+    change(controller, move |c| c.remove_port(&name)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Every network.
 #[utoipa::path(get, path = "/v1/networks", responses((status = 200, body = [NetworkReport])))]
-async fn networks(State(controller): Shared) -> Answer<Vec<NetworkReport>> {
-    call(controller, |c| Ok(c.networks())).await.map(Json)
+async fn networks(asker: Asker, State(controller): Shared) -> Answer {
+    look(asker, controller, |c| Ok(c.networks())).await
 }
 
 /// Which FDB entries: those that match everything given.
@@ -177,14 +187,17 @@ impl From<FdbQuery> for FdbFilter {
     }
 }
 
-/// FDB entries.
+/// FDB entries, by network and address.
+///
+/// A long list comes in pieces, each as it is when its turn comes. An entry that is learned or forgotten meanwhile may be in it or not.
 #[utoipa::path(get, path = "/v1/fdb", params(FdbQuery), responses(
     (status = 200, body = [FdbReport]),
     (status = 404, description = "No such network or port", body = Refusal),
 ))]
-async fn fdb(State(controller): Shared, query: Result<Query<FdbQuery>, QueryRejection>) -> Answer<Vec<FdbReport>> {
+async fn fdb(Asker(class): Asker, State(controller): Shared, query: Result<Query<FdbQuery>, QueryRejection>) -> Answer {
     let filter = FdbFilter::from(query?.0);
-    call(controller, move |c| c.fdb(&filter)).await.map(Json)
+    let requests = controller.requests().clone();
+    listed(class, requests, move |after| Ok(controller.fdb(&filter, after)?)).await
 }
 
 /// Forgets learned FDB entries.
@@ -197,21 +210,21 @@ async fn flush_fdb(
     _: MayWrite,
     State(controller): Shared,
     query: Result<Query<FdbQuery>, QueryRejection>,
-) -> Answer<Flushed> {
+) -> Result<Json<Flushed>, Refused> {
     let filter = FdbFilter::from(query?.0);
-    call(controller, move |c| c.flush_fdb(&filter)).await.map(|flushed| Json(Flushed { flushed }))
+    change(controller, move |c| c.flush_fdb(&filter)).await.map(|flushed| Json(Flushed { flushed }))
 }
 
 /// Every worker thread.
 #[utoipa::path(get, path = "/v1/shards", responses((status = 200, body = [ShardReport])))]
-async fn shards(State(controller): Shared) -> Answer<Vec<ShardReport>> {
-    call(controller, |c| Ok(c.shards())).await.map(Json)
+async fn shards(asker: Asker, State(controller): Shared) -> Answer {
+    look(asker, controller, |c| Ok(c.shards())).await
 }
 
 /// Queues that were moved to another shard lately, oldest first.
 #[utoipa::path(get, path = "/v1/shards/moves", responses((status = 200, body = [MoveReport])))]
-async fn moves(State(controller): Shared) -> Answer<Vec<MoveReport>> {
-    call(controller, |c| Ok(c.moves())).await.map(Json)
+async fn moves(asker: Asker, State(controller): Shared) -> Answer {
+    look(asker, controller, |c| Ok(c.moves())).await
 }
 
 /// Which drops.
@@ -228,9 +241,9 @@ struct DropQuery {
     (status = 200, body = [DropReport]),
     (status = 404, description = "No such port", body = Refusal),
 ))]
-async fn drops(State(controller): Shared, query: Result<Query<DropQuery>, QueryRejection>) -> Answer<Vec<DropReport>> {
+async fn drops(asker: Asker, State(controller): Shared, query: Result<Query<DropQuery>, QueryRejection>) -> Answer {
     let DropQuery { port } = query?.0;
-    call(controller, move |c| c.drops(port.as_deref())).await.map(Json)
+    look(asker, controller, move |c| c.drops(port.as_deref())).await
 }
 
 /// Which events.
@@ -254,16 +267,17 @@ struct EventQuery {
     (status = 503, description = "Too many follow already", body = Refusal),
 ))]
 async fn events(
+    asker: Asker,
     State(controller): Shared,
     may_write: Result<MayWrite, Refused>,
     query: Result<Query<EventQuery>, QueryRejection>,
-) -> Result<Response, Refused> {
+) -> Answer {
     let EventQuery { since, follow } = query?.0;
-    let (since, events) = (since.unwrap_or(0), controller.events());
+    let since = since.unwrap_or(0);
     if !follow {
-        return Ok(Json(events.since(since)).into_response());
+        return look(asker, controller, move |c| Ok(c.events().since(since))).await;
     }
-    let follower = events.follow(since, may_write.is_ok()).ok_or_else(Refused::too_many_followers)?;
+    let follower = controller.events().follow(since, may_write.is_ok()).ok_or_else(Refused::too_many_followers)?;
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines::of(follower))).into_response())
 }
 
@@ -278,15 +292,17 @@ struct TextQuery {
 
 type Called = Result<Query<TextQuery>, QueryRejection>;
 
-/// Has the text read by the controller, where it may block.
-async fn read<T: Send + 'static>(
+/// Has the text read by the controller, when its turn has come; what comes of it, as JSON.
+async fn read<T: Serialize + 'static>(
+    class: &'static Class,
     controller: Arc<Controller>,
     text: Text,
     called: Called,
     ask: impl FnOnce(&Controller, Option<(&str, &str)>) -> Result<T, ControlError> + Send + 'static,
-) -> Result<T, Refused> {
+) -> Answer {
     let name = called?.0.file.unwrap_or_else(|| "configuration".into());
-    call(controller, move |c| text.read_by(&name, |text| ask(c, text))).await
+    let requests = controller.requests().clone();
+    class.json(&requests, move || text.read_by(&name, |text| ask(&controller, text))).await
 }
 
 /// Checks a configuration: YAML in the body, or the daemon's file if there is none.
@@ -294,8 +310,13 @@ async fn read<T: Send + 'static>(
     (status = 204, description = "It is good"),
     (status = 422, body = Refusal),
 ))]
-async fn check(State(controller): Shared, called: Called, text: Text) -> Result<StatusCode, Refused> {
-    read(controller, text, called, Controller::check).await?;
+async fn check(
+    Asker(class): Asker,
+    State(controller): Shared,
+    called: Called,
+    text: Text,
+) -> Result<StatusCode, Refused> {
+    read(class, controller, text, called, Controller::check).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -304,8 +325,8 @@ async fn check(State(controller): Shared, called: Called, text: Text) -> Result<
     (status = 200, body = PlanReport),
     (status = 422, body = Refusal),
 ))]
-async fn plan(State(controller): Shared, called: Called, text: Text) -> Answer<PlanReport> {
-    read(controller, text, called, Controller::plan).await.map(Json)
+async fn plan(Asker(class): Asker, State(controller): Shared, called: Called, text: Text) -> Answer {
+    read(class, controller, text, called, Controller::plan).await
 }
 
 /// Carries a configuration out: YAML in the body, or the daemon's file if there is none.
@@ -314,6 +335,6 @@ async fn plan(State(controller): Shared, called: Called, text: Text) -> Answer<P
     (status = 403, body = Refusal),
     (status = 422, body = Refusal),
 ))]
-async fn apply(_: MayWrite, State(controller): Shared, called: Called, text: Text) -> Answer<PlanReport> {
-    read(controller, text, called, Controller::apply).await.map(Json)
+async fn apply(_: MayWrite, State(controller): Shared, called: Called, text: Text) -> Answer {
+    read(&CHANGES, controller, text, called, Controller::apply).await
 }
