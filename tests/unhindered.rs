@@ -226,6 +226,64 @@ fn who_connects_in_a_loop_keeps_nobody_out() {
     assert!(refused.is_empty(), "{} of 10 beside {connections}: {}", refused.len(), text(&refused[0].stderr));
 }
 
+/// The process that looks at descriptors for the daemon.
+fn relay_of(daemon: &Daemon) -> i32 {
+    let own = daemon.pid().as_raw_nonzero().to_string();
+    let is_it = |process: &fs::DirEntry| {
+        // Number, name in parentheses, state, parent (proc(5)).
+        let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(1));
+        stat.contains("(linecard-relay)") && parent == Some(&own)
+    };
+    let mut found = None;
+    daemon.until("the daemon has a relay", || {
+        found = fs::read_dir("/proc").unwrap().flatten().find(is_it).map(|process| process.file_name());
+        found.is_some()
+    });
+    found.unwrap().to_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn it_has_all_descriptors_that_it_may_and_hands_none_of_them_on() {
+    // What is left to programs by default, and a descriptor that somebody has left open.
+    let daemon = Daemon::start_after("ulimit -S -n 256; exec 7</proc/version", "", LAN);
+    let has_it = |pid: i32| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|to| to == Path::new("/proc/version"))
+    };
+    let limits = |pid: i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let [soft, hard] = [0, 1].map(|at| line.split_whitespace().nth(at).unwrap().to_string());
+        (soft, hard)
+    };
+    let (own, relay) = (daemon.pid().as_raw_nonzero().get(), relay_of(&daemon));
+    for pid in [own, relay] {
+        let (soft, hard) = limits(pid);
+        assert_eq!(soft, hard, "process {pid}");
+        assert_ne!(soft, "256", "this host's hard limit is no more than what this test begins with");
+    }
+    assert!(has_it(own), "it was not left open");
+    assert!(!has_it(relay), "the relay has it as well");
+}
+
+#[test]
+fn too_few_descriptors_for_its_ports_are_told_when_it_starts() {
+    let ports = |count: usize| -> String {
+        let port =
+            |n| format!("  p{n}: {{ vhost-user: {{ socket: /nowhere/p{n}.sock, queues: 128 }}, network: lan }}\n");
+        format!("{LAN}ports:\n") + &(0..count).map(port).collect::<String>()
+    };
+    let told = |daemon: &Daemon| {
+        let log = fs::read_to_string(daemon.path("log")).unwrap();
+        log.lines().find(|line| line.contains("linecardd may have")).map(String::from)
+    };
+    assert_eq!(told(&Daemon::start_limited(4096, "", &ports(2))), None);
+    let line = told(&Daemon::start_limited(4096, "", &ports(3))).unwrap();
+    assert!(line.contains("may have 4096 descriptors, too few for what 3 ports can need"), "{line}");
+    assert!(line.contains("raise LimitNOFILE= of its unit (ulimit -Hn) to 5846,"), "{line}");
+}
+
 #[test]
 fn a_request_that_never_ends_is_given_up() {
     let daemon = Daemon::start(LAN);

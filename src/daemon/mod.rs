@@ -11,6 +11,7 @@
 //! The thread that hears signals and feeds the service manager's watchdog waits for nothing else: changes and upkeep have threads
 //! of their own (`duties`), and an end that takes too long is cut short.
 
+mod descriptors;
 mod duties;
 mod logging;
 mod service;
@@ -105,6 +106,8 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     let plan = read(file)?;
     let file = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error.into()))?;
     logging::start(plan.daemon.log);
+    descriptors::prepare();
+    descriptors::compare(&plan);
     let (store, moved) = Store::open(&plan.daemon.state_dir)?;
     if let Some(corrupt) = moved {
         log::error!("{}", logging::chain(&corrupt));

@@ -72,7 +72,7 @@ impl DirtyLog {
             return Err(DirtyLogError::Bounds { len, offset });
         }
         let backing = Backing::of(&file)?;
-        Ok(Self { mapping: MappedFile::of_peer(file, &backing, offset, len, attention)? })
+        Ok(Self { mapping: MappedFile::of_peer(Arc::new(file), &backing, offset, len, attention)? })
     }
 
     /// Why marks were lost, if they were: the front end would not send pages that it should.

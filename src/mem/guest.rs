@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code)] // The floor of the house: host pointers of guest memory are made here.
 
+use std::fs::File;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -29,8 +30,8 @@ pub struct Region {
     /// Length in bytes.
     pub len: u64,
     mapping: Mapping,
-    /// Goes when it is unmapped.
-    _place: Option<Place>,
+    /// Goes when it is unmapped; that of its file with the last region that lies in it.
+    places: Option<(Place, Arc<Place>)>,
 }
 
 /// What a region's bytes are kept in.
@@ -45,12 +46,12 @@ enum Mapping {
 impl Region {
     /// A region at guest address `guest` and front-end address `user` that is all of `memory` of our own.
     pub fn new(guest: u64, user: u64, memory: MmapRegion) -> Self {
-        Self { guest, user, len: memory.size() as u64, mapping: Mapping::Own(memory), _place: None }
+        Self { guest, user, len: memory.size() as u64, mapping: Mapping::Own(memory), places: None }
     }
 
     /// The same of a file that a front end shares.
-    pub(super) fn of_file(guest: u64, user: u64, file: MappedFile, place: Place) -> Self {
-        Self { guest, user, len: file.len() as u64, mapping: Mapping::File(file), _place: Some(place) }
+    pub(super) fn of_file(guest: u64, user: u64, file: MappedFile, places: (Place, Arc<Place>)) -> Self {
+        Self { guest, user, len: file.len() as u64, mapping: Mapping::File(file), places: Some(places) }
     }
 
     /// Whether the file behind it was found to lack pages; they read as zeros now.
@@ -69,6 +70,11 @@ impl Region {
             Mapping::File(file) => Some(file),
             Mapping::Own(_) => None,
         }
+    }
+
+    /// The file with its place, for another region that lies in it.
+    pub(super) fn open_file(&self) -> Option<(Arc<File>, Arc<Place>)> {
+        Some((Arc::clone(self.mapped_file()?.file()), Arc::clone(&self.places.as_ref()?.1)))
     }
 
     /// Where it is mapped: `len` bytes, readable and writable.

@@ -51,6 +51,16 @@ pub enum MappingError {
         /// The kernel's limit.
         limit: u32,
     },
+    /// More files than this process can have open beside those of others.
+    #[error(
+        "its memory is in {held} files, and there is no room for more beside those of other VMs, as linecardd may have {limit} descriptors: raise LimitNOFILE= of its unit (ulimit -Hn) and restart it, or give the VM its memory in fewer files"
+    )]
+    NoDescriptor {
+        /// How many it has.
+        held: u32,
+        /// The process's limit.
+        limit: u32,
+    },
     /// Its file is none that can be mapped, or does not hold it.
     #[error("region {0}")]
     File(RegionRequest, #[source] MappedFileError),
@@ -96,14 +106,20 @@ struct Shared {
     region: Arc<Region>,
 }
 
+/// How many regions and files a front end has, and may have beside others.
+#[derive(Debug, Clone)]
+struct Accounts {
+    mappings: Arc<Account>,
+    files: Arc<Account>,
+}
+
 /// All memory that one front end shares at one time.
 #[derive(Debug)]
 pub struct SharedMemory {
     regions: Vec<Shared>,
     memory: Arc<GuestMemory>,
     attention: Arc<EventFd>,
-    /// How many regions it has, and may have beside others.
-    account: Arc<Account>,
+    accounts: Accounts,
     /// How many bytes there may be.
     most: u64,
 }
@@ -112,18 +128,19 @@ impl SharedMemory {
     /// Nothing shared yet, and no more than `most` bytes, or [`MEMORY_BYTES`], to come. `attention` is signalled when a file
     /// shrinks under its mapping.
     pub fn new(attention: Arc<EventFd>, most: u64) -> Self {
-        Self::within(attention, most, Account::new(Budget::of_process()))
+        let [mappings, files] = [Budget::mappings_of_process(), Budget::files_of_process()].map(Account::new);
+        Self::within(attention, most, Accounts { mappings, files })
     }
 
-    fn within(attention: Arc<EventFd>, most: u64, account: Arc<Account>) -> Self {
-        Self { regions: Vec::new(), memory: Arc::default(), attention, account, most: most.min(MEMORY_BYTES) }
+    fn within(attention: Arc<EventFd>, most: u64, accounts: Accounts) -> Self {
+        Self { regions: Vec::new(), memory: Arc::default(), attention, accounts, most: most.min(MEMORY_BYTES) }
     }
 
     /// These regions under the same rules.
     fn of(&self, regions: Vec<Shared>) -> Self {
         let memory = Arc::new(GuestMemory::new(regions.iter().map(|shared| Arc::clone(&shared.region)).collect()));
-        let (attention, account) = (Arc::clone(&self.attention), Arc::clone(&self.account));
-        Self { regions, memory, attention, account, most: self.most }
+        let (attention, accounts) = (Arc::clone(&self.attention), self.accounts.clone());
+        Self { regions, memory, attention, accounts, most: self.most }
     }
 
     /// The map for rings.
@@ -157,14 +174,14 @@ impl SharedMemory {
     /// # Errors
     /// The first region that is refused; nothing has changed then.
     pub fn replaced(&self, table: Vec<(RegionRequest, File)>) -> Result<Option<Self>, MappingError> {
-        let mut next = Self::within(Arc::clone(&self.attention), self.most, Arc::clone(&self.account));
+        let mut next = Self::within(Arc::clone(&self.attention), self.most, self.accounts.clone());
         for (request, file) in table {
             let backing = check(&request, &file)?;
             let kept = self.regions.iter().find(|s| s.request == request && s.file == backing.identity);
             match kept.filter(|s| !s.region.failed()) {
                 Some(kept) if next.admits(&request, backing.identity)? => next.regions.push(kept.clone()),
                 None if next.admits(&request, backing.identity)? => {
-                    next.regions.push(next.map(request, file, &backing)?)
+                    next.regions.push(next.map(request, file.into(), &backing, &self.regions)?)
                 }
                 _ => {}
             }
@@ -185,7 +202,7 @@ impl SharedMemory {
             return Ok(None);
         }
         let mut regions = self.regions.clone();
-        regions.push(self.map(request, file, &backing)?);
+        regions.push(self.map(request, file.into(), &backing, &[])?);
         Ok(Some(self.of(regions)))
     }
 
@@ -205,10 +222,9 @@ impl SharedMemory {
         let mut regions = self.regions.clone();
         for shared in regions.iter_mut().filter(|shared| shared.region.failed()) {
             let Some(mapped) = shared.region.mapped_file() else { continue };
-            let refused = |source| MappingError::File(shared.request, MappedFileError::Examine(source));
-            let file = mapped.file().try_clone().map_err(refused)?;
+            let file = Arc::clone(mapped.file());
             let backing = check(&shared.request, &file)?;
-            *shared = self.map(shared.request, file, &backing)?;
+            *shared = self.map(shared.request, file, &backing, &[])?;
         }
         Ok(self.of(regions))
     }
@@ -231,12 +247,30 @@ impl SharedMemory {
         Ok(true)
     }
 
-    fn map(&self, request: RegionRequest, file: File, backing: &Backing) -> Result<Shared, MappingError> {
-        let place = self.account.take().map_err(|Exhausted { held, limit }| MappingError::NoRoom { held, limit })?;
+    /// Maps a region. Where another of these, or of `others`, lies in the same file, they have it together, and the descriptor that
+    /// came with this one is closed.
+    fn map(
+        &self,
+        request: RegionRequest,
+        file: Arc<File>,
+        backing: &Backing,
+        others: &[Shared],
+    ) -> Result<Shared, MappingError> {
+        let Accounts { mappings, files } = &self.accounts;
+        let place = mappings.take().map_err(|Exhausted { held, limit }| MappingError::NoRoom { held, limit })?;
+        let mut there = self.regions.iter().chain(others).filter(|shared| shared.file == backing.identity);
+        let (file, of_file) = match there.find_map(|shared| shared.region.open_file()) {
+            Some(open) => open,
+            None => {
+                let room =
+                    files.take().map_err(|Exhausted { held, limit }| MappingError::NoDescriptor { held, limit })?;
+                (file, Arc::new(room))
+            }
+        };
         let attention = Arc::clone(&self.attention);
         let mapped = MappedFile::of_peer(file, backing, request.offset, request.len, attention)
             .map_err(|source| MappingError::File(request, source))?;
-        let region = Arc::new(Region::of_file(request.guest, request.user, mapped, place));
+        let region = Arc::new(Region::of_file(request.guest, request.user, mapped, (place, of_file)));
         Ok(Shared { request, file: backing.identity, region })
     }
 }
@@ -411,11 +445,65 @@ mod tests {
         assert!(full.with(one, file()).unwrap().is_none());
     }
 
+    fn within([mappings, files]: &[Arc<Budget>; 2]) -> SharedMemory {
+        let [mappings, files] = [mappings, files].map(|budget| Account::new(Arc::clone(budget)));
+        SharedMemory::within(Arc::new(EventFd::new().unwrap()), u64::MAX, Accounts { mappings, files })
+    }
+
+    /// Descriptors of this process for memory files of that name.
+    fn descriptors_of(name: &str) -> usize {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = open.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        links.filter(|link| link.to_string_lossy().contains(&format!("memfd:{name} "))).count()
+    }
+
+    #[test]
+    fn regions_of_one_file_have_one_descriptor_together_for_as_long_as_one_of_them_is_there() {
+        const NAME: &str = "linecard-test-shared";
+        let file = File::from(memfd_create(NAME, MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(64 * PAGE).unwrap();
+        let region = |i: u64| (at(i * PAGE, i * PAGE, PAGE, i * PAGE), file.try_clone().unwrap());
+        let table = |range: std::ops::Range<u64>| range.map(region).collect::<Vec<_>>();
+        let mut memory = empty().replaced(table(0..32)).unwrap().unwrap();
+        assert_eq!(descriptors_of(NAME) - 1, 1, "beside the one here");
+        for i in 32..64 {
+            let (request, file) = region(i);
+            memory = memory.with(request, file).unwrap().unwrap();
+        }
+        memory = memory.replaced(table(32..64)).unwrap().unwrap();
+        assert_eq!((descriptors_of(NAME) - 1, memory.region_count()), (1, 32));
+        for i in 32..63 {
+            memory = memory.without(&region(i).0).unwrap();
+        }
+        assert_eq!(descriptors_of(NAME) - 1, 1);
+        // Another file is another, and the first is closed with its last region.
+        memory = memory.with(at(0, 0, PAGE, 0), memfd(PAGE)).unwrap().unwrap();
+        memory = memory.without(&region(63).0).unwrap();
+        assert_eq!((descriptors_of(NAME) - 1, memory.region_count()), (0, 1));
+    }
+
+    #[test]
+    fn who_has_memory_in_many_files_leaves_descriptors_for_others() {
+        let budgets = [Budget::of_mappings(4000), Budget::of_files(80)].map(Arc::new);
+        let fill = |mut memory: SharedMemory| loop {
+            let i = memory.region_count() as u64;
+            match memory.with(at(i * PAGE, i * PAGE, PAGE, 0), memfd(PAGE)) {
+                Ok(next) => memory = next.unwrap(),
+                Err(error) => return (memory, error.to_string()),
+            }
+        };
+        let (greedy, refused) = fill(within(&budgets));
+        assert!(refused.starts_with("its memory is in 26 files") && refused.contains("80 descriptors"), "{refused}");
+        let (other, _) = fill(within(&budgets));
+        assert!(other.region_count() > 16, "{}", other.region_count());
+        drop((greedy, other));
+        assert_eq!(fill(within(&budgets)).0.region_count(), 26, "what goes makes room");
+    }
+
     #[test]
     fn who_maps_many_regions_leaves_room_for_others_and_gives_back_what_it_unmaps() {
-        let budget = Arc::new(Budget::new(400));
-        let account = || Account::new(Arc::clone(&budget));
-        let port = || SharedMemory::within(Arc::new(EventFd::new().unwrap()), u64::MAX, account());
+        let budgets = [Budget::of_mappings(400), Budget::of_files(400)].map(Arc::new);
+        let port = || within(&budgets);
         let file = memfd(MEMORY_REGIONS as u64 * PAGE);
         let fill = |mut memory: SharedMemory| {
             for i in 0..MEMORY_REGIONS as u64 {

@@ -170,14 +170,14 @@ impl MappedFile {
     /// # Errors
     /// The file is too short for that, or what the kernel says.
     pub fn of_peer(
-        file: File,
+        file: Arc<File>,
         backing: &Backing,
         offset: u64,
         len: u64,
         attention: Arc<EventFd>,
     ) -> Result<Self, MappedFileError> {
         let mapped = backing.whole_pages(offset, len)?;
-        let mut new = Self::map(Arc::new(file), backing.page as usize, offset, mapped, len as usize, attention)?;
+        let mut new = Self::map(file, backing.page as usize, offset, mapped, len as usize, attention)?;
         new.identity = backing.identity;
         Ok(new)
     }
@@ -318,7 +318,8 @@ mod tests {
 
     fn map(file: &File, len: u64) -> MappedFile {
         let backing = Backing::of(file).unwrap();
-        MappedFile::of_peer(file.try_clone().unwrap(), &backing, 0, len, Arc::new(EventFd::new().unwrap())).unwrap()
+        MappedFile::of_peer(Arc::new(file.try_clone().unwrap()), &backing, 0, len, Arc::new(EventFd::new().unwrap()))
+            .unwrap()
     }
 
     /// Puts `value` at byte `at` of the mapping and returns what was there.

@@ -1,6 +1,7 @@
 //! What the kernel and the CPU offer, as safe calls: the only place besides `mem` and `ring` that may be unsafe.
 
 pub mod cpu;
+pub mod descriptors;
 pub mod doorbell;
 pub mod eventfd;
 pub mod heap;

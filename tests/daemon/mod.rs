@@ -51,14 +51,15 @@ impl Daemon {
 
     /// The same with no more than so many file descriptors.
     pub fn start_limited(descriptors: usize, keys: &str, sections: &str) -> Self {
+        Self::start_after(&format!("ulimit -n {descriptors}"), keys, sections)
+    }
+
+    /// The same, started by a shell that has run `preparation`.
+    pub fn start_after(preparation: &str, keys: &str, sections: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut limited = Command::new("sh");
-        limited
-            .arg("-c")
-            .arg(format!("ulimit -n {descriptors}; exec \"$@\""))
-            .arg("sh")
-            .arg(env!("CARGO_BIN_EXE_linecardd"));
-        let child = Self::spawn_by(limited, &directory, keys, sections);
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{preparation}; exec \"$@\"")).arg("sh").arg(env!("CARGO_BIN_EXE_linecardd"));
+        let child = Self::spawn_by(shell, &directory, keys, sections);
         let mut daemon = Self { child, directory, keys: keys.into() };
         daemon.wait();
         daemon

@@ -61,14 +61,7 @@ impl Scene {
 
     /// A connection that has negotiated REPLY_ACK and nothing else.
     fn session(&self) -> Session {
-        eventually("a connection that stays", || {
-            let session = Session::connect(&self.daemon.socket("bad")).ok()?;
-            session.get_features().ok()?;
-            session.get_protocol_features().ok()?;
-            let wanted = protocol::REPLY_ACK | protocol::MQ | protocol::NET_MTU | protocol::CONFIGURE_MEM_SLOTS;
-            session.set_protocol_features(wanted).ok()?;
-            session.set_owner(true).ok().map(|()| session)
-        })
+        session(&self.daemon, "bad")
     }
 
     /// A NIC that works, to be abused from there.
@@ -104,6 +97,18 @@ impl Scene {
         self.expect_usable("at last");
         assert!(self.witness.finish() > 0);
     }
+}
+
+/// A connection to that port that has negotiated REPLY_ACK and nothing else.
+fn session(daemon: &Daemon, port: &str) -> Session {
+    eventually("a connection that stays", || {
+        let session = Session::connect(&daemon.socket(port)).ok()?;
+        session.get_features().ok()?;
+        session.get_protocol_features().ok()?;
+        let wanted = protocol::REPLY_ACK | protocol::MQ | protocol::NET_MTU | protocol::CONFIGURE_MEM_SLOTS;
+        session.set_protocol_features(wanted).ok()?;
+        session.set_owner(true).ok().map(|()| session)
+    })
 }
 
 /// A message was refused: by a NACK, or by the end of the connection.

@@ -5,13 +5,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, prlimit};
+
+use super::frontend::daemon::Daemon;
 use super::frontend::frame::{BROADCAST, frame};
 use super::frontend::nic::{Nic, NicConfig, carry, exchange, meet};
 use super::frontend::ram::{GuestRam, Region, huge_memfd, memfd};
 use super::frontend::ring::Desc;
 use super::frontend::session::{feature, is_closed, is_nack, mem_table, request, vring_addr, vring_state};
 use super::frontend::vmm::Kind;
-use super::{MIB, Scene, answered, event, fds, refused};
+use super::{MIB, Scene, answered, event, fds, refused, session};
 
 /// Both ways to share a region; each must refuse it.
 fn share(scene: &Scene, region: &Region, what: &str) {
@@ -119,6 +122,30 @@ fn point_05_more_regions_than_anybody_has() {
     assert!((32..5000).contains(&taken), "{taken} regions were taken");
     drop(session);
     scene.finish();
+}
+
+#[test]
+fn files_that_nobody_has_so_many_of_leave_descriptors_for_others() {
+    let daemon = Daemon::with_ports(&["bad", "other"]);
+    // Before it knows any front end; what it has at most is what it finds then.
+    let few = Rlimit { current: Some(1024), maximum: Some(1024) };
+    prlimit(Some(daemon.pid()), Resource::Nofile, few).unwrap();
+    let fill = |port: &str| {
+        let session = session(&daemon, port);
+        let region = |at: u64| Region::new(at << 21, 0x7000_0000_0000 + (at << 21), 4096);
+        let taken = (0..509).find(|at| session.add_mem_reg(&region(*at), true).is_err());
+        (session, taken.unwrap_or(509))
+    };
+    let greedy = ["bad", "other"].map(fill);
+    let taken = greedy.each_ref().map(|(_, taken)| *taken);
+    assert!(taken.iter().all(|taken| (16..300).contains(taken)), "{taken:?} files were taken");
+    daemon.port_when("bad", "it says why", |port| {
+        port.reason().is_some_and(|why| why.contains("files") && why.contains("1024 descriptors"))
+    });
+    // Two VMs start and talk, and whoever asks is answered, which `port_when` did above.
+    let [mut one, mut two] = ["well-1", "well-2"].map(|port| Nic::up(&daemon.socket(port), &NicConfig::default()));
+    meet(&mut one, &mut two);
+    exchange(&mut one, &mut two, 16);
 }
 
 /// A NIC on memory of one file of its own, with frames waiting in its TX ring and nothing that reads them here.

@@ -31,6 +31,7 @@ use crate::ident::MacAddr;
 use crate::limits::{MEMORY_REGIONS, QUEUE_PAIRS};
 use crate::mem::{NodePages, Pinned, RegionRequest};
 use crate::port::rate_limit::log_limited;
+use crate::sys::descriptors;
 use crate::sys::eventfd::EventFd;
 
 /// For how long it is taken to be true where memory lies.
@@ -389,12 +390,17 @@ fn event(index: u8, which: &'static str, file: Option<File>) -> std::result::Res
         }
         None => EventFd::from_peer(file.into()),
     };
-    file.map(take).transpose().map_err(failed)
+    file.map(|file| take(spare(file)?).map_err(failed)).transpose()
+}
+
+/// A descriptor that there is room for beside what this process needs for itself.
+fn spare(file: File) -> std::result::Result<File, Refusal> {
+    if descriptors::is_of_reserve(&file) { Err(Refusal::NoDescriptors(descriptors::limit())) } else { Ok(file) }
 }
 
 /// The file of a region or a log, if it was let through.
 fn memory_file(file: File) -> std::result::Result<File, Refusal> {
-    vetting::refused(&file).map_or(Ok(file), |what| Err(Refusal::NoMemory(what)))
+    vetting::refused(&file).map_or_else(|| spare(file), |what| Err(Refusal::NoMemory(what)))
 }
 
 fn region_request(region: &VhostUserMemoryRegion) -> RegionRequest {

@@ -43,6 +43,10 @@ pub(super) enum Refusal {
     Log(#[from] DirtyLogError),
     #[error("its descriptor is no file on tmpfs or hugetlbfs but {0}: use memfd, /dev/shm or hugepages")]
     NoMemory(String),
+    #[error(
+        "linecardd has nearly all of its {0} descriptors in use: raise LimitNOFILE= of its unit (ulimit -Hn) and restart it"
+    )]
+    NoDescriptors(u64),
     #[error("{0} regions came with {1} descriptors")]
     RegionFiles(usize, usize),
     #[error("pages of the shared memory are missing; it has to be shared anew")]
