@@ -6,7 +6,7 @@
 //! RLIMIT_NOFILE says, and where that is 1024, two front ends with a file for each region would have them all. So each has [`OWN`]
 //! regions and [`OWN_FILES`] files that nobody can take from it, and what it has beyond comes from a pool, a quarter of the kernel's
 //! limit. Of that a front end gets no more than is left. However many are greedy, `n` of them leave one part in `n + 1` to whoever comes
-//! next.
+//! next. What regions take beyond that while pages of them are missing is bounded in `sys::pieces`: 8192 mappings, an eighth.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};

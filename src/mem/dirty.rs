@@ -75,6 +75,16 @@ impl DirtyLog {
         Ok(Self { mapping: MappedFile::of_peer(Arc::new(file), &backing, offset, len, attention)? })
     }
 
+    /// Whether marks were lost.
+    pub fn failed(&self) -> bool {
+        self.mapping.failure().is_some()
+    }
+
+    /// Loses all marks from now on, without a fault for each page of the log: once it has failed.
+    pub fn settle(&self) {
+        self.mapping.cover();
+    }
+
     /// Why marks were lost, if they were: the front end would not send pages that it should.
     pub fn loss(&self) -> Option<Loss> {
         self.mapping.loss()

@@ -59,6 +59,13 @@ impl Region {
         self.mapped_file().is_some_and(|file| file.failure().is_some())
     }
 
+    /// Undoes what that has done to the table of mappings, once no ring is in it any more.
+    pub(super) fn settle(&self) {
+        if let Some(file) = self.mapped_file() {
+            file.settle();
+        }
+    }
+
     /// Why it does.
     pub fn loss(&self) -> Option<Loss> {
         self.mapped_file()?.loss()
@@ -123,6 +130,11 @@ impl GuestMemory {
     /// The regions, by ascending guest-physical address.
     pub fn regions(&self) -> &[Arc<Region>] {
         &self.regions
+    }
+
+    /// Whether a file behind it was found to lack pages.
+    pub fn failed(&self) -> bool {
+        self.regions.iter().any(|region| region.failed())
     }
 
     /// The span of `len` bytes at guest-physical address `guest`, if all of it lies in one region. `hint` remembers the

@@ -160,7 +160,13 @@ impl SharedMemory {
 
     /// Whether a file was found to lack pages while it was mapped.
     pub fn failed(&self) -> bool {
-        self.regions.iter().any(|shared| shared.region.failed())
+        self.memory.failed()
+    }
+
+    /// Undoes what that has done to the kernel's table of mappings, once no ring runs any more: a front end that keeps what
+    /// failed must not keep a part of that table.
+    pub fn settle(&self) {
+        self.regions.iter().for_each(|shared| shared.region.settle());
     }
 
     /// Why it does, of the first that does.
@@ -558,7 +564,7 @@ mod tests {
         assert_eq!((bytes, memory.failed(), attention.drain()), ([0; 4], true, 1));
         map.span(7 * PAGE, 4, &mut hint).unwrap().write(b"more");
         map.span(3 * PAGE, 4, &mut hint).unwrap().read(&mut bytes);
-        assert_eq!((bytes, attention.drain()), ([0; 4], 1), "pages before the first fault fault for themselves");
+        assert_eq!((bytes, attention.drain()), ([0; 4], 2), "each page faults for itself");
         assert!(!map.regions()[1].failed());
         assert!(matches!(memory.mapped_anew(), Err(MappingError::File(_, MappedFileError::TooShort { .. }))));
         // The same region again: the failed mapping is not kept, and the file is measured anew.

@@ -37,6 +37,7 @@ impl GuestMemory {
             // in it, and a page that the file does not have is an error of theirs (EFAULT) and no signal.
             let ahead = unsafe {
                 in_turn(|| mlock_with(address, len, MlockFlags::ONFAULT))?;
+                region.note_locked(true);
                 // Takes long where there is much, and others need not wait for it: the kernel's table of mappings is only read.
                 if region.is_allocated() {
                     madvise(address, len, Advice::LinuxPopulateWrite)
@@ -60,13 +61,20 @@ impl GuestMemory {
             // Memory that was not locked, which is the only refusal there is, needs no unlocking.
             // SAFETY: exactly a mapping of ours, which `region` keeps.
             let _ = in_turn(|| unsafe { munlock(region.host_address() as *mut _, region.len as usize) });
+            region.note_locked(false);
         }
     }
 }
 
 impl super::Region {
-    /// Whether the file behind it has all its pages, and is what is mapped: where it was found to lack some, there is a file of
-    /// ours, of any size and with nothing in it.
+    fn note_locked(&self, locked: bool) {
+        if let Some(mapped) = self.mapped_file() {
+            mapped.note_locked(locked);
+        }
+    }
+
+    /// Whether the file behind it has all its pages, and is what is mapped: where it was found to lack some, there may be pages of
+    /// ours, or all of it may be ours, with nothing in it.
     fn is_allocated(&self) -> bool {
         let Some(mapped) = self.mapped_file().filter(|mapped| mapped.failure().is_none()) else { return false };
         let end = mapped.offset() + mapped.len() as u64;
@@ -134,7 +142,7 @@ mod tests {
         assert!(memory.failed());
         file.set_len(LEN).unwrap();
         file.write_all_at(&[1; LEN as usize], 0).unwrap();
-        // What is mapped now are pages of ours, which are not there and are not to be made.
+        // A page of what is mapped now is ours, and it may be more: those that are not there are not to be made.
         assert_eq!(memory.memory().pin().unwrap(), Pinned::Sparse);
     }
 }

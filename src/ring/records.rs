@@ -176,8 +176,10 @@ impl Records {
         self.mapping.failure().is_some()
     }
 
-    /// Makes the file say nothing, past the mapping, parts of which do not lead there any more.
+    /// Makes the file say nothing, past the mapping, which does not lead there any more: rings that go on noting where they stand
+    /// have no faults by that.
     pub fn abandon(&self) {
+        self.mapping.cover();
         for index in 0..self.rings {
             let header = [0; 8 * HEADER_WORDS];
             // What is not there, or cannot be written, says nothing either.

@@ -4,7 +4,8 @@
 //! A peer's file is looked at first ([`Backing`]): only regular files on tmpfs (which memfd is) and hugetlbfs are taken,
 //! since any other could stall a thread in a page fault, and only as far as they reach, since behind the end is SIGBUS.
 //! What can still happen later is left to [`super::sigbus`], under whose watch every mapping is from its first moment to its
-//! last.
+//! last. It replaces single pages, and [`MappedFile::settle`] and [`MappedFile::cover`] make one mapping of them again, on the
+//! thread of whoever stops the port.
 //!
 //! The kernel may keep whoever maps or unmaps such a file waiting for as long as its owner likes, so that is done one at a time
 //! ([`super::mapping_turn`]), and by nobody whom others wait for.
@@ -20,6 +21,7 @@ use std::os::fd::AsRawFd;
 use std::os::linux::fs::MetadataExt;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FsWord;
 
@@ -139,6 +141,10 @@ pub fn page_bytes() -> u64 {
     zeros::page_bytes() as u64
 }
 
+/// How files are mapped. Nothing is reserved: how many huge pages a VM gets is between it and the host.
+const HOW: libc::c_int = libc::MAP_SHARED | libc::MAP_NORESERVE;
+const ACCESS: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+
 /// A part of a file, mapped shared, readable and writable, until this is dropped.
 ///
 /// Its memory is never a Rust reference: others write it. Accesses are raw copies and atomics, which find zeros where the
@@ -150,9 +156,13 @@ pub struct MappedFile {
     address: NonNull<u8>,
     /// Bytes that are mapped: whole pages of the file.
     mapped: usize,
+    /// Bytes of the file's pages.
+    page: usize,
     /// Bytes that were asked for.
     len: usize,
     offset: u64,
+    /// Its pages are locked as they come.
+    locked: AtomicBool,
     file: Arc<File>,
     identity: FileIdentity,
 }
@@ -199,13 +209,10 @@ impl MappedFile {
         len: usize,
         attention: Arc<EventFd>,
     ) -> Result<Self, MappedFileError> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // Nothing is reserved: how many huge pages a VM gets is between it and the host.
-        let how = libc::MAP_SHARED | libc::MAP_NORESERVE;
         let start = i64::try_from(offset).map_err(|_| MappedFileError::TooShort { end: offset, size: 0 })?;
         let (at, refused) = in_turn(|| {
             // SAFETY: a new mapping at an address that the kernel chooses takes nothing away.
-            let at = unsafe { libc::mmap(ptr::null_mut(), mapped, access, how, file.as_raw_fd(), start) };
+            let at = unsafe { libc::mmap(ptr::null_mut(), mapped, ACCESS, HOW, file.as_raw_fd(), start) };
             let refused = io::Error::last_os_error();
             if at != libc::MAP_FAILED {
                 // What others own has no place in our core dumps. It is a matter of taste to the kernel, so a refusal is no error.
@@ -219,7 +226,8 @@ impl MappedFile {
         };
         let range = at as usize..at as usize + mapped;
         let identity = FileIdentity::default();
-        let mut new = Self { watch: None, address, mapped, len, offset, file, identity };
+        let locked = AtomicBool::new(false);
+        let mut new = Self { watch: None, address, mapped, page, len, offset, locked, file, identity };
         // SAFETY: exactly the mapping that was just made, of whole pages of `page` bytes, accessed as this type's
         // documentation says; `drop` ends the watch before it unmaps.
         new.watch = Some(unsafe { Watch::new(range, page, attention) }.map_err(MappedFileError::Watch)?);
@@ -267,6 +275,51 @@ impl MappedFile {
                 Ok(stat) if stat.st_size() < end => Loss::Shrunk,
                 _ => Loss::NoRoom,
             },
+        })
+    }
+
+    /// Notes whether the kernel locks its pages as they come.
+    pub fn note_locked(&self, locked: bool) {
+        self.locked.store(locked, Ordering::Relaxed);
+    }
+
+    /// Has a failed mapping that nobody uses any more take no more of the kernel's mappings than any other: what faults have
+    /// replaced is the file's again. It stays failed, and whoever uses it nevertheless faults again.
+    pub fn settle(&self) {
+        // hugetlbfs makes a file longer whose pages are mapped beyond its end (hugetlbfs_file_mmap), and this one is not ours;
+        // covering its large pages is done soon.
+        let ordinary = self.page == zeros::page_bytes();
+        let failed = self.watch.as_ref().filter(|watch| watch.failure().is_some());
+        if failed.is_some_and(|watch| !ordinary || !watch.undo(|page| self.put_back(page))) {
+            self.cover();
+        }
+    }
+
+    /// Has a failed mapping that goes on being used have no faults any more: it is zeros from now on, of ours, all of it.
+    pub fn cover(&self) {
+        if let Some(watch) = self.watch.as_ref().filter(|watch| watch.failure().is_some()) {
+            watch.cover();
+        }
+    }
+
+    /// Maps the file's ordinary page again that belongs at address `page`, with all that makes the kernel join it to its
+    /// neighbours. A file that was sealed since (F_SEAL_FUTURE_WRITE) cannot be.
+    fn put_back(&self, page: usize) -> bool {
+        let offset = self.offset + (page - self.address.as_ptr() as usize) as u64;
+        let (at, len, how) = (page as *mut libc::c_void, self.page, HOW | libc::MAP_FIXED);
+        in_turn(|| {
+            // SAFETY: a page of this mapping, which the watch's table names, and over which there is a page of ours; whoever accesses
+            // it may find any bytes there. The file's has the same access. Neither advice nor locking changes its contents.
+            unsafe {
+                if libc::mmap(at, len, ACCESS, how, self.file.as_raw_fd(), offset as libc::off_t) == libc::MAP_FAILED {
+                    return false;
+                }
+                libc::madvise(at, len, libc::MADV_DONTDUMP);
+                if self.locked.load(Ordering::Relaxed) {
+                    libc::mlock2(at, len, libc::MLOCK_ONFAULT);
+                }
+            }
+            true
         })
     }
 }

@@ -8,6 +8,7 @@ pub mod heap;
 pub mod mapped_file;
 pub mod mapping_turn;
 pub mod numa;
+mod pieces;
 pub mod process;
 pub mod process_identity;
 pub mod regular_file;

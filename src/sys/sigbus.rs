@@ -3,9 +3,15 @@
 //! Whoever touches a page of a mapping that its file does not have gets SIGBUS, which by default ends the whole switch. A
 //! front end can have that happen at any time: it can shrink the file behind its memory, or share one that the host has no
 //! page left for, on a full tmpfs or in a pool of huge pages that is empty. So every mapping of such a file is watched: the
-//! handler finds the faulting address in a table, lays zero pages over the rest of that mapping ([`super::zeros`]), marks it
-//! as failed and signals its port, whose control thread then stops it. The interrupted copy goes on with zeros. A fault
-//! anywhere else is a bug and still ends the process.
+//! handler finds the faulting address in a table, lays a zero page over that page ([`super::zeros`]), marks the mapping as failed
+//! and signals its port, whose control thread then stops it. The interrupted copy goes on with zeros. A fault anywhere else is
+//! a bug and still ends the process.
+//!
+//! A fault costs its thread one page of the file and no more, some 20 us: to replace more is to unmap whatever is there, 0.05 to
+//! 0.6 s for a GiB that was in use, with the process's table of mappings locked. Shards do nothing more with memory that has
+//! failed once they see that something has ([`faults`]), so what there can be of faults are the pages that one visit of a
+//! queue touches. How many pages are replaced in the whole process is bounded ([`super::pieces`]); beyond that, a mapping that
+//! fails is replaced as a whole.
 //!
 //! Faults that the kernel meets in a system call, such as a write(2) from guest memory, are no signal but that call's EFAULT;
 //! [`touch`] makes one of them the other.
@@ -26,20 +32,28 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::eventfd::EventFd;
+use super::mapping_turn::in_turn;
+use super::pieces;
 use super::zeros::{self, Touched};
 
 /// Slots of one chunk of the table.
 const CHUNK_SLOTS: usize = 256;
 
-/// Faults of one mapping that are survived. One is enough where the kernel has memory; without any, it is one for each page
-/// that a shard touches before the port is stopped.
+/// Faults of one mapping that are survived, until it is settled. There is one for each page that shards touch before the port
+/// is stopped, and none any more once the whole mapping is replaced, unless the kernel has no memory at all.
 const FAULTS: u32 = 1 << 20;
 
+/// Bytes of a mapping that [`Watch::cover`] replaces at once: 1 ms at worst.
+const STEP: usize = 2 << 20;
+
 static TABLE: Chunk = Chunk::new();
+
+/// Faults that were survived, of all mappings.
+static SURVIVED: AtomicU32 = AtomicU32::new(0);
 
 /// Held by whoever gives out or takes back slots; never by the handler.
 static WRITER: Mutex<()> = Mutex::new(());
@@ -89,12 +103,52 @@ impl Watch {
             _ => Some(Failure::NoPage),
         }
     }
+
+    /// Undoes what faults did: takes each page that was replaced out of the table and has `put_back` map what was there before,
+    /// at its address. `false`: not all could be, or all of the mapping was replaced. The mapping stays failed. For when nobody
+    /// uses it any more; whoever does, faults again.
+    pub(super) fn undo(&self, mut put_back: impl FnMut(usize) -> bool) -> bool {
+        let mut done = !self.slot.whole.load(Ordering::Acquire);
+        pieces::take(&self.range(), |address| done = done && put_back(address));
+        zeros::release(self.range());
+        self.slot.faults.store(0, Ordering::Relaxed);
+        done
+    }
+
+    /// Lays zero pages over all of the mapping, a little at a time, since others wait for the kernel's table of mappings
+    /// meanwhile: then it is one mapping again and has no faults any more. The mapping is failed. Takes 0.05 to 0.6 s for each
+    /// GiB that was in use.
+    pub(super) fn cover(&self) {
+        let range = self.range();
+        let step = STEP.next_multiple_of(self.slot.page.load(Ordering::Relaxed));
+        let mut steps = range.clone().step_by(step).map(|at| at..range.end.min(at + step));
+        let whole = self.slot.whole.load(Ordering::Acquire);
+        // SAFETY: each step lies within the watched mapping, which lives as long as the watch, and both of its ends are multiples
+        // of the mapping's page size, since `step` and the mapping's ends are; the contract of `Watch::new` says that whoever
+        // accesses it may find any bytes there.
+        if whole || !steps.all(|step| in_turn(|| unsafe { zeros::cover(step) })) {
+            return;
+        }
+        self.slot.whole.store(true, Ordering::Release);
+        pieces::take(&range, |_| {});
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.slot.start.load(Ordering::Relaxed)..self.slot.end.load(Ordering::Relaxed)
+    }
+}
+
+/// How many faults were survived so far, in all mappings: while this stays the same, no mapping has failed that had not.
+#[inline]
+pub fn faults() -> u32 {
+    SURVIVED.load(Ordering::Acquire)
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         if self.failure().is_some() {
-            zeros::release(self.slot.start.load(Ordering::Relaxed)..self.slot.end.load(Ordering::Relaxed));
+            pieces::take(&self.range(), |_| {});
+            zeros::release(self.range());
         }
         let _writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
         self.slot.write(0..0, 1, -1);
@@ -123,6 +177,8 @@ struct Slot {
     failure: AtomicU8,
     /// How many faults there were.
     faults: AtomicU32,
+    /// There are zero pages over all of it.
+    whole: AtomicBool,
 }
 
 /// What the handler reads of a slot.
@@ -142,6 +198,7 @@ impl Slot {
             attention: AtomicI32::new(-1),
             failure: AtomicU8::new(0),
             faults: AtomicU32::new(0),
+            whole: AtomicBool::new(false),
         }
     }
 
@@ -155,6 +212,7 @@ impl Slot {
         self.attention.store(attention, Ordering::Relaxed);
         self.failure.store(0, Ordering::Relaxed);
         self.faults.store(0, Ordering::Relaxed);
+        self.whole.store(false, Ordering::Relaxed);
         self.sequence.fetch_add(1, Ordering::Release);
     }
 
@@ -205,7 +263,7 @@ impl Chunk {
         }
     }
 
-    /// Puts zero pages where `address` faulted. `false`: nobody watches it, or nothing can be put there. Async-signal-safe.
+    /// Puts a zero page where `address` faulted. `false`: nobody watches it, or nothing can be put there. Async-signal-safe.
     fn patch(&'static self, address: usize, failure: Failure) -> bool {
         let (mut chunk, mut chunks) = (Some(self), 0);
         while let Some(here) = chunk {
@@ -215,7 +273,7 @@ impl Chunk {
                 {
                     let number = chunks * CHUNK_SLOTS + index;
                     return slot.faults.fetch_add(1, Ordering::Relaxed) < FAULTS
-                        && mapped.patch(address, number)
+                        && mapped.patch(slot, address, number)
                         && mapped.tell(slot, failure);
                 }
             }
@@ -226,27 +284,47 @@ impl Chunk {
 }
 
 impl Mapped {
-    /// Puts zero pages from the page of `address` to the end of the mapping, or else over all of it, which takes no place
-    /// more in the kernel's table of mappings, and sees to it that there is a page at `address` now.
-    fn patch(&self, address: usize, number: usize) -> bool {
-        let from = (address & !(self.page - 1)).max(self.range.start);
-        // SAFETY: `from..end` lies within a live mapping of a peer's file (this thread is accessing it, so it is neither
-        // being unmapped nor was it replaced), both ends are multiples of its page size (the contract of `Watch::new`), and
-        // by the same contract whoever accesses it may find any bytes there.
+    /// Puts a zero page over the page of `address`, or else zero pages over all of the mapping, which takes no place in the
+    /// kernel's table of mappings, and sees to it that there is a page at `address` now.
+    fn patch(&self, slot: &Slot, address: usize, number: usize) -> bool {
+        let page = address & !(self.page - 1);
+        let ordinary = self.page == zeros::page_bytes();
+        // SAFETY: `page` is one of a live mapping of a peer's file (this thread is accessing it, so it is not being unmapped, and
+        // it was not replaced but by pages of ours), and its size that of the file's pages (the contract of `Watch::new`); by the
+        // same contract whoever accesses it may find any bytes there. The rest of a huge page that is covered already is left
+        // alone, as another part of it may be a spare page that somebody needs.
         unsafe {
-            let covered = zeros::cover(from..self.range.end) || zeros::cover(self.range.clone());
+            let covered = slot.whole.load(Ordering::Acquire)
+                || !ordinary && pieces::contain(page)
+                || zeros::cover(page..page + self.page) && pieces::note(page)
+                || self.cover(slot);
             match zeros::touch(address) {
                 Touched::Present => true,
                 Touched::Unknown => covered,
                 // An ordinary page can stand in for a part of what was covered, but not for a part of a huge page.
-                Touched::Absent => (covered || self.page == zeros::page_bytes()) && zeros::spare(address, number),
+                Touched::Absent => (covered || ordinary) && zeros::spare(address, number),
             }
         }
+    }
+
+    /// Puts zero pages over all of the mapping: for when there are too many mappings, ours or the kernel's.
+    ///
+    /// # Safety
+    /// As for [`Mapped::patch`]: this thread's access to the mapping has faulted.
+    unsafe fn cover(&self, slot: &Slot) -> bool {
+        // SAFETY: exactly a live mapping, by the caller's contract and that of `Watch::new`, as which it was given.
+        let covered = unsafe { zeros::cover(self.range.clone()) };
+        if covered {
+            slot.whole.store(true, Ordering::Release);
+            pieces::take(&self.range, |_| {});
+        }
+        covered
     }
 
     /// Marks the mapping as failed and tells its port.
     fn tell(&self, slot: &Slot, failure: Failure) -> bool {
         slot.failure.store(failure as u8, Ordering::Release);
+        SURVIVED.fetch_add(1, Ordering::Release);
         let one = 1u64.to_ne_bytes();
         // SAFETY: eight bytes that live through the call; the watch, which lasts as long as the access that faulted, keeps
         // the descriptor open. It is an eventfd of ours, which never blocks.

@@ -1,10 +1,12 @@
-//! Zero pages in the place of pages that a peer's file does not have: what [`super::sigbus`] lays over a mapping that failed.
+//! Zero pages in the place of pages that a peer's file does not have: what [`super::sigbus`] lays over pages of a mapping, or over
+//! all of it.
 //!
 //! They come from a sparse file of our own, mapped shared at the offset that equals the address. That costs no memory but
 //! for pages that are really touched, and the kernel counts nothing ahead: private memory of a failed mapping's size would
 //! be charged at once where `vm.overcommit_memory` is 2, or where RLIMIT_DATA is set, and be refused, or starve others. As
-//! every address has an offset of its own, no two mappings have a page in common, and laying the same range twice, as two
-//! threads that fault at once do, changes nothing. What was touched is given back with the mapping ([`release`]).
+//! every address has an offset of its own, no two mappings have a page in common, laying the same page twice, as two threads that
+//! fault at once do, changes nothing, and the kernel makes one mapping of neighbours. What was touched is given back when the
+//! port is stopped, or with the mapping ([`release`]).
 //!
 //! Where the kernel has not a single page left, touching the file would be the next SIGBUS, in a loop. Then one of a few
 //! pages that were allocated at the start stands in for the page in question ([`spare`]).
@@ -130,7 +132,7 @@ pub(super) fn touch(address: usize) -> Touched {
     }
 }
 
-/// Gives back what was touched of the pages over `range`, which is about to be unmapped.
+/// Gives back what was touched of the pages over `range`, which nobody needs any more.
 pub(super) fn release(range: Range<usize>) {
     let file = ZEROS.load(Ordering::Acquire);
     if file >= 0 {

@@ -343,6 +343,10 @@ impl Device {
                 vring.stop();
             });
             log_limited!(self.nic.log, log::Level::Error, "{name}: stopped: {lost}");
+            self.memory.settle();
+            if let Some(log) = self.log_in_force() {
+                log.settle();
+            }
         }
         self.nic.records.attend(&self.nic);
         for (index, vring) in self.vrings.iter_mut().enumerate() {

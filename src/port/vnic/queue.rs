@@ -9,6 +9,9 @@
 //! would receive comes back later; one that would transmit waits for as long as a batch may take ([`occupancy`]) and then
 //! drops. The control side reads and sets what it wants without the lock ([`published`], [`wakeup`]).
 //!
+//! Memory that lacks pages is a fault for each page that is touched, so a shard does nothing with a ring any more that has such
+//! memory, from its next visit on ([`Running::is_lost`]); the session, which is told as well, stops it.
+//!
 //! When a shard finds a [`RingFault`] it takes the ring out of service on the spot and signals `attention`, for the
 //! session to tell the front end and the operator. What peers gave us is closed on sessions' threads and without the lock.
 
@@ -29,6 +32,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 pub(super) use self::occupancy::WAIT_MICROS;
 use self::occupancy::{Occupancy, micros};
 use self::published::{Published, Settings};
+use self::state::Loss;
 pub(super) use self::state::{Running, State};
 use self::wakeup::Wakeup;
 use super::features;
@@ -157,8 +161,20 @@ impl Queue {
         let RingSetup { memory, call, log, .. } = setup;
         let written = config.written();
         let flooding = Flooding::default();
-        let running =
-            Running { ring, memory, header, mergeable, may, flooding, negotiated, log, written, call, muted: false };
+        let running = Running {
+            ring,
+            memory,
+            header,
+            mergeable,
+            may,
+            flooding,
+            negotiated,
+            log,
+            written,
+            call,
+            muted: false,
+            loss: Loss::unknown(),
+        };
         running.log_ring();
         state.fault = None;
         state.running = Some(running);
@@ -256,6 +272,7 @@ impl Queue {
         let Some(running) = &mut state.running else { return Ok(()) };
         let moved = running.ring.set_memory(memory);
         running.memory = Arc::clone(memory);
+        running.loss = Loss::unknown();
         if let Err(fault) = moved {
             state.fail(fault);
         }
@@ -268,9 +285,12 @@ impl Queue {
         let mut state = self.lock();
         let old = state.running.as_mut().map(|running| {
             let old = std::mem::replace(&mut running.log, log);
+            running.loss = Loss::unknown();
             running.log_ring();
             old
         });
+        // It may have rested because the old log was lost.
+        self.shared.wakeup.wake();
         drop(state);
         drop(old);
     }

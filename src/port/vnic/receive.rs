@@ -39,7 +39,11 @@ impl ReceiveQueue {
         process: &mut dyn FnMut(&mut Batch<'_>),
     ) -> Result<Option<usize>, RingFault> {
         let enabled = state.enabled;
-        let Some(Running { ring, memory, header, may, flooding, .. }) = &mut state.running else { return Ok(None) };
+        let Some(running) = &mut state.running else { return Ok(None) };
+        if running.is_lost() {
+            return Ok(None);
+        }
+        let Running { ring, memory, header, may, flooding, .. } = running;
         let turn = Turn { memory, header: *header, may: *may, enabled, queue: self };
         let taken = match ring {
             Ring::Split(ring) => turn.take(ring, heads, flooding, process),
@@ -151,7 +155,7 @@ impl Receive for ReceiveQueue {
     fn arm(&self) -> bool {
         // While somebody else is in the ring it is polled.
         let Some(mut state) = self.ring.enter(0) else { return false };
-        let armed = state.running.as_mut().map(|running| running.arm());
+        let armed = state.running.as_mut().map(|running| if running.is_lost() { Ok(true) } else { running.arm() });
         let rests = match armed {
             None => state.announcements.is_empty(),
             Some(Ok(rest)) => rest && state.is_heard() && state.announcements.is_empty(),

@@ -76,13 +76,13 @@ impl RingRecords {
 
     /// Deals with a file that has lost pages: what is in it from now on is not to be believed.
     pub(super) fn attend(&self, nic: &Nic) {
-        let mut kept = self.kept();
-        let Some(records) = kept.records.take_if(|records| records.failed()) else { return };
+        // Without the lock: covering what is mapped may wait for its turn.
+        let Some(records) = self.kept().records.take_if(|records| records.failed()) else { return };
         records.abandon();
         let (name, path) = (&nic.config.name, records.path().display());
         let why = format!("the host has no memory left for {path}, or somebody cut it short");
         log_limited!(nic.log, log::Level::Warn, "{name}: {UNRECORDED}: {why}");
-        kept.trouble = Some(why);
+        self.kept().trouble = Some(why);
     }
 
     /// The port goes and nobody is connected any more. Where rings of a VM stand that has ended, nobody will ask; one that was

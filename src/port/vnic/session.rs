@@ -124,6 +124,7 @@ impl<'a> Session<'a> {
                 Arrival::End => return Ok(End::Closed),
                 Arrival::Message(header) => {
                     deadline = None;
+                    self.look();
                     if let Some(end) = self.message(&header)? {
                         return Ok(end);
                     }
@@ -167,13 +168,20 @@ impl<'a> Session<'a> {
             Err(errno) => return Err(errno.into()),
         }
         if fds[1].revents().contains(PollFlags::IN) {
-            attention.drain();
-            self.handler.device().attend();
+            self.look();
             self.handler.follow_up();
         }
         let gone = fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP);
         // The rest may have come together with the end of the stream.
         Ok(part && gone && matches!(message::arrival(self.stream)?, Arrival::Part))
+    }
+
+    /// Deals with what the port's attention is asked for. Before each message as well: a front end that keeps sending some would
+    /// keep a port going that has lost its memory.
+    fn look(&self) {
+        if self.nic.attention.drain() > 0 {
+            self.handler.device().attend();
+        }
     }
 
     /// Handles one message, which has arrived as a whole; `Some` ends the connection.

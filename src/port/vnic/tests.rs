@@ -27,6 +27,7 @@ mod divided;
 mod idle;
 mod interrupts;
 mod kicks;
+mod lost;
 mod memory;
 mod published;
 

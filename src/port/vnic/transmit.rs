@@ -125,6 +125,9 @@ fn transmit_to(queue: &Queue, batch: &Batch<'_>, picks: &[u8], outcome: &mut Out
         let faulted = state.fault.is_some();
         return outcome.refuse_all(picks, if faulted { DropReason::RingFaulted } else { DropReason::LinkDown });
     };
+    if running.is_lost() {
+        return outcome.refuse_all(picks, DropReason::RingFaulted);
+    }
     let (before, cut) = (outcome.delivered, outcome.cut);
     let accepts = running.accepts(settings);
     let form = Form {

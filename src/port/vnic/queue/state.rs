@@ -14,6 +14,7 @@ use crate::port::{Flush, earlier};
 use crate::ring::{Ring, RingFault};
 use crate::sys::cpu;
 use crate::sys::doorbell::{Pace, Rang};
+use crate::sys::sigbus;
 
 /// The part of a second from which on an interrupt took more than interrupts take: 100 us.
 const EXCESSIVE: u64 = 10_000;
@@ -65,6 +66,22 @@ pub(in crate::port::vnic) struct Running {
     /// The call held its ringer up and is not rung again. It stays open until the session closes it: closing what a peer gave us
     /// may take as long as the peer likes.
     pub(super) muted: bool,
+    /// Whether the memory or the log lacks pages.
+    pub(super) loss: Loss,
+}
+
+/// Whether pages of what a ring uses were found missing, as of so many faults of the whole process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Loss {
+    faults: u32,
+    lost: bool,
+}
+
+impl Loss {
+    /// Nobody has looked yet.
+    pub(super) fn unknown() -> Self {
+        Self { faults: sigbus::faults().wrapping_sub(1), lost: false }
+    }
 }
 
 impl State {
@@ -219,6 +236,23 @@ impl State {
 }
 
 impl Running {
+    /// Whether pages of the memory or of the log were found missing. Nothing is to be done with the ring then, until its session
+    /// has stopped it or has given it others: each page that is touched may cost a fault, and a session may be long in coming.
+    #[inline]
+    pub fn is_lost(&mut self) -> bool {
+        let faults = sigbus::faults();
+        if faults != self.loss.faults {
+            self.look_for_loss(faults);
+        }
+        self.loss.lost
+    }
+
+    #[cold]
+    fn look_for_loss(&mut self, faults: u32) {
+        let lost = self.memory.failed() || self.log.as_ref().is_some_and(|log| log.failed());
+        self.loss = Loss { faults, lost };
+    }
+
     /// What of offloads the guest is left with when it receives, of those that its driver can do.
     #[inline]
     pub fn accepts(&self, settings: &Settings) -> Needs {
