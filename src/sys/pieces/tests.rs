@@ -39,7 +39,7 @@ impl Mapped {
         let file = File::from(file);
         let backing = Backing::of(&file).unwrap();
         let (copy, attention) = (file.try_clone().unwrap(), Arc::new(EventFd::new().unwrap()));
-        let mapping = MappedFile::of_peer(copy, &backing, 0, (pages * page) as u64, attention).unwrap();
+        let mapping = MappedFile::of_peer(copy.into(), &backing, 0, (pages * page) as u64, attention).unwrap();
         Self { file, mapping, page, pages }
     }
 
