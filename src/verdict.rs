@@ -90,7 +90,7 @@ drop_reasons! {
     ReceiverBusy => "receiver-busy", "`linecard port show` of the receiver and the log say if its VM did it; else give shards CPUs that nobody else uses.";
     /// The receiver has no connection or has not started its queues.
     LinkDown => "link-down", "Start the receiver's VM, or see `linecard port show` for why its port is down.";
-    /// The receiver's queue was stopped because of what its guest wrote into it.
+    /// The receiver's queue was stopped because of what its guest wrote into it, or because its memory lacks pages.
     RingFaulted => "ring-faulted", "See `linecard port show` of the receiver; its guest must reset the device.";
     /// The host's network stack did not take the frame.
     HostRefused => "host-refused", "Bring the TAP interface up and look at its own drop counters (`ip -s link`).";
