@@ -11,10 +11,12 @@
 //! first all copies, then all decisions, keep the CPU's store forwarding out of the way: an address that was just stored in
 //! 16-byte pieces cannot be loaded across them at once.
 
+mod copying;
 mod portion;
 
 use arrayvec::ArrayVec;
 
+use self::copying::TAILS_BYTES;
 pub use self::portion::Flooding;
 use self::portion::Portion;
 use crate::ident::MacAddr;
@@ -102,12 +104,17 @@ impl Head {
     }
 }
 
-/// The heads of one batch: scratch memory of a shard, used again for every batch.
-pub type Heads = [Head; BATCH_FRAMES];
+/// The heads of one batch: scratch memory of a shard, used again for every batch. Beside them there is room for its tails, which
+/// is used for senders only that are on probation ([`Batch::copy_tails`]).
+#[derive(Debug)]
+pub struct Heads {
+    heads: [Head; BATCH_FRAMES],
+    tails: Box<[u8]>,
+}
 
-/// Fresh scratch memory for a shard's batches.
+/// Fresh scratch memory for a shard's batches. All of it has been written to, so that no page of it is missing when it is used.
 pub fn heads() -> Box<Heads> {
-    Box::new([Head::EMPTY; BATCH_FRAMES])
+    Box::new(Heads { heads: [Head::EMPTY; BATCH_FRAMES], tails: vec![0xff; TAILS_BYTES].into() })
 }
 
 /// What a receiver must be able to do to take a frame as it is; as a property of a receiver, what it can do. A set.
@@ -259,7 +266,9 @@ pub fn longest_within(mtu: Option<u16>) -> u32 {
 /// Up to 64 frames that one queue received together.
 #[derive(Debug)]
 pub struct Batch<'m> {
-    heads: &'m mut Heads,
+    heads: &'m mut [Head; BATCH_FRAMES],
+    /// Room for copies of tails.
+    room: &'m mut [u8],
     frames: ArrayVec<Frame<'m>, BATCH_FRAMES>,
     segments: ArrayVec<Span<'m>, BATCH_SEGMENTS>,
     bytes: u64,
@@ -276,7 +285,8 @@ impl<'m> Batch<'m> {
     #[inline]
     pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
         let (frames, segments) = (ArrayVec::new_const(), ArrayVec::new_const());
-        Self { heads, frames, segments, bytes: 0, beyond: 0, gso: 0, portion: Portion::default(), queue }
+        let Heads { heads, tails: room } = heads;
+        Self { heads, room, frames, segments, bytes: 0, beyond: 0, gso: 0, portion: Portion::default(), queue }
     }
 
     /// How many frames are in it.

@@ -217,11 +217,12 @@ impl Controller {
     pub(super) fn note_stalls(&self) {
         let view = self.shown.ports.load();
         let names = view.names();
-        for Stall { cpu, port, held, .. } in self.shown.shards.load().readings.take_stalls() {
+        let name = |port| names.get(&port).map(ToString::to_string);
+        for Stall { cpu, port, sender, held, .. } in self.shown.shards.load().readings.take_stalls() {
             // A port that has gone since has no name any more.
-            let Some(port) = names.get(&port).map(ToString::to_string) else { continue };
+            let (Some(port), sender) = (name(port), sender.and_then(name)) else { continue };
             let milliseconds = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
-            self.events.record(Event::ShardStalled { cpu, port, milliseconds });
+            self.events.record(Event::ShardStalled { cpu, port, sender, milliseconds });
         }
     }
 

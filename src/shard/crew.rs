@@ -1,8 +1,8 @@
 //! The threads of one shard: [`Crew`], the one that serves its queues, and those that are held up.
 //!
 //! A thread that the kernel holds in a page fault of some peer's memory cannot be called back. So its queues are given to
-//! another thread on the same CPU ([`Crew::evict`]), but for those of the port whose memory it is: they wait for the first
-//! one. That one, once it is free, finds itself evicted before it visits anything else, and ends; what it counted is kept, and
+//! another thread on the same CPU ([`Crew::evict`]), but for those of the port whose memory it is, if that is known: they wait
+//! for the first one. That one, once it is free, finds itself evicted before it visits anything else, and ends; what it counted is kept, and
 //! what was left to it goes to whoever serves then ([`Crew::readmit`]).
 //!
 //! The other thread is there beforehand, asleep, with all that it needs: to start one the kernel needs the lock of the
@@ -226,9 +226,9 @@ impl Crew {
         bell.refresh();
     }
 
-    /// Gives the queues of a thread that is held up in memory of `port` to the stand-in, but for those of that port. Starts
-    /// nothing and waits for nobody: [`Crew::replenish`] is to be called by somebody else then.
-    pub fn evict(&self, stamp: &Arc<Stamp>, port: PortIndex) -> Eviction {
+    /// Gives the queues of a thread that is held up to the stand-in, but for those of `port`, in whose memory it is, if that is
+    /// known. Starts nothing and waits for nobody: [`Crew::replenish`] is to be called by somebody else then.
+    pub fn evict(&self, stamp: &Arc<Stamp>, port: Option<PortIndex>) -> Eviction {
         let mut members = self.members();
         if members.ends || members.held_up.len() >= HELD_UP || !Arc::ptr_eq(&members.server.stamp, stamp) {
             return Eviction::Refused;
@@ -237,7 +237,7 @@ impl Crew {
         let old = std::mem::replace(&mut members.server, server);
         old.stamp.evict();
         old.bell.close();
-        let left = members.engaged.extract_if(.., |engagement| engagement.port == port).collect();
+        let left = members.engaged.extract_if(.., |engagement| Some(engagement.port) == port).collect();
         let Members { server, engaged, .. } = &*members;
         engaged.iter().for_each(|engagement| server.bell.attach(engagement.clone()));
         server.bell.take_over();

@@ -8,6 +8,9 @@
 //! A destination may hold its notification back and say until when ([`Outcome::hold`]). The outbox remembers such ports, and
 //! the shard has them flushed when that is due, which may end its sleep, or when it has nothing else to do.
 //!
+//! While the watchdog is not sure which of two ports held a shard up, the frames between one of them and others are copied into
+//! memory of the shard's own before they are delivered, so that whoever holds it up then does so alone ([`Outbox::copies`]).
+//!
 //! A pick list per port number is kept ready (264 KiB, of which only the lists of ports that are spoken to are ever in the
 //! cache); the destinations of this batch are in `touched`. Nothing is allocated per batch.
 
@@ -16,7 +19,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use super::Tables;
-use super::stamp::{Phase, Stamp};
+use super::stamp::{Alarm, Phase, Stamp};
 use crate::frame::Batch;
 use crate::ident::PortIndex;
 use crate::limits::{BATCH_FRAMES, PORTS};
@@ -55,14 +58,15 @@ pub(super) struct Outbox {
     /// What notifying ports took, beyond what that takes, since somebody asked; the sender's where there is no room for more.
     excess: ArrayVec<(PortIndex, u64), EXCESSES>,
     stamp: Arc<Stamp>,
+    alarm: Arc<Alarm>,
 }
 
 /// Ports whose notifications may take long in one batch, each 100 us and more.
 const EXCESSES: usize = 16;
 
 impl Outbox {
-    /// An empty outbox of the shard that stamps this.
-    pub fn new(stamp: Arc<Stamp>) -> Self {
+    /// An empty outbox of the shard that stamps this and is watched by who gives this alarm.
+    pub fn new(stamp: Arc<Stamp>, alarm: Arc<Alarm>) -> Self {
         Self {
             picks: vec![Picks::NONE; PORTS].into(),
             touched: Vec::with_capacity(PORTS),
@@ -72,6 +76,7 @@ impl Outbox {
             patient: false,
             excess: ArrayVec::new_const(),
             stamp,
+            alarm,
         }
     }
 
@@ -80,16 +85,19 @@ impl Outbox {
     pub fn deliver(&mut self, tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, counters: &[PortCounters]) {
         // Whatever the sender's memory costs is paid before anybody else's ring is locked.
         self.stamp.set(Phase::Reading, ingress);
-        batch.touch_tails();
+        let copied = self.alarm.probation.is_any() && self.copies(ingress, batch);
+        if !copied {
+            batch.touch_tails();
+        }
         let mut delivered = match sole_destination(batch) {
             Some(port) => {
                 let all = EVERY_FRAME.get(..batch.len()).unwrap_or(&EVERY_FRAME);
-                self.stamp.set(Phase::Writing, port);
+                self.stamp.set_writing(port, if copied { port } else { ingress });
                 let delivered = transmit(tables, port, batch, all, &mut self.outcome, counters);
                 self.note_held(port);
                 delivered
             }
-            None => self.deliver_sorted(tables, ingress, batch, counters),
+            None => self.deliver_sorted(tables, ingress, batch, copied, counters),
         };
         if batch.takes_several_visits() {
             delivered |= u64::from(batch.note_flooded(delivered & 1 != 0));
@@ -103,12 +111,31 @@ impl Outbox {
         }
     }
 
+    /// Copies what frames carry beyond their heads, if they are of a port that is on probation or may go to one; returns whether it
+    /// did.
+    #[cold]
+    fn copies(&self, ingress: PortIndex, batch: &mut Batch<'_>) -> bool {
+        let probation = &self.alarm.probation;
+        let suspect = |verdict| match verdict {
+            Verdict::Deliver(port) => probation.has(port),
+            // One of so many may be.
+            Verdict::Flood => true,
+            Verdict::Drop(_) | Verdict::Pending => false,
+        };
+        let copies = probation.has(ingress) || batch.frames().iter().any(|frame| suspect(frame.verdict));
+        if copies {
+            batch.copy_tails();
+        }
+        copies
+    }
+
     /// The general case of [`Outbox::deliver`]: several destinations, floods, drops. Returns which frames somebody took.
     fn deliver_sorted(
         &mut self,
         tables: &Tables,
         ingress: PortIndex,
         batch: &Batch<'_>,
+        copied: bool,
         counters: &[PortCounters],
     ) -> u64 {
         self.sort(tables, ingress, batch);
@@ -116,7 +143,7 @@ impl Outbox {
         for at in 0..self.touched.len() {
             let port = self.touched[at];
             let picks = self.picks[port.index()].as_slice();
-            self.stamp.set(Phase::Writing, port);
+            self.stamp.set_writing(port, if copied { port } else { ingress });
             delivered |= transmit(tables, port, batch, picks, &mut self.outcome, counters);
             self.picks[port.index()].count = 0;
             self.note_held(port);

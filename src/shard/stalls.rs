@@ -18,6 +18,8 @@ pub struct Stall {
     pub cpu: u16,
     /// The port whose far end shares the memory.
     pub port: PortIndex,
+    /// The port whose frames were being written there, if it may be the one instead.
+    pub sender: Option<PortIndex>,
     /// For how long, so far.
     pub held: Duration,
     /// It is no longer.
@@ -53,7 +55,12 @@ impl Stalls {
     }
 
     /// Notes that one has begun.
-    pub fn begin(self: &Arc<Self>, cpu: u16, port: PortIndex, held: Duration) -> Ongoing {
+    pub fn begin(
+        self: &Arc<Self>,
+        cpu: u16,
+        (port, sender): (PortIndex, Option<PortIndex>),
+        held: Duration,
+    ) -> Ongoing {
         let mut list = self.list();
         if list.entries.len() >= KEPT {
             let oldest = list.entries.iter().position(|entry| entry.stall.over).unwrap_or(0);
@@ -61,7 +68,7 @@ impl Stalls {
         }
         list.next += 1;
         let number = list.next;
-        list.entries.push(Entry { number, stall: Stall { cpu, port, held, over: false }, told: false });
+        list.entries.push(Entry { number, stall: Stall { cpu, port, sender, held, over: false }, told: false });
         Ongoing { stalls: Arc::clone(self), number }
     }
 
@@ -103,13 +110,15 @@ mod tests {
     #[test]
     fn a_stall_is_told_when_it_is_seen_and_when_it_is_over() {
         let stalls = Arc::<Stalls>::default();
-        let at = |millis, over| Stall { cpu: 3, port: PortIndex(7), held: Duration::from_millis(millis), over };
-        let long = stalls.begin(3, PortIndex(7), Duration::from_millis(20));
+        let whose = (PortIndex(7), Some(PortIndex(9)));
+        let (port, sender) = whose;
+        let at = |millis, over| Stall { cpu: 3, port, sender, held: Duration::from_millis(millis), over };
+        let long = stalls.begin(3, whose, Duration::from_millis(20));
         assert_eq!(stalls.take(), [at(20, false)]);
         long.lasts(Duration::from_millis(900));
         assert_eq!(stalls.take(), [], "it goes on, and was told");
         drop(long);
-        drop(stalls.begin(3, PortIndex(7), Duration::from_millis(25)));
+        drop(stalls.begin(3, whose, Duration::from_millis(25)));
         assert_eq!(stalls.take(), [at(900, true), at(25, true)]);
         assert_eq!(stalls.take(), []);
     }
@@ -118,7 +127,7 @@ mod tests {
     fn no_more_are_kept_than_there_is_room_for() {
         let stalls = Arc::<Stalls>::default();
         for at in 0..2 * KEPT as u64 {
-            drop(stalls.begin(0, PortIndex(1), Duration::from_millis(at)));
+            drop(stalls.begin(0, (PortIndex(1), None), Duration::from_millis(at)));
         }
         let kept = stalls.take();
         assert_eq!((kept.len(), kept[0].held.as_millis()), (KEPT, KEPT as u128), "the oldest go");

@@ -8,9 +8,14 @@
 //!
 //! After [`HELD_UP`] the shard's queues go to another thread on the same CPU ([`super::crew`]), so that other ports go on. The
 //! port in whose memory it was is told ([`crate::port::Transmit::hold_up`]): it loses its connection for the second time in
-//! [`MEMORY`], and at once for [`LONG`] if it was its own frames that were fetched. The first short one is forgiven, because
-//! a fault may also wait for swap, or for another thread of ours that maps memory. In a receiver's memory the first is never
-//! held against it: a sender may have punched its own between the first look at it and the copy.
+//! [`MEMORY`], and at once for [`LONG`]. The first short one is forgiven, because a fault may also wait for swap, or for another
+//! thread of ours that maps memory.
+//!
+//! A shard that writes a frame is in the memory of two ports: the receiver may have punched its buffers, and the sender what it
+//! sends, since that was looked at. A time that may be either's is told with both and held against neither, or each could have
+//! the other barred; but both are on probation for [`MEMORY`]. Shards copy the frames of such a port, and those for it, into their
+//! own memory before they write them ([`super::outbox`]). So who does it again does it alone: a sender where its frames are read,
+//! a receiver where they are written.
 //!
 //! The watchdog starts and joins no thread and maps nothing: while a front end has somebody hold the lock of the process's
 //! memory map, that would have it wait ([`super::recruiter`]).
@@ -41,10 +46,10 @@ const LINGER: u32 = 100;
 /// How long a shard is held up until its other queues go elsewhere.
 const HELD_UP: Duration = Duration::from_millis(20);
 
-/// How long a shard that a port sends through is held up until the port is barred for the first time that it happens.
+/// How long a shard is held up until the port is barred for the first time that it happens.
 const LONG: Duration = Duration::from_millis(100);
 
-/// For how long a port's last time is remembered.
+/// For how long a port's last time is remembered, and a port is on probation.
 const MEMORY: Duration = Duration::from_secs(60);
 
 /// The watchdog of some shards. Its thread ends with it.
@@ -80,8 +85,8 @@ impl Watchdog {
         let (recruiter, recruit) = Recruiter::start(Arc::clone(&crews))?;
         let common = Arc::new(Common { alarm, crews, ends: AtomicBool::new(false) });
         let own = Arc::clone(&common);
-        let (watched, last_time) = Default::default();
-        let patrol = move || Patrol { common: own, tables, stalls, recruit, watched, last_time }.run();
+        let (watched, last_time, suspected) = Default::default();
+        let patrol = move || Patrol { common: own, tables, stalls, recruit, watched, last_time, suspected }.run();
         let thread = std::thread::Builder::new().name("watchdog".into()).stack_size(256 * 1024).spawn(patrol)?;
         Ok(Self { common, thread: Some(thread), _recruiter: recruiter })
     }
@@ -112,6 +117,8 @@ struct Patrol {
     watched: Vec<Watched>,
     /// When each port has last held a shard up.
     last_time: BTreeMap<PortIndex, Instant>,
+    /// When each port on probation was last one of two that may have.
+    suspected: BTreeMap<PortIndex, Instant>,
 }
 
 impl Patrol {
@@ -137,6 +144,9 @@ impl Patrol {
     /// Looks at all of them; returns whether any is awake.
     fn look(&mut self, since: Duration) -> bool {
         self.enlist();
+        if !self.suspected.is_empty() {
+            self.acquit();
+        }
         let mut awake = false;
         for at in 0..self.watched.len() {
             awake |= self.look_at(at, since);
@@ -169,7 +179,7 @@ impl Patrol {
             self.recruit.make();
         }
         let seen = watched.stamp.seen();
-        let (phase, port) = seen.at();
+        let ((phase, port), sender) = (seen.at(), seen.sender());
         if seen != watched.seen || !seen.is_abroad() {
             (watched.seen, watched.held, watched.barred) = (seen, Duration::ZERO, false);
             watched.stall = None;
@@ -180,24 +190,48 @@ impl Patrol {
         }
         let (held, told) = (watched.held, watched.stall.is_some());
         if held >= HELD_UP {
-            let begin = || self.stalls.begin(crew.cpu(), port, held);
+            let begin = || self.stalls.begin(crew.cpu(), (port, sender), held);
             watched.stall.get_or_insert_with(begin).lasts(held);
         }
         if held >= HELD_UP && !watched.evicted {
             let stamp = Arc::clone(&watched.stamp);
-            watched.evicted = evict(&crew, &stamp, port, held, told);
+            watched.evicted = evict(&crew, &stamp, Some(port).filter(|_| sender.is_none()), held, told);
             if watched.evicted {
                 self.recruit.make();
             }
         }
-        if held >= HELD_UP && !told {
-            // Once for each stall, whether or not there was another thread.
-            let again = self.last_time.insert(port, Instant::now()).is_some_and(|last| last.elapsed() < MEMORY);
-            self.accuse(at, port, held, again, told);
-        } else if held >= LONG && phase != Phase::Writing {
-            self.accuse(at, port, held, true, told);
+        // Once for each stall, whether or not there was another thread.
+        match sender {
+            Some(sender) if held >= HELD_UP && !told => self.suspect([port, sender]),
+            Some(_) => {}
+            None if held >= HELD_UP && !told => {
+                let again = self.last_time.insert(port, Instant::now()).is_some_and(|last| last.elapsed() < MEMORY);
+                self.accuse(at, port, held, again || held >= LONG, told);
+            }
+            None if held >= LONG => self.accuse(at, port, held, true, told),
+            None => {}
         }
         true
+    }
+
+    /// Puts ports on probation of which one or the other held a shard up.
+    fn suspect(&mut self, ports: [PortIndex; 2]) {
+        for port in ports {
+            self.suspected.insert(port, Instant::now());
+            self.common.alarm.probation.put(port, true);
+        }
+    }
+
+    /// Ends the probation of those whose time has passed.
+    fn acquit(&mut self) {
+        let probation = &self.common.alarm.probation;
+        self.suspected.retain(|&port, last| {
+            let stays = last.elapsed() < MEMORY;
+            if !stays {
+                probation.put(port, false);
+            }
+            stays
+        });
     }
 
     /// Tells a port that it held a shard up, whether that is to end its connection, once, and whether it was told before.
@@ -211,9 +245,9 @@ impl Patrol {
     }
 }
 
-/// Gives a shard's queues to another thread; returns whether that was possible. If it was not, the next look tries again, and says
-/// nothing of that once it was `told`.
-fn evict(crew: &Crew, stamp: &Arc<Stamp>, port: PortIndex, held: Duration, told: bool) -> bool {
+/// Gives a shard's queues to another thread, but for those of `port`; returns whether that was possible. If it was not, the next
+/// look tries again, and says nothing of that once it was `told`.
+fn evict(crew: &Crew, stamp: &Arc<Stamp>, port: Option<PortIndex>, held: Duration, told: bool) -> bool {
     let (cpu, held) = (crew.cpu(), held.as_millis());
     match crew.evict(stamp, port) {
         Eviction::Done => {

@@ -72,7 +72,7 @@ impl Worker {
             stamp: Arc::clone(stamp),
             alarm: Arc::clone(alarm),
             heads: frame::heads(),
-            outbox: Outbox::new(Arc::clone(stamp)),
+            outbox: Outbox::new(Arc::clone(stamp), Arc::clone(alarm)),
             tick: clock.now().tick(),
             looks: Looks::new(),
             last_look: 0,

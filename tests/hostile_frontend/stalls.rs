@@ -194,3 +194,132 @@ fn point_12_a_hole_that_is_punched_under_a_frame() {
     scene.expect_usable("a hole under a frame");
     scene.finish();
 }
+
+/// Frames, or buffers, of a guest that lie in a file of which holes are punched.
+struct Holes {
+    file: Arc<File>,
+    region: Region,
+}
+
+/// How many frames or buffers there are, each on a page of its own.
+const PAGES: u16 = 64;
+
+impl Holes {
+    fn new() -> Self {
+        let file = memfd(LEN);
+        let region = Region { gpa: 0x8_0000_0000, uva: 0x7777_0000_0000, len: 2 * MIB, offset: 0, file: file.clone() };
+        Self { file, region }
+    }
+
+    /// Where the one with this number is: across the end of a page, so that it is looked at before it is copied.
+    fn at(&self, number: u16) -> u64 {
+        self.region.gpa + 8192 * u64::from(number) + 4096 - 700
+    }
+
+    /// Punches one hole after the other while `work` is done again and again, until a port is barred or `most` holes were
+    /// punched; returns whether a port is.
+    fn punch(&self, daemon: &Daemon, most: usize, mut work: impl FnMut()) -> bool {
+        let before = daemon.events("port-barred").len();
+        for _ in 0..most {
+            let filler = vec![1; MIB as usize];
+            (0..LEN / MIB).for_each(|at| self.file.write_all_at(&filler, at * MIB).unwrap());
+            work();
+            // Long enough by itself, and not for ever on a busy machine.
+            let file = self.file.clone();
+            let puncher = std::thread::spawn(move || {
+                let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(&*file, how, 0, LEN).unwrap();
+            });
+            while !puncher.is_finished() {
+                work();
+            }
+            puncher.join().unwrap();
+            if daemon.events("port-barred").len() > before {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Nobody but `bad` was barred or lost its connection.
+#[track_caller]
+fn expect_nobody_else_barred(daemon: &Daemon) {
+    let barred = daemon.events("port-barred");
+    assert!(barred.iter().all(|event| event["port"] == "bad"), "{barred:?}");
+    let of_peer = |event: &&serde_json::Value| event["port"] == "peer";
+    let peer = daemon.port("peer").0;
+    assert_eq!(peer["detail"]["connections"], 1, "{:?}", daemon.events("shard-stalled").iter().find(of_peer));
+    assert_eq!(peer["detail"]["barred"], 0, "{peer}");
+}
+
+#[test]
+fn point_12_holes_under_frames_that_are_being_written() {
+    let mut scene = Scene::new();
+    let holes = Holes::new();
+    for _ in 0..2 {
+        let mut bad = scene.nic();
+        bad.plug(holes.region.clone()).unwrap();
+        let (ring, ram) = (bad.vmm.vrings[1].ring.clone(), bad.vmm.ram.clone());
+        let head = ram.alloc(4096, 4096);
+        ram.write(head, &[&[0; 12], &frame(scene.peer.mac, bad.mac, 64, 1)[..]].concat());
+        for number in 0..PAGES {
+            ring.set_desc(2 * number, Desc::readable(head, 76).then(2 * number + 1));
+            ring.set_desc(2 * number + 1, Desc::readable(holes.at(number), 1400));
+        }
+        let barred = holes.punch(&scene.daemon, 200, || {
+            if ring.used_idx() == ring.avail_idx() {
+                (0..PAGES).for_each(|number| ring.offer(2 * number));
+                bad.vmm.vrings[1].kick.ring();
+            }
+            scene.peer.poll();
+        });
+        assert!(barred, "no shard was ever held up: {:?}", scene.daemon.events("shard-stalled"));
+        expect_nobody_else_barred(&scene.daemon);
+        drop(bad);
+        // What was held up there has its end before the next time.
+        eventually("all threads are back", || (stuck(&scene.daemon) == 0).then_some(()));
+    }
+    scene.expect_barred("held the switch up in the VM's memory");
+    let stalls = scene.daemon.events("shard-stalled");
+    assert!(stalls.iter().all(|stall| stall["port"] == "bad" || stall["sender"] == "bad"), "{stalls:?}");
+    scene.peer.poll();
+    scene.finish();
+}
+
+#[test]
+fn point_12_holes_under_buffers() {
+    let mut scene = Scene::new();
+    let mut other = Nic::up(&scene.daemon.socket("other"), &super::NicConfig::default());
+    meet(&mut other, &mut scene.peer);
+    let holes = Holes::new();
+    let mut bad = scene.nic();
+    bad.plug(holes.region.clone()).unwrap();
+    let ring = bad.vmm.vrings[0].ring.clone();
+    for number in 0..256 {
+        ring.set_desc(number, Desc::writable(holes.at(number % PAGES), 2048));
+    }
+    let (mut taken, mut round) = (ring.used_idx(), 0);
+    let barred = holes.punch(&scene.daemon, 200, || {
+        // Several send to it, one after the other.
+        round += 1;
+        let sender = if round % 2 == 0 { &mut scene.peer } else { &mut other };
+        sender.send(&frame(bad.mac, sender.mac, 1400, 1));
+        std::thread::sleep(Duration::from_millis(1));
+        while taken != ring.used_idx() {
+            ring.offer(ring.used_entry(taken).0 as u16);
+            taken = taken.wrapping_add(1);
+        }
+    });
+    assert!(barred, "no shard was ever held up: {:?}", scene.daemon.events("shard-stalled"));
+    expect_nobody_else_barred(&scene.daemon);
+    let stalls = scene.daemon.events("shard-stalled");
+    assert!(stalls.iter().all(|stall| stall["port"] == "bad"), "{stalls:?}");
+    scene.expect_barred("held the switch up in the VM's memory");
+    drop(bad);
+    eventually("all threads are back", || (stuck(&scene.daemon) == 0).then_some(()));
+    exchange(&mut other, &mut scene.peer, 32);
+    drop(other);
+    scene.peer.poll();
+    scene.finish();
+}

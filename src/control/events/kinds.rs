@@ -143,6 +143,9 @@ pub enum Event {
         cpu: u16,
         /// The port.
         port: String,
+        /// The port whose frames were being written into that memory, where it may be in its memory as well.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sender: Option<String>,
         /// For so long.
         milliseconds: u64,
     },
@@ -273,8 +276,12 @@ impl fmt::Display for Event {
                 "network {network}: ports {port} and {other_port} seem to be connected to each other: frames come in there \
                  with the addresses of {count} stations of other ports"
             ),
-            Self::ShardStalled { cpu, port, milliseconds } => {
+            Self::ShardStalled { cpu, port, sender: None, milliseconds } => {
                 write!(f, "port {port}: held up the shard on CPU {cpu} for {milliseconds} ms")
+            }
+            Self::ShardStalled { cpu, port, sender: Some(sender), milliseconds } => {
+                let what = format!("the shard on CPU {cpu} was held up for {milliseconds} ms");
+                write!(f, "port {port}: {what} there, or by port {sender}, whose frames it was giving it")
             }
             Self::StormBegan { port, traffic, limit } => {
                 write!(f, "port {port}: sends more {traffic} than {limit} frames/s; the rest is dropped")
