@@ -14,7 +14,7 @@ use super::frontend::frame::{BROADCAST, frame};
 use super::frontend::message::{self, VERSION};
 use super::frontend::ram::memfd;
 use super::frontend::session::{request, vring_state};
-use super::{Scene, answered, event};
+use super::{Scene, answered, event, waiters};
 
 #[test]
 fn point_06_events_that_are_no_eventfds() {
@@ -130,18 +130,7 @@ fn point_06_interrupts_that_take_long() {
     let mut scene = Scene::new();
     let nic = scene.nic();
     let crowd = Crowd::around_bell(&nic.vmm.vrings[0].call, LONG);
-    let Scene { daemon, peer, .. } = &mut scene;
-    eventually("its connection is ended", || {
-        peer.send(&frame(nic.mac, peer.mac, 100, 1));
-        peer.drain();
-        let rx = &nic.pairs[0].rx.queue.ring;
-        rx.set_used_event(rx.used_idx());
-        let port = daemon.port("bad");
-        let told = port.reason().is_some_and(|reason| reason.contains("interrupts take milliseconds"));
-        (told && port.state() == "stopped").then_some(())
-    });
-    scene.expect_barred("interrupts take milliseconds");
-    scene.witness.keeps_going();
+    waiters::expect_end(&mut scene, &nic, || {});
     drop((crowd, nic));
     scene.expect_usable("interrupts that took long");
 

@@ -159,7 +159,7 @@ impl Drop for Requests {
 }
 
 /// Has frames sent to `nic`, whose interrupt takes long, `before` each, until its connection is ended for that.
-fn expect_end(scene: &mut Scene, nic: &Nic, mut before: impl FnMut()) {
+pub(super) fn expect_end(scene: &mut Scene, nic: &Nic, mut before: impl FnMut()) {
     let Scene { daemon, peer, .. } = &mut *scene;
     eventually("its connection is ended", || {
         before();
