@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -203,6 +204,18 @@ fn links_lead_to_files_that_there_are() {
     }
     expect_none(&wrong, "links to nowhere");
     assert!(followed >= 8, "the links were not found");
+}
+
+/// What was pasted twice is noticed by nobody else: a table goes on looking like one.
+#[test]
+fn no_long_line_stands_twice_in_a_document() {
+    let twice = documents().into_iter().flat_map(|document| {
+        let mut seen = HashSet::new();
+        let text = read(&document);
+        let again = text.lines().filter(|line| line.len() > 80 && !seen.insert(line.to_string()));
+        again.map(|line| format!("{document}: {line}")).collect::<Vec<_>>()
+    });
+    expect_none(&twice.collect::<Vec<_>>(), "lines that stand twice in one document");
 }
 
 #[test]

@@ -103,6 +103,27 @@ pub struct Records {
     name: String,
     rings: usize,
     mapping: MappedFile,
+    /// Last, so that nothing of the file is ours any more when somebody else may have it.
+    _lock: Lock,
+}
+
+/// A file that this process has to itself. flock(2) locks the open file, which a process that is being started has as well from
+/// its fork(2) until its execve(2) has closed it, and a mapping too; so it is unlocked in words, and not by being closed.
+#[derive(Debug)]
+struct Lock(Arc<File>);
+
+impl Lock {
+    fn try_new(file: File) -> rustix::io::Result<Self> {
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self(Arc::new(file)))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // It has been locked by this open file, and so can be unlocked.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 impl Records {
@@ -124,14 +145,15 @@ impl Records {
     ) -> Result<Arc<Self>, RecordsError> {
         let path = directory.join(name);
         let directory = open_directory(directory)?;
-        let file = Arc::new(open_file(&directory, name, &path)?);
-        let mapping = map(&file, rings, attention, &path).inspect_err(|_| {
+        let lock = open_file(&directory, name, &path)?;
+        let file = &lock.0;
+        let mapping = map(file, rings, attention, &path).inspect_err(|_| {
             // Nobody but us has begun to use it: it is locked.
-            if says_nothing(&file) {
-                remove(&directory, name, &file);
+            if says_nothing(file) {
+                remove(&directory, name, file);
             }
         })?;
-        let records = Arc::new(Self { path, directory, name: name.into(), rings, mapping });
+        let records = Arc::new(Self { path, directory, name: name.into(), rings, mapping, _lock: lock });
         records.claim();
         Ok(records)
     }
@@ -148,7 +170,7 @@ impl Records {
         for name in entries.flatten().map(|entry| entry.file_name()) {
             let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
             // Locked until it is removed; one that cannot be is met again.
-            if let Some(_file) = left_over(&opened, &name, boot) {
+            if let Some(_lock) = left_over(&opened, &name, boot) {
                 let _ = unlinkat(&opened, &name, AtFlags::empty());
             }
         }
@@ -169,6 +191,12 @@ impl Records {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file itself.
+    #[cfg(test)]
+    pub fn file(&self) -> &File {
+        self.mapping.file()
     }
 
     /// Whether the file was found to lack pages. What is in it is not to be believed any more then: [`Records::abandon`].
@@ -333,7 +361,7 @@ fn open_directory(path: &Path) -> Result<OwnedFd, RecordsError> {
 }
 
 /// Opens the file, which is made if there is none, and has it to itself.
-fn open_file(directory: &OwnedFd, name: &str, path: &Path) -> Result<File, RecordsError> {
+fn open_file(directory: &OwnedFd, name: &str, path: &Path) -> Result<Lock, RecordsError> {
     let failed = |error: rustix::io::Errno| RecordsError::Open(path.into(), error.into());
     // Opening anything but a regular file has no effect on it and does not wait.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -349,11 +377,12 @@ fn open_file(directory: &OwnedFd, name: &str, path: &Path) -> Result<File, Recor
             Err(error) => return Err(failed(error)),
         };
         trusted(&file, path, "a regular file")?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
+        let lock = match Lock::try_new(file) {
+            Ok(lock) => lock,
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(RecordsError::InUse(path.into())),
             Err(error) => return Err(failed(error)),
-        }
+        };
+        let file = &lock.0;
         let stat = file.metadata().map_err(|error| RecordsError::Open(path.into(), error))?;
         if stat.nlink() > 1 {
             return Err(RecordsError::Kind { path: path.into(), expected: "a regular file with one name" });
@@ -361,26 +390,27 @@ fn open_file(directory: &OwnedFd, name: &str, path: &Path) -> Result<File, Recor
         if stat.nlink() == 1 {
             let mut magic = [0; 8];
             let ours = file.read_exact_at(&mut magic, 0).is_ok() && magic == MAGIC.to_ne_bytes();
-            return if ours || says_nothing(&file) { Ok(file) } else { Err(RecordsError::Foreign(path.into())) };
+            return if ours || says_nothing(file) { Ok(lock) } else { Err(RecordsError::Foreign(path.into())) };
         }
     }
     Err(RecordsError::InUse(path.into()))
 }
 
 /// The file `name`, locked, if it is ours, nobody has it open, and the front end that it is of has ended, if it is of one.
-fn left_over(directory: &OwnedFd, name: &OsStr, boot: u64) -> Option<File> {
+fn left_over(directory: &OwnedFd, name: &OsStr, boot: u64) -> Option<Lock> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = File::from(openat(directory, name, flags, Mode::empty()).ok()?);
     trusted(&file, Path::new(name), "a regular file").ok()?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-    if says_nothing(&file) {
-        return Some(file);
+    let lock = Lock::try_new(file).ok()?;
+    let file = &lock.0;
+    if says_nothing(file) {
+        return Some(lock);
     }
     let mut header = [0; 32];
     file.read_exact_at(&mut header, 0).ok()?;
     let word = |at: usize| header.chunks_exact(8).nth(at)?.try_into().ok().map(u64::from_ne_bytes);
     let gone = process(word(PROCESS_WORD)?, word(STARTED_WORD)?).is_some_and(|process| !process.is_running());
-    (word(MAGIC_WORD)? == MAGIC && (gone || word(BOOT_WORD)? != boot)).then_some(file)
+    (word(MAGIC_WORD)? == MAGIC && (gone || word(BOOT_WORD)? != boot)).then_some(lock)
 }
 
 /// The process of these two words of a header, if they are of one.

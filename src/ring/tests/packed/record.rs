@@ -30,14 +30,14 @@ pub(super) fn try_open(path: &Path) -> Result<Arc<Records>, RecordsError> {
     Records::open(directory, name, 2, Arc::new(EventFd::new().unwrap()))
 }
 
-fn resumed(driver: &PackedDriver, record: Record) -> PackedRing {
+pub(super) fn resumed(driver: &PackedDriver, record: Record) -> PackedRing {
     let mut ring = driver.start();
     ring.resume(record);
     ring
 }
 
 /// Has the driver offer `count` buffers and the device use them, unpublished.
-fn use_some(driver: &mut PackedDriver, ring: &mut PackedRing, count: u16) {
+pub(super) fn use_some(driver: &mut PackedDriver, ring: &mut PackedRing, count: u16) {
     for _ in 0..count {
         driver.offer_one(buffer(DATA, 64).with(WRITE));
     }

@@ -8,8 +8,10 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::record::{open, place, try_open};
-use crate::ring::Records;
+use super::bases;
+use super::record::{open, place, resumed, try_open, use_some};
+use crate::ring::packed_driver::PackedDriver;
+use crate::ring::{Records, RecordsError};
 
 /// A file of zeros, with memory for so many pages of them, that this user alone may write.
 fn begun(path: &Path, pages: usize, len: u64) -> File {
@@ -48,6 +50,22 @@ fn a_file_that_was_begun_and_says_nothing_is_used_or_removed() {
     file.set_len(0).unwrap();
     file.set_len(1 << 40).unwrap();
     assert!(try_open(&path).unwrap_err().to_string().contains("was not written by"));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "maps files")]
+fn a_process_that_is_being_started_keeps_no_file_from_the_next_who_opens_it() {
+    let (_directory, path) = place();
+    let records = open(&path);
+    let mut driver = PackedDriver::new(8, bases(8).next().unwrap());
+    let mut ring = resumed(&driver, records.record(0, 8).unwrap());
+    use_some(&mut driver, &mut ring, 1);
+    // What a process has from its fork(2) until its execve(2): the same open file.
+    let _copied = records.file().try_clone().unwrap();
+    assert!(matches!(try_open(&path), Err(RecordsError::InUse(_))), "it is in use");
+    drop((ring, records));
+    assert!(path.exists(), "it says where the ring stood");
+    open(&path);
 }
 
 /// A tmpfs of 16 pages, in a mount namespace that lasts as long as this.
