@@ -34,9 +34,10 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use super::eventfd::EventFd;
-use super::mapping_turn::in_turn;
+use super::mapping_turn::{add_wait, in_turn, out_of_turn};
 use super::pieces;
 use super::zeros::{self, Touched};
 
@@ -108,6 +109,7 @@ impl Watch {
     /// at its address. `false`: not all could be, or all of the mapping was replaced. The mapping stays failed. For when nobody
     /// uses it any more; whoever does, faults again.
     pub(super) fn undo(&self, mut put_back: impl FnMut(usize) -> bool) -> bool {
+        self.take_wait();
         let mut done = !self.slot.whole.load(Ordering::Acquire);
         pieces::take(&self.range(), |address| done = done && put_back(address));
         zeros::release(self.range());
@@ -133,6 +135,11 @@ impl Watch {
         pieces::take(&range, |_| {});
     }
 
+    /// Holds what the handler waited for against this thread's peer.
+    fn take_wait(&self) {
+        add_wait(Duration::from_millis(self.slot.waited.swap(0, Ordering::Relaxed).into()));
+    }
+
     fn range(&self) -> Range<usize> {
         self.slot.start.load(Ordering::Relaxed)..self.slot.end.load(Ordering::Relaxed)
     }
@@ -147,6 +154,7 @@ pub fn faults() -> u32 {
 impl Drop for Watch {
     fn drop(&mut self) {
         if self.failure().is_some() {
+            self.take_wait();
             pieces::take(&self.range(), |_| {});
             zeros::release(self.range());
         }
@@ -177,6 +185,8 @@ struct Slot {
     failure: AtomicU8,
     /// How many faults there were.
     faults: AtomicU32,
+    /// For how many milliseconds the handler was kept waiting for the file.
+    waited: AtomicU32,
     /// There are zero pages over all of it.
     whole: AtomicBool,
 }
@@ -198,6 +208,7 @@ impl Slot {
             attention: AtomicI32::new(-1),
             failure: AtomicU8::new(0),
             faults: AtomicU32::new(0),
+            waited: AtomicU32::new(0),
             whole: AtomicBool::new(false),
         }
     }
@@ -212,6 +223,7 @@ impl Slot {
         self.attention.store(attention, Ordering::Relaxed);
         self.failure.store(0, Ordering::Relaxed);
         self.faults.store(0, Ordering::Relaxed);
+        self.waited.store(0, Ordering::Relaxed);
         self.whole.store(false, Ordering::Relaxed);
         self.sequence.fetch_add(1, Ordering::Release);
     }
@@ -272,9 +284,12 @@ impl Chunk {
                     && mapped.range.contains(&address)
                 {
                     let number = chunks * CHUNK_SLOTS + index;
-                    return slot.faults.fetch_add(1, Ordering::Relaxed) < FAULTS
-                        && mapped.patch(slot, address, number)
-                        && mapped.tell(slot, failure);
+                    if slot.faults.fetch_add(1, Ordering::Relaxed) >= FAULTS {
+                        return false;
+                    }
+                    let (patched, waited) = out_of_turn(|| mapped.patch(slot, address, number));
+                    slot.waited.fetch_add(u32::try_from(waited.as_millis()).unwrap_or(u32::MAX), Ordering::Relaxed);
+                    return patched && mapped.tell(slot, failure);
                 }
             }
             (chunk, chunks) = (here.next(), chunks + 1);
