@@ -2,7 +2,8 @@
 //!
 //! While the kernel keeps a session waiting for its front end's file (`sys/mapping_turn.rs`), whoever starts a thread waits as
 //! long. So some threads are there from the start and stay, and others are started only while all of those are busy, by a
-//! thread that does nothing else: nobody who has something to do ever waits for the start of a thread.
+//! thread that does nothing else: nobody who has something to do ever waits for the start of a thread. Those others get what the
+//! kept ones cannot do at once and nothing else, or what comes once a second would go round among them and keep them all.
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,6 +32,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.0.queue().closed = true;
         self.0.more.notify_all();
+        self.0.overflow.notify_all();
         self.0.wanted.notify_all();
     }
 }
@@ -38,8 +40,10 @@ impl Drop for Handle {
 struct Shared {
     name: &'static str,
     queue: Mutex<Queue>,
-    /// There is a job.
+    /// There is a job for one that is kept.
     more: Condvar,
+    /// There is a job, and none of those is idle.
+    overflow: Condvar,
     /// There are more jobs than threads for them.
     wanted: Condvar,
 }
@@ -47,8 +51,10 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    /// Threads that wait for a job, or are about to.
+    /// Threads that wait for a job, or are about to: those that are kept.
     idle: usize,
+    /// And the others.
+    idle_others: usize,
     /// Threads that are being started.
     coming: usize,
     closed: bool,
@@ -56,7 +62,7 @@ struct Queue {
 
 impl Queue {
     fn is_short_of_threads(&self) -> bool {
-        self.jobs.len() > self.idle + self.coming
+        self.jobs.len() > self.idle + self.idle_others + self.coming
     }
 }
 
@@ -67,7 +73,8 @@ impl Pool {
     /// The kernel refused a thread.
     pub fn start(name: &'static str, kept: usize) -> io::Result<Self> {
         let queue = Mutex::new(Queue { coming: kept, ..Queue::default() });
-        let shared = Arc::new(Shared { name, queue, more: Condvar::new(), wanted: Condvar::new() });
+        let (more, overflow, wanted) = Default::default();
+        let shared = Arc::new(Shared { name, queue, more, overflow, wanted });
         let pool = Self(Arc::new(Handle(Arc::clone(&shared))));
         for _ in 0..kept {
             let shared = Arc::clone(&shared);
@@ -82,7 +89,8 @@ impl Pool {
         let Handle(shared) = &*self.0;
         let mut queue = shared.queue();
         queue.jobs.push_back(Box::new(job));
-        shared.more.notify_one();
+        let idle = if queue.jobs.len() <= queue.idle { &shared.more } else { &shared.overflow };
+        idle.notify_one();
         if queue.is_short_of_threads() {
             shared.wanted.notify_one();
         }
@@ -129,15 +137,17 @@ impl Shared {
 
     fn next(&self, patience: Option<Duration>) -> Option<Job> {
         let mut queue = self.queue();
-        queue.idle += 1;
         let none_yet = |queue: &mut Queue| queue.jobs.is_empty() && !queue.closed;
-        queue = match patience {
-            None => self.more.wait_while(queue, none_yet).unwrap_or_else(PoisonError::into_inner),
-            Some(patience) => {
-                self.more.wait_timeout_while(queue, patience, none_yet).unwrap_or_else(PoisonError::into_inner).0
-            }
+        let Some(patience) = patience else {
+            queue.idle += 1;
+            queue = self.more.wait_while(queue, none_yet).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+            return queue.jobs.pop_front();
         };
-        queue.idle -= 1;
+        queue.idle_others += 1;
+        let waited = self.overflow.wait_timeout_while(queue, patience, none_yet);
+        queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        queue.idle_others -= 1;
         queue.jobs.pop_front()
     }
 
@@ -201,6 +211,23 @@ mod tests {
         let hung = hang(&pool, 9);
         assert_ne!(one(), asker);
         drop(hung);
+    }
+
+    #[test]
+    fn what_comes_now_and_then_keeps_no_thread_but_those_that_are_kept() {
+        let pool = Pool::start("test", 1).unwrap();
+        drop(hang(&pool, 3));
+        let (done, ids) = channel();
+        let mut all = (0..20).map(|_| {
+            let done = done.clone();
+            while pool.0.0.queue().idle == 0 {
+                thread::yield_now();
+            }
+            pool.run(move || done.send(thread::current().id()).unwrap());
+            ids.recv().unwrap()
+        });
+        let first = all.next().unwrap();
+        assert!(all.all(|id| id == first), "another had some of it");
     }
 
     #[test]
