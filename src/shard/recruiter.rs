@@ -20,36 +20,45 @@ pub(super) type Crews = Arc<Mutex<Vec<Weak<Crew>>>>;
 
 /// The recruiter's thread. It ends with this.
 pub(super) struct Recruiter {
-    ends: Arc<AtomicBool>,
+    told: Arc<Told>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What it has been told. Waking it is not enough: it also parks while a thread that it starts comes up, and would take that for
+/// what it waits for there.
+#[derive(Default)]
+struct Told {
+    to_look: AtomicBool,
+    to_end: AtomicBool,
 }
 
 /// The means to have it look what is needed.
 #[derive(Clone)]
-pub(super) struct Call(Thread);
+pub(super) struct Call(Arc<Told>, Thread);
 
 impl Call {
     /// Has it look. Waits for nobody.
     pub fn make(&self) {
-        self.0.unpark();
+        self.0.to_look.store(true, Ordering::SeqCst);
+        self.1.unpark();
     }
 }
 
 impl Recruiter {
     /// Starts one for `crews`; returns the means to call it, too.
     pub fn start(crews: Crews) -> std::io::Result<(Self, Call)> {
-        let ends = Arc::<AtomicBool>::default();
-        let own = Arc::clone(&ends);
+        let told = Arc::<Told>::default();
+        let own = Arc::clone(&told);
         let run = move || recruit(&crews, &own);
         let thread = std::thread::Builder::new().name("recruiter".into()).stack_size(128 * 1024).spawn(run)?;
-        let call = Call(thread.thread().clone());
-        Ok((Self { ends, thread: Some(thread) }, call))
+        let call = Call(Arc::clone(&told), thread.thread().clone());
+        Ok((Self { told, thread: Some(thread) }, call))
     }
 }
 
 impl Drop for Recruiter {
     fn drop(&mut self) {
-        self.ends.store(true, Ordering::SeqCst);
+        self.told.to_end.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             let _ = thread.join();
@@ -57,9 +66,10 @@ impl Drop for Recruiter {
     }
 }
 
-fn recruit(crews: &Crews, ends: &AtomicBool) {
+fn recruit(crews: &Crews, told: &Told) {
     let mut refused = false;
-    while !ends.load(Ordering::SeqCst) {
+    while !told.to_end.load(Ordering::SeqCst) {
+        told.to_look.store(false, Ordering::SeqCst);
         // Room before the lock is taken, which the watchdog takes as well.
         let mut present = Vec::with_capacity(SHARDS);
         present.extend(crews.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade));
@@ -72,7 +82,9 @@ fn recruit(crews: &Crews, ends: &AtomicBool) {
             std::thread::park_timeout(RETRY);
         } else {
             refused = false;
-            std::thread::park();
+            while !told.to_look.load(Ordering::SeqCst) && !told.to_end.load(Ordering::SeqCst) {
+                std::thread::park();
+            }
         }
     }
 }

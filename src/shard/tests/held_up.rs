@@ -6,6 +6,8 @@ use std::sync::mpsc::channel;
 
 use super::*;
 
+mod handed_over;
+
 /// A port in whose memory whoever comes is held up while it is `shut`.
 #[derive(Default)]
 struct Trap {
@@ -153,7 +155,7 @@ fn publish(rig: &Rig, trap: &Arc<Trap>) {
     publish_as(2, rig, Arc::clone(trap) as _);
 }
 
-fn publish_as(port: usize, rig: &Rig, side: Arc<dyn Transmit>) {
+pub(super) fn publish_as(port: usize, rig: &Rig, side: Arc<dyn Transmit>) {
     let old = rig.shards.tables();
     let switch = old.switch.clone();
     let mut transmit: Vec<_> = old.transmit.to_vec();
