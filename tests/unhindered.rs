@@ -317,12 +317,12 @@ fn an_answer_that_nobody_reads_is_given_up() {
     }
 }
 
-#[test]
-fn it_ends_in_order_where_no_thread_is_to_be_had() {
+/// A daemon that has begun and may have no thread more, with a vNIC port.
+fn without_threads() -> Daemon {
     let directory = tempfile::tempdir().unwrap();
     let (here, file) = (directory.path().display(), directory.path().join("linecard.yaml"));
     let daemon = format!("daemon: {{ api: {here}/api.sock, state-dir: {here}/state }}");
-    fs::write(&file, format!("version: 1\n{daemon}\n{LAN}")).unwrap();
+    fs::write(&file, format!("version: 1\n{daemon}\n{LAN}{}", vnic(directory.path()))).unwrap();
     // As a user whose processes can be counted, which root's are not (setrlimit(2), RLIMIT_NPROC).
     let program = directory.path().join("linecardd");
     fs::copy(env!("CARGO_BIN_EXE_linecardd"), &program).unwrap();
@@ -331,7 +331,7 @@ fn it_ends_in_order_where_no_thread_is_to_be_had() {
     let log = fs::File::create(directory.path().join("log")).unwrap();
     let mut command = Command::new("setpriv");
     command.args(["--reuid=4711", "--regid=4711", "--clear-groups"]).arg(&program).arg("--config").arg(&file);
-    let mut daemon = Daemon::of(directory, command.stderr(log).spawn().unwrap());
+    let daemon = Daemon::of(directory, command.stderr(log).spawn().unwrap());
     let (pid, limit) = (daemon.pid(), getrlimit(Resource::Nproc));
     let one = Rlimit { current: Some(1), ..limit };
     // Only that user may set it. Ids of a thread are its own.
@@ -341,9 +341,51 @@ fn it_ends_in_order_where_no_thread_is_to_be_had() {
         prlimit(Some(pid), Resource::Nproc, one)
     });
     set.join().unwrap().unwrap();
+    daemon
+}
+
+fn vnic(here: &Path) -> String {
+    format!("ports: {{ vm: {{ vhost-user: {{ socket: {}/vm.sock }}, network: lan }} }}\n", here.display())
+}
+
+#[test]
+fn it_ends_in_order_where_no_thread_is_to_be_had() {
+    let mut daemon = without_threads();
     assert!(daemon.end().success());
     let log = fs::read_to_string(daemon.path("log")).unwrap();
     assert!(log.contains("linecardd has ended") && !log.contains("did not end"), "{log}");
+}
+
+#[test]
+fn it_answers_and_makes_changes_where_no_thread_is_to_be_had() {
+    let daemon = without_threads();
+    // What was started while it began, and only stays for more work, has ended (`control/pool.rs`, IDLE).
+    std::thread::sleep(Duration::from_secs(7));
+    // There really is none to be had.
+    let _front_end = UnixStream::connect(daemon.path("vm.sock")).unwrap();
+    daemon.until("a front end has no thread", || {
+        daemon.json("port show vm")["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("no thread for the front end"))
+    });
+    std::thread::scope(|scope| {
+        // More than there are threads for requests.
+        for what in ["/v1/status", "/v1/ports", "/v1/fdb", "/v1/events", "/metrics"].repeat(8) {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                assert_eq!(Daemon::exchange(&mut stream, "GET", what, "").status, 200, "{what}");
+            });
+        }
+    });
+    let file = fs::read_to_string(daemon.path("linecard.yaml")).unwrap();
+    fs::write(daemon.path("linecard.yaml"), file.replace(" } }\n", " }, other: { loopback: {}, network: lan } }\n"))
+        .unwrap();
+    assert!(daemon.prints("apply").contains("other"));
+    assert!(daemon.cli_with("port add more", "null: {}\nnetwork: lan\n").status.success());
+    daemon.prints("port del more");
+    assert_eq!(daemon.json("port show other")["state"], "up");
 }
 
 #[test]

@@ -189,6 +189,12 @@ impl Alarm {
         }
     }
 
+    /// Whether the watchdog looks.
+    #[cfg(test)]
+    pub fn is_looking(&self) -> bool {
+        self.looking.load(Ordering::SeqCst)
+    }
+
     /// The calling thread is the watchdog.
     pub fn serve(&self) {
         let _ = self.watchdog.set(std::thread::current());

@@ -18,6 +18,7 @@ use crate::port::{Flush, Outcome, Received, Wake};
 use crate::switch::{Fdb, NetworkRow, PortRow};
 
 mod held_up;
+mod touched;
 
 /// A port whose far end is the test: what it is fed it receives, what it is given it keeps.
 #[derive(Default)]

@@ -60,3 +60,37 @@ impl Text {
         done
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use super::*;
+
+    async fn text(may_write: bool) -> Result<Text, Refused> {
+        let mut request = Request::new("version: 1".into());
+        request.extensions_mut().insert(ConnectInfo(Peer { uid: Some(1), may_write }));
+        Text::from_request(request, &()).await
+    }
+
+    #[test]
+    fn who_may_change_something_and_who_may_look_only_wait_for_their_own_turn() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            for (own, others, may_write) in [(&OF_WRITERS, &OF_READERS, true), (&OF_READERS, &OF_WRITERS, false)] {
+                let held = others.acquire().await.unwrap();
+                assert!(text(may_write).await.is_ok(), "may write: {may_write}; it waits for others");
+                drop(held);
+                let held = own.acquire().await.unwrap();
+                let mut asked = pin!(text(may_write));
+                let waits = poll_fn(|context| Poll::Ready(asked.as_mut().poll(context).is_pending())).await;
+                assert!(waits, "may write: {may_write}; two texts at a time");
+                drop(held);
+                assert!(asked.await.is_ok());
+            }
+        });
+    }
+}

@@ -1,5 +1,7 @@
 //! Floods to many ports: each visit is bounded, everybody gets everything once, and others are served in between.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::limits::{VISIT_PORT_WORK, VISIT_WORK};
 
@@ -70,4 +72,54 @@ fn a_pair_beside_a_flood_waits_for_a_few_visits_and_not_for_the_flood() {
     // Some of them also waited for this thread, which the kernel may have taken the CPU from before it fed its frame.
     waits.sort_unstable();
     assert!(waits[20] <= 8 * VISIT_WORK as usize, "copies to others before the pair's frame was delivered: {waits:?}");
+}
+
+/// A port that feeds another one, which rests, once it is asked to and the shard is in the middle of a flood.
+struct Ringer {
+    feed: Arc<Feed>,
+    other: Arc<Feed>,
+    asked: AtomicBool,
+    /// How many frames had been given to any port then.
+    fed_at: AtomicUsize,
+}
+
+impl Transmit for Ringer {
+    fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
+        if self.asked.load(Ordering::SeqCst) && self.other.lock().armed {
+            self.asked.store(false, Ordering::SeqCst);
+            self.fed_at.store(self.feed.copies.load(Ordering::Relaxed), Ordering::SeqCst);
+            self.other.feed([frame(mac(9), mac(8), 64, 0)]);
+        }
+        self.feed.transmit(batch, picks, outcome);
+    }
+}
+
+#[test]
+fn a_port_that_floods_alone_from_many_queues_has_the_shard_look_after_each_visits_work() {
+    let rig = Rig::in_networks(1, &[MANY, 2], IdlePolicy::Adaptive);
+    let [from, to] = [0, 1].map(|port| Arc::clone(&rig.feeds[usize::from(MANY) + port]));
+    let (asked, fed_at) = Default::default();
+    let ringer = Arc::new(Ringer { feed: Arc::clone(&rig.feeds[1]), other: Arc::clone(&from), asked, fed_at });
+    held_up::publish_as(1, &rig, Arc::clone(&ringer) as _);
+    let queue = || Feed { copies: Arc::clone(&rig.feeds[0].copies), ..Feed::default() };
+    let queues: Vec<_> = (0..8).map(|_| Arc::new(queue())).collect();
+    queues.iter().for_each(|queue| queue.feed(broadcasts(64)));
+    let all = queues.iter().map(|queue| Arc::clone(queue) as _).collect();
+    rig.shards.attach(PortIndex(0), all, &LatencySensitivity::Normal.into()).unwrap();
+    // One visit may have begun when it is fed, and another one before it has its turn.
+    let most = 4 * (VISIT_WORK / (VISIT_PORT_WORK + 1)) as usize;
+    for round in 0..20 {
+        ringer.asked.store(true, Ordering::SeqCst);
+        wait(|| {
+            rig.feeds[..usize::from(MANY)].iter().for_each(|feed| feed.lock().transmitted.clear());
+            queues
+                .iter()
+                .filter(|queue| queue.lock().to_receive.len() < 4)
+                .for_each(|queue| queue.feed(broadcasts(64)));
+            !to.lock().transmitted.is_empty()
+        });
+        to.lock().transmitted.clear();
+        let copies = to.lock().given_at - ringer.fed_at.load(Ordering::SeqCst);
+        assert!(copies <= most, "round {round}: {copies} copies to others before its frame");
+    }
 }

@@ -117,3 +117,55 @@ impl Occupancy {
 pub(super) fn micros(count: u64) -> u64 {
     cpu::cycles_per_second() / 1_000_000 * count
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::cell::Cell;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// How often a shard looks whether it can enter while another thread is in the ring, held up in the kernel: the first time that
+    /// it comes, and the second.
+    fn looks(occupancy: &Occupancy) -> [u32; 2] {
+        std::thread::scope(|scope| {
+            let ((tell, told), (end, ended)) = (channel(), channel::<()>());
+            scope.spawn(move || {
+                occupancy.begin();
+                tell.send(threads::id()).unwrap();
+                let _ = ended.recv();
+            });
+            let holder = told.recv().unwrap();
+            while !threads::is_waiting(holder) {
+                std::thread::yield_now();
+            }
+            let looks = [(); 2].map(|()| {
+                let looks = Cell::new(0);
+                assert_eq!(
+                    occupancy.wait(|| {
+                        looks.set(looks.get() + 1);
+                        None::<()>
+                    }),
+                    None
+                );
+                looks.get()
+            });
+            drop(end);
+            looks
+        })
+    }
+
+    #[test]
+    fn who_was_waited_for_in_vain_is_not_waited_for_again_and_who_comes_next_is() {
+        let occupancy = Occupancy::default();
+        let mut waited = 0;
+        for _ in 0..20 {
+            let [first, second] = looks(&occupancy);
+            // Unless the host took the CPU away in the middle of it.
+            waited += u32::from(first > 1);
+            assert_eq!(second, 1);
+        }
+        assert!(waited > 1, "{waited} of 20");
+    }
+}

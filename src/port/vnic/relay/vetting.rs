@@ -210,4 +210,16 @@ mod tests {
         assert!(said[0].starts_with("pipe:[") && said[1].starts_with("socket:["), "{said:?}");
         assert!(said[2].contains("/maps (f_type 0x9fa0)") && said[3] == "/dev/shm", "{said:?}");
     }
+
+    #[test]
+    fn a_socket_that_is_let_go_of_does_not_linger() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let lingers = rustix::net::sockopt::socket_linger;
+        rustix::net::sockopt::set_socket_linger(&socket, Some(std::time::Duration::from_secs(3600))).unwrap();
+        let kept = socket.try_clone().unwrap();
+        assert!(lingers(&kept).unwrap().is_some());
+        close(socket.into());
+        assert_eq!(lingers(&kept).unwrap(), None);
+    }
 }

@@ -88,6 +88,39 @@ fn who_is_in_a_ring_and_would_go_on_is_waited_for() {
     busy.join().unwrap();
 }
 
+/// How long a shard waits for a ring that another thread is in, and is held up in: a shard with a batch of so many bytes, or else a
+/// session. In counts of [`cpu::cycles`].
+fn wait_for(rig: &Rig, bytes: Option<u64>) -> u64 {
+    let queue = Arc::clone(&rig.port.attachment.nic().queues[0]);
+    let ((tell, told), (end, ended)) = (channel(), channel::<()>());
+    let holder = std::thread::spawn(move || {
+        let state = bytes.map_or_else(|| Some(queue.lock()), |bytes| queue.enter(bytes));
+        tell.send(state.is_some()).unwrap();
+        let _ = ended.recv();
+    });
+    assert!(told.recv().unwrap());
+    let began = cpu::cycles();
+    let outcome = transmit(&*rig.port.transmit_side(), &[vec![7; 60]]);
+    let waited = cpu::cycles().wrapping_sub(began);
+    assert_eq!(refusals(&outcome, 1), [DropReason::ReceiverBusy]);
+    drop(end);
+    holder.join().unwrap();
+    waited
+}
+
+#[test]
+fn who_copies_much_into_a_ring_is_waited_for_as_much_longer_and_nobody_after_it_is() {
+    let rig = Rig::new(LatencySensitivity::Medium);
+    rig.post_again();
+    let long = cpu::cycles_per_second() / 1_000_000 * 20 * WAIT_MICROS;
+    for _ in 0..20 {
+        let waited = wait_for(&rig, Some(20 * WAIT_MICROS * 1000));
+        assert!(waited >= long, "{waited} of {long}");
+    }
+    // Once at least the host does not take the CPU away in the middle of it.
+    assert!((0..100).any(|_| wait_for(&rig, None) < long));
+}
+
 #[test]
 fn shards_that_meet_in_a_ring_wait_for_each_other_and_lose_nothing() {
     let rig = Rig::new(LatencySensitivity::Medium);
