@@ -55,13 +55,17 @@ struct Pair {
     split: Driver,
     packed: PackedDriver,
     rings: (SplitRing, PackedRing),
-    /// Slots that the split ring's table has free, and those of frames that are with the device.
+    /// Slots that the split ring's table has free, and those of frames that are with the device; and whether these have a table.
     free: VecDeque<u16>,
-    held: VecDeque<Vec<u16>>,
+    held: VecDeque<(Vec<u16>, bool)>,
     tables: u64,
 }
 
 const SIZE: u16 = 64;
+
+/// Places for tables. One that the device has is not written over: what there is behind the end of a new one is the packed
+/// ring's alone.
+const TABLES: u64 = 16;
 
 impl Pair {
     fn new(base: u16) -> Self {
@@ -72,16 +76,18 @@ impl Pair {
 
     /// Makes a frame available in both; whether there was room.
     fn offer(&mut self, offer: &Offer, write: u16) -> bool {
-        if offer.slots() > self.free.len() {
+        let tables = self.held.iter().filter(|(_, table)| *table).count() as u64;
+        let table = !offer.table.is_empty();
+        if offer.slots() > self.free.len() || table && tables == TABLES {
             return false;
         }
         let slots: Vec<_> = self.free.drain(..offer.slots()).collect();
         let direct = || offer.direct.iter().map(|descriptor| descriptor.with(write));
         let mut split: Vec<_> = direct().collect();
         let mut packed = split.clone();
-        if !offer.table.is_empty() {
-            self.tables = (self.tables + 1) % u64::from(SIZE);
-            let place = RINGS + 2048 + 96 * (self.tables % 16);
+        if table {
+            self.tables += 1;
+            let place = RINGS + 2048 + 96 * (self.tables % TABLES);
             let table: Vec<_> = offer.table.iter().map(|descriptor| descriptor.with(write)).collect();
             split.push(self.split.set_table(place, &linked(&table, &(0..).take(table.len()).collect::<Vec<_>>())));
             for (at, entry) in table.iter().enumerate() {
@@ -94,7 +100,7 @@ impl Pair {
         }
         self.split.offer(&slots[..1]);
         self.packed.offer(&packed, slots[0]);
-        self.held.push_back(slots);
+        self.held.push_back((slots, table));
         true
     }
 
@@ -118,7 +124,7 @@ impl Pair {
         let used: Vec<_> = self.packed.take_used().into_iter().map(|(id, len)| (id.into(), len)).collect();
         assert_eq!(self.split.take_used(), used);
         assert_eq!(used.len(), keep);
-        (0..keep).for_each(|_| self.free.extend(self.held.pop_front().unwrap()));
+        (0..keep).for_each(|_| self.free.extend(self.held.pop_front().unwrap().0));
         one.map(|_| ())
     }
 }
