@@ -3,16 +3,13 @@
 //! Ours are made by [`EventFd::new`]. Those that a front end hands over go through [`EventFd::from_peer`] first: a pipe or
 //! a terminal in their place could block a shard in the middle of a doorbell. What is left of that danger is [`doorbell`]'s.
 
-#![allow(unsafe_code)] // Takes descriptors over from the event types of vmm-sys-util, which know raw numbers only.
-
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
 use super::doorbell;
 use crate::printable;
@@ -47,26 +44,6 @@ impl EventFd {
         doorbell::watch()?;
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(Self(fd))
-    }
-
-    /// A second descriptor of the counter that a ring's control state keeps as its kick.
-    ///
-    /// # Errors
-    /// What the kernel says: in practice that the process has no descriptor left.
-    pub fn of_kick(kick: &EventConsumer) -> io::Result<Self> {
-        let raw = kick.try_clone()?.into_raw_fd();
-        // SAFETY: `into_raw_fd` gave up the only owner of this descriptor, which `try_clone` had just made.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
-    }
-
-    /// A second descriptor of the counter that a ring's control state keeps as its call.
-    ///
-    /// # Errors
-    /// What the kernel says: in practice that the process has no descriptor left.
-    pub fn of_call(call: &EventNotifier) -> io::Result<Self> {
-        let raw = call.try_clone()?.into_raw_fd();
-        // SAFETY: `into_raw_fd` gave up the only owner of this descriptor, which `try_clone` had just made.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
     }
 
     /// Adds one to a counter of ours, so that whoever waits wakes up. One that is full is awake already.

@@ -73,7 +73,7 @@ fn send_last(session: &Session, request: u32, payload: &[u8], file: impl AsFd) {
 }
 
 /// The session of a front end that has asked for nothing yet, once nobody else is at the port.
-fn negotiated(daemon: &Daemon) -> Session {
+pub fn negotiated(daemon: &Daemon) -> Session {
     eventually("a connection that stays", || {
         let session = Session::connect(&daemon.socket("bad")).ok()?;
         session.get_features().ok()?;

@@ -15,6 +15,7 @@ mod held_set;
 mod holes;
 mod host;
 mod hugepages;
+mod last_descriptors;
 mod losses;
 mod mapping;
 mod memory;

@@ -20,6 +20,7 @@ use super::handler::Handler;
 use super::nic::Nic;
 use super::offence::Offence;
 use super::refusal::Refusal;
+use super::relay::lease::Lease;
 use super::relay::{FarEnd, MOST_HELD, PortNumber};
 use super::session;
 use crate::mem::NodePages;
@@ -73,13 +74,18 @@ struct Connection {
     far_end: FarEnd,
     handler: Arc<Handler>,
     peer: Peer,
+    // Goes after the stream, in which descriptors may lie.
+    _lease: Arc<Lease>,
 }
 
 impl Connection {
     fn new(far_end: FarEnd, nic: &Arc<Nic>) -> io::Result<Self> {
         // Every Unix socket has a peer; the numbers are shown and nothing else.
         let peer = peer(&far_end).unwrap_or(Peer { pid: 0, uid: u32::MAX, gid: u32::MAX });
-        Ok(Self { stream: far_end.connect()?, far_end, handler: Arc::new(Handler::new(Arc::clone(nic))), peer })
+        let (stream, lease) = far_end.connect(nic.queues.len())?;
+        let lease = Arc::new(lease);
+        let handler = Arc::new(Handler::new(Arc::clone(nic), Arc::clone(&lease)));
+        Ok(Self { stream, far_end, handler, peer, _lease: lease })
     }
 
     /// Whether the front end has closed its side.

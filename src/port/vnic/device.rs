@@ -10,13 +10,13 @@ use std::sync::Arc;
 use super::features::{self, F_LOG_ALL, F_PROTOCOL_FEATURES, F_RING_PACKED, PROTOCOL_REPLY_ACK};
 use super::nic::Nic;
 use super::refusal::Refusal;
+use super::relay::lease::PeerEvent;
 use super::view::DeviceView;
 use super::vring::{Areas, Vring};
 use crate::ident::MacAddr;
 use crate::limits::{MTU_RANGE, QUEUE_PAIRS};
 use crate::mem::{DirtyLog, GuestMemory, MappingError, NodePages, RegionRequest, SharedMemory, host_bytes};
 use crate::port::rate_limit::{Admission, log_limited};
-use crate::sys::eventfd::EventFd;
 use crate::sys::mapped_file::Loss;
 
 /// What one front end has negotiated and shared. Goes with its connection.
@@ -168,7 +168,7 @@ impl Device {
     }
 
     /// SET_VRING_KICK.
-    pub(super) fn set_kick(&mut self, index: u32, kick: Option<EventFd>) -> Result<(), Refusal> {
+    pub(super) fn set_kick(&mut self, index: u32, kick: Option<Arc<PeerEvent>>) -> Result<(), Refusal> {
         let born_enabled = !self.has_protocol_features();
         // What has failed is stopped first, so that this is the start of a ring and not a change of one.
         self.attend();

@@ -46,7 +46,7 @@ pub fn exercise(bytes: &[u8]) -> (String, LinkState) {
     let nic = Arc::new(Nic::new(config()).unwrap());
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let handler = Arc::new(Handler::new(Arc::clone(&nic)));
+    let handler = Arc::new(Handler::new(Arc::clone(&nic), Arc::default()));
     let memory = File::from(memfd_create("fuzz", MemfdFlags::CLOEXEC).unwrap());
     memory.set_len(MEMORY).unwrap();
     let (transmit, receive): (Vec<_>, Vec<_>) = nic.queues.iter().cloned().enumerate().partition(|(i, _)| i % 2 == 0);

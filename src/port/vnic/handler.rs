@@ -24,6 +24,7 @@ use super::features;
 use super::message::Request;
 use super::nic::Nic;
 use super::refusal::Refusal;
+use super::relay::lease::{Lease, PeerEvent};
 use super::relay::vetting;
 use super::view::DeviceView;
 use super::vring::Areas;
@@ -32,7 +33,6 @@ use crate::limits::{MEMORY_REGIONS, QUEUE_PAIRS};
 use crate::mem::{NodePages, Pinned, RegionRequest};
 use crate::port::rate_limit::log_limited;
 use crate::sys::descriptors;
-use crate::sys::eventfd::EventFd;
 
 /// For how long it is taken to be true where memory lies.
 const PLACED: Duration = Duration::from_secs(5);
@@ -49,6 +49,8 @@ pub(super) struct Handler {
     nodes_wanted: AtomicBool,
     /// The message in hand was refused by us, not found broken by the crate.
     refused: Mutex<bool>,
+    /// For the eventfds that come with messages.
+    lease: Arc<Lease>,
 }
 
 /// The device while its session works at it. Whatever was changed is published when it lets go.
@@ -83,11 +85,11 @@ impl Drop for Held<'_> {
 }
 
 impl Handler {
-    pub(super) fn new(nic: Arc<Nic>) -> Self {
+    pub(super) fn new(nic: Arc<Nic>, lease: Arc<Lease>) -> Self {
         let device = Device::new(Arc::clone(&nic));
         let view = Mutex::new(Arc::new(device.view()));
         let (nodes, nodes_wanted, refused) = (Mutex::default(), AtomicBool::new(false), Mutex::new(false));
-        Self { nic, device: Mutex::new(device), view, nodes, nodes_wanted, refused }
+        Self { nic, device: Mutex::new(device), view, nodes, nodes_wanted, refused, lease }
     }
 
     /// The device, for the thread that serves the connection and nobody else: it may have to wait there for the front end's
@@ -181,6 +183,31 @@ impl Handler {
             }
         })
         .is_ok()
+    }
+
+    /// A message was handled, as a whole.
+    pub(super) fn next_message(&self) {
+        self.lease.next_message();
+    }
+
+    /// Takes over the eventfd of a ring, before the device is held: what turns out to be none is closed here.
+    fn event(
+        &self,
+        index: u8,
+        which: &'static str,
+        file: Option<File>,
+    ) -> std::result::Result<Option<PeerEvent>, Refusal> {
+        let Some(file) = file else { return Ok(None) };
+        // Whatever becomes of the file, this goes after it.
+        let receipt = self.lease.receipt();
+        let file = spare(file)?;
+        let taken = match vetting::refused(&file) {
+            Some(what) => {
+                Err(io::Error::new(ErrorKind::InvalidInput, format!("the descriptor is not an eventfd but {what}")))
+            }
+            None => PeerEvent::new(file.into(), receipt),
+        };
+        taken.map(Some).map_err(|source| Refusal::Event(index.into(), which, source))
     }
 
     /// Runs one message against the device; a refusal is logged, remembered and made the crate's error.
@@ -302,20 +329,20 @@ impl VhostUserBackendReqHandler for Handler {
     }
 
     fn set_vring_kick(&self, index: u8, kick: Option<File>) -> Result<()> {
-        let kick = event(index, "kick", kick);
-        self.answer(of(Req::SET_VRING_KICK), |device| device.set_kick(index.into(), kick?))
+        let kick = self.event(index, "kick", kick);
+        self.answer(of(Req::SET_VRING_KICK), |device| device.set_kick(index.into(), kick?.map(Arc::new)))
     }
 
     fn set_vring_call(&self, index: u8, call: Option<File>) -> Result<()> {
-        let call = event(index, "call", call);
+        let call = self.event(index, "call", call);
         self.answer(of(Req::SET_VRING_CALL), |device| {
-            device.vring(index.into())?.set_call(call?);
+            device.vring(index.into())?.set_call(call?.map(Arc::new));
             Ok(())
         })
     }
 
     fn set_vring_err(&self, index: u8, error: Option<File>) -> Result<()> {
-        let error = event(index, "error", error);
+        let error = self.event(index, "error", error);
         self.answer(of(Req::SET_VRING_ERR), |device| {
             device.vring(index.into())?.set_error(error?);
             Ok(())
@@ -381,18 +408,6 @@ impl VhostUserBackendReqHandler for Handler {
 
 const NOT_OFFERED: Result<()> = Err(Error::InvalidOperation("not offered"));
 
-/// Takes over the eventfd of a ring, before the device is held: what turns out to be none is closed here.
-fn event(index: u8, which: &'static str, file: Option<File>) -> std::result::Result<Option<EventFd>, Refusal> {
-    let failed = |source| Refusal::Event(index.into(), which, source);
-    let take = |file| match vetting::refused(&file) {
-        Some(what) => {
-            Err(io::Error::new(ErrorKind::InvalidInput, format!("the descriptor is not an eventfd but {what}")))
-        }
-        None => EventFd::from_peer(file.into()),
-    };
-    file.map(|file| take(spare(file)?).map_err(failed)).transpose()
-}
-
 /// A descriptor that there is room for beside what this process needs for itself.
 fn spare(file: File) -> std::result::Result<File, Refusal> {
     if descriptors::is_of_reserve(&file) { Err(Refusal::NoDescriptors(descriptors::limit())) } else { Ok(file) }
@@ -431,7 +446,7 @@ mod tests {
     #[test]
     fn memory_is_pinned_after_its_message_and_what_is_replaced_meanwhile_does_not_count() {
         let nic = Arc::new(Nic::new(super::super::exercise::config()).unwrap());
-        let handler = Handler::new(Arc::clone(&nic));
+        let handler = Handler::new(Arc::clone(&nic), Arc::default());
         let share = |guest| {
             let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
             file.set_len(LEN).unwrap();

@@ -7,10 +7,11 @@
 //! The counter is the front end's as well, which can write any number to it and read it away. So what is counted never becomes
 //! less, and from one look to the next never grows by more than a guest can kick.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::relay::lease::PeerEvent;
 use crate::sys::eventfd;
 
 /// The least time between two kicks of one ring. A write(2) to an eventfd that somebody waits for takes longer, however many
@@ -19,7 +20,7 @@ const APART: Duration = Duration::from_nanos(100);
 
 /// The kick of a running ring.
 pub(super) struct Kick {
-    fd: OwnedFd,
+    event: Arc<PeerEvent>,
     looked: Mutex<Look>,
 }
 
@@ -46,16 +47,16 @@ impl Look {
 
 impl Kick {
     /// Takes over an eventfd, whose kicks count from now on.
-    pub fn new(fd: OwnedFd) -> Self {
-        let at = eventfd::count(fd.as_fd()).unwrap_or(0);
-        Self { fd, looked: Mutex::new(Look { at, when: Instant::now(), kicks: 0 }) }
+    pub fn new(event: Arc<PeerEvent>) -> Self {
+        let at = eventfd::count(event.as_fd()).unwrap_or(0);
+        Self { event, looked: Mutex::new(Look { at, when: Instant::now(), kicks: 0 }) }
     }
 
     /// Kicks since then. A front end that takes some away, or a `/proc` that does not tell, makes them fewer than there were.
     pub fn count(&self) -> u64 {
         // Nobody waits here but who asks for the same. The counter is read under the lock, so that looks come in order.
         let mut look = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        match eventfd::count(self.fd.as_fd()) {
+        match eventfd::count(self.event.as_fd()) {
             Ok(at) => look.again(at, Instant::now()),
             Err(_) => look.kicks,
         }
@@ -64,7 +65,7 @@ impl Kick {
 
 impl AsFd for Kick {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.event.as_fd()
     }
 }
 

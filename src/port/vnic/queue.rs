@@ -20,7 +20,7 @@ mod published;
 mod state;
 mod wakeup;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -38,6 +38,7 @@ use self::wakeup::Wakeup;
 use super::features;
 use super::kick::Kick;
 use super::offence::Docket;
+use super::relay::lease::PeerEvent;
 use crate::frame::{Flooding, Needs};
 use crate::ident::{LatencySensitivity, MacAddr};
 use crate::limits::VNET_HEADER_BYTES;
@@ -46,7 +47,6 @@ use crate::port::{Flush, Notifications, Wake};
 use crate::ring::{Record, Ring, RingConfig, RingError, RingFault};
 use crate::sys::cpu;
 use crate::sys::doorbell::Rang;
-use crate::sys::eventfd::EventFd;
 
 /// When a shard looks again after an interrupt that it could not send, in microseconds.
 const LATER_MICROS: u64 = 1000;
@@ -72,9 +72,9 @@ pub(super) struct RingSetup {
     /// The memory that the front end shares.
     pub memory: Arc<GuestMemory>,
     /// Signalled by the driver when it made something available.
-    pub kick: OwnedFd,
+    pub kick: Arc<PeerEvent>,
     /// To be signalled when something was used.
-    pub call: Option<OwnedFd>,
+    pub call: Option<Arc<PeerEvent>>,
     /// Where to note what is written, while the guest is being migrated.
     pub log: Option<Arc<DirtyLog>>,
     /// Where a packed ring is noted to stand, by us when we ran it last.
@@ -217,7 +217,7 @@ impl Queue {
     }
 
     /// Replaces the interrupt of the queue, and signals the new one: what the old one should have said may be lost.
-    pub fn set_call(&self, call: Option<OwnedFd>) {
+    pub fn set_call(&self, call: Option<Arc<PeerEvent>>) {
         let mut state = self.lock();
         let old = state.running.as_mut().map(|running| {
             let old = std::mem::replace(&mut running.call, call);
@@ -257,12 +257,12 @@ impl Queue {
     }
 
     /// Rings another eventfd of the ring's front end; returns whether it may be rung again.
-    pub fn ring(&self, bell: &EventFd) -> bool {
+    pub fn ring(&self, bell: &PeerEvent) -> bool {
         self.lock().ring(bell.as_fd()) == Rang::Done
     }
 
     /// Replaces the kick of a running ring.
-    pub fn set_kick(&self, kick: OwnedFd) {
+    pub fn set_kick(&self, kick: Arc<PeerEvent>) {
         self.shared.wakeup.replace(Kick::new(kick));
     }
 

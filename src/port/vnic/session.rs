@@ -186,6 +186,12 @@ impl<'a> Session<'a> {
 
     /// Handles one message, which has arrived as a whole; `Some` ends the connection.
     pub(super) fn message(&mut self, header: &Header) -> io::Result<Option<End>> {
+        let end = self.handle(header);
+        self.handler.next_message();
+        end
+    }
+
+    fn handle(&mut self, header: &Header) -> io::Result<Option<End>> {
         let request = header.request;
         if !header.is_sound() {
             return Ok(Some(End::Broken(request, "its header is not one of a request of protocol version 1".into())));

@@ -1,16 +1,14 @@
 //! The control state of one ring: [`Vring`], what the front end has said of it so far.
 //!
-//! What the messages set is kept in vhost-user-backend's `VringRwLock` (size, guest addresses, next available index,
-//! enabled, kick and call). The ring itself runs in a [`Queue`]; on start its descriptors move there, and come back by no
-//! other way than a new message.
+//! What the messages set is kept in vhost-user-backend's `VringRwLock` (guest addresses, next available index, enabled), but for
+//! eventfds, which have to be [a front end's](PeerEvent). The ring itself runs in a [`Queue`]; on start its eventfds move there, and
+//! come back by no other way than a new message.
 //!
 //! Rules, from the vhost-user specification ("Ring states") and from what front ends really do: started and enabled are
 //! independent. A ring starts with SET_VRING_KICK, or as soon after it as size, addresses and memory are known, not with
 //! the first kick, since kicks may have been swallowed before. GET_VRING_BASE is the only stop and leaves "enabled" alone.
 //! The index of SET_VRING_BASE is the truth: QEMU takes from a ring itself while it is stopped.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vhost_user_backend::{VringRwLock, VringT};
@@ -21,10 +19,10 @@ use super::features::F_RING_PACKED;
 use super::nic::Nic;
 use super::queue::{Queue, RingSetup};
 use super::refusal::Refusal;
+use super::relay::lease::PeerEvent;
 use super::view::VringView;
 use crate::limits::RING_SIZE;
 use crate::mem::{DirtyLog, GuestMemory, SharedMemory};
-use crate::sys::eventfd::EventFd;
 
 /// virtio 1.3, 2.7.10: notifications by index.
 const F_EVENT_IDX: u64 = 1 << 29;
@@ -48,7 +46,10 @@ pub(super) struct Vring {
     areas: Option<Areas>,
     /// Number of descriptors. The crate's queue takes powers of two only, and a packed ring may have any.
     size: Option<u16>,
-    error: Option<EventFd>,
+    /// What the ring starts with, until it does.
+    kick: Option<Arc<PeerEvent>>,
+    call: Option<Arc<PeerEvent>>,
+    error: Option<PeerEvent>,
     /// Where the ring, while it runs, notes what it writes.
     log: Option<Arc<DirtyLog>>,
     /// It was started by this front end, so that a fault of the queue is this front end's.
@@ -73,6 +74,8 @@ impl Vring {
             control,
             areas: None,
             size: None,
+            kick: None,
+            call: None,
             error: None,
             log: None,
             was_started: false,
@@ -115,27 +118,27 @@ impl Vring {
     }
 
     /// SET_VRING_KICK: takes effect at once on a running ring, else it waits for [`Vring::try_start`].
-    pub(super) fn set_kick(&mut self, kick: Option<EventFd>) -> Result<(), Refusal> {
+    pub(super) fn set_kick(&mut self, kick: Option<Arc<PeerEvent>>) -> Result<(), Refusal> {
         let kick = kick.ok_or(Refusal::NoKick(self.index))?;
         if self.queue.is_running() {
-            self.queue.set_kick(kick.into());
+            self.queue.set_kick(kick);
         } else {
-            self.control.set_kick(Some(kick.into()));
+            self.kick = Some(kick);
         }
         Ok(())
     }
 
     /// SET_VRING_CALL: `None` if the guest polls.
-    pub(super) fn set_call(&mut self, call: Option<EventFd>) {
+    pub(super) fn set_call(&mut self, call: Option<Arc<PeerEvent>>) {
         if self.queue.is_running() {
-            self.queue.set_call(call.map(OwnedFd::from));
+            self.queue.set_call(call);
         } else {
-            self.control.set_call(call.map(File::from));
+            self.call = call;
         }
     }
 
     /// SET_VRING_ERR: signalled when the ring faults.
-    pub(super) fn set_error(&mut self, error: Option<EventFd>) {
+    pub(super) fn set_error(&mut self, error: Option<PeerEvent>) {
         self.error = error;
     }
 
@@ -168,8 +171,7 @@ impl Vring {
 
     /// Whether all that the front end has to say is said, and the ring only has to start.
     pub(super) fn waits(&self) -> bool {
-        let waits = self.control.get_ref().get_kick().is_some();
-        waits && self.areas.is_some() && self.size.is_some() && !self.queue.is_running()
+        self.kick.is_some() && self.areas.is_some() && self.size.is_some() && !self.queue.is_running()
     }
 
     /// Starts the ring if all that it takes is there. `features` are the acknowledged virtio bits, `log` is where to note
@@ -181,8 +183,8 @@ impl Vring {
         features: u64,
         log: Option<&Arc<DirtyLog>>,
     ) -> Result<(), Refusal> {
-        let waits = self.control.get_ref().get_kick().is_some();
-        let Some(areas) = self.areas.filter(|_| waits && memory.region_count() > 0) else {
+        let waits = self.kick.is_some() && memory.region_count() > 0;
+        let Some(areas) = self.areas.filter(|_| waits) else {
             return Ok(());
         };
         let Some(size) = self.size.filter(|_| !self.queue.is_running()) else {
@@ -207,8 +209,7 @@ impl Vring {
         }
         self.misplaced = self.queue.start(setup).map_err(|source| Refusal::Ring(self.index, source))?;
         self.control.set_queue_ready(true);
-        self.control.set_kick(None);
-        self.control.set_call(None);
+        (self.kick, self.call) = (None, None);
         self.log = log.cloned();
         (self.was_started, self.has_run) = (true, true);
         self.fault_told = false;
@@ -224,10 +225,7 @@ impl Vring {
         log: Option<&Arc<DirtyLog>>,
     ) -> Result<RingSetup, Refusal> {
         let state = self.control.get_ref();
-        let failed = |which| move |source| Refusal::Event(self.index, which, source);
-        let kick = state.get_kick().as_ref().ok_or(Refusal::NoKick(self.index))?;
-        let kick = EventFd::of_kick(kick).map_err(failed("kick"))?;
-        let call = state.get_call().as_ref().map(EventFd::of_call).transpose().map_err(failed("call"))?;
+        let kick = self.kick.clone().ok_or(Refusal::NoKick(self.index))?;
         let queue = state.get_queue();
         Ok(RingSetup {
             size,
@@ -238,8 +236,8 @@ impl Vring {
             features,
             memory: Arc::clone(memory.memory()),
             record: None,
-            kick: kick.into(),
-            call: call.map(OwnedFd::from),
+            kick,
+            call: self.call.clone(),
             log: log.cloned(),
         })
     }
@@ -250,8 +248,7 @@ impl Vring {
             self.control.set_queue_next_avail(next);
         }
         self.control.set_queue_ready(false);
-        self.control.set_kick(None);
-        self.control.set_call(None);
+        (self.kick, self.call) = (None, None);
         self.control.queue_next_avail()
     }
 

@@ -1,10 +1,11 @@
 //! What the lock of a queue protects: [`State`], and the ring in service, [`Running`].
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::super::moderation::{Decision, Moderation};
 use super::super::offence::Offence;
+use super::super::relay::lease::PeerEvent;
 use super::Shared;
 use super::published::Settings;
 use crate::frame::{Flooding, Needs};
@@ -32,7 +33,7 @@ pub(in crate::port::vnic) struct State {
     /// How far the first of them is.
     pub announced: Flooding,
     /// The interrupt of a ring that a shard took out of service: for the session to close.
-    pub(super) leftover: Option<OwnedFd>,
+    pub(super) leftover: Option<Arc<PeerEvent>>,
     /// The guest was asked to kick and the shard does not poll.
     rests: bool,
     /// It was woken from rest and has not had a batch since.
@@ -62,7 +63,7 @@ pub(in crate::port::vnic) struct Running {
     pub log: Option<Arc<DirtyLog>>,
     /// The areas of the ring that the device writes: guest-physical addresses and lengths.
     pub(super) written: [(u64, u64); 2],
-    pub(super) call: Option<OwnedFd>,
+    pub(super) call: Option<Arc<PeerEvent>>,
     /// The call held its ringer up and is not rung again. It stays open until the session closes it: closing what a peer gave us
     /// may take as long as the peer likes.
     pub(super) muted: bool,

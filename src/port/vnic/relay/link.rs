@@ -9,7 +9,8 @@
 //! holds up its session as if there were nobody between them, and the other way round.
 //!
 //! Descriptors are closed elsewhere, eventfds too: the kernel takes the last one of a file out of all epoll sets that it is in, and
-//! waits for whoever is in one of those, who may be in a page fault that never ends (fs/eventpoll.c, eventpoll_release_file).
+//! waits for whoever is in one of those, who may be in a page fault that never ends (fs/eventpoll.c, eventpoll_release_file). Those
+//! that were passed on are closed when the daemon has none of them any more ([`Kept`]).
 //!
 //! What a front end can have is time: whatever is done at its socket wakes all who wait for the other end. So each message is
 //! measured, and a link that takes too much ([`Toll`]) is dropped: nothing more is done at that socket until the daemon, which
@@ -28,6 +29,7 @@ use rustix::net::{
 };
 
 use super::super::message::{DESCRIPTORS, HEADER_BYTES, Header};
+use super::kept::Kept;
 use super::vetting::{self, MOST_AT_ONCE};
 use crate::sys::toll::{AT_ONCE, Toll, thread_time};
 
@@ -40,10 +42,6 @@ const REPLY_BYTES: usize = 4096;
 /// Descriptors with one message, in however many pieces, after which it is not read to its end.
 const MOST: usize = 4 * MOST_AT_ONCE;
 
-/// Eventfds that were sent on and are kept until there are as many, to be closed together. Files of memory are closed at once: their
-/// pages are somebody's who may want them back.
-const KEPT: usize = 64;
-
 /// How a step of a link ended.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -51,7 +49,8 @@ pub(super) enum Step {
     Waits,
     /// These came with a message, and have to be looked at first: [`Link::resume`].
     Look(Vec<OwnedFd>),
-    /// These went with a message, and have to be closed before the next is read: [`Link::resume`].
+    /// These files went with a message, and have to be closed before the next is read: [`Link::resume`]. Their pages are somebody's
+    /// who may want them back.
     Close(Vec<OwnedFd>),
     /// Using the front end's socket takes too much, and is not done any more.
     Costly,
@@ -76,10 +75,10 @@ pub(super) struct Link {
     sending: bool,
     /// Its descriptors are being looked at or closed.
     busy: bool,
-    /// They were looked at, so they are no eventfds.
+    /// They were looked at, so not all of them are eventfds.
     looked: bool,
-    /// Descriptors that were sent on and are to be closed.
-    sent: Vec<OwnedFd>,
+    /// Eventfds that were sent on.
+    pub(super) kept: Kept,
     /// Nothing more is read: what came is no message, or the front end has ended.
     deaf: bool,
     reply: Vec<u8>,
@@ -91,7 +90,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(port: u64, front_end: OwnedFd, session: OwnedFd) -> Self {
+    pub(super) fn new(port: u64, front_end: OwnedFd, session: OwnedFd, kept: Kept) -> Self {
         Self {
             port,
             front_end,
@@ -103,7 +102,7 @@ impl Link {
             sending: false,
             busy: false,
             looked: false,
-            sent: Vec::new(),
+            kept,
             deaf: false,
             reply: Vec::new(),
             toll: Toll::default(),
@@ -122,7 +121,7 @@ impl Link {
         if self.dropped {
             return [(false, false), (true, false)];
         }
-        let (reads, replies) = (!self.sending && !self.deaf && !self.busy, self.has_replies());
+        let (reads, replies) = (self.may_read() && !self.sending && !self.busy, self.has_replies());
         [(reads, replies), (!replies, self.sending && !self.busy)]
     }
 
@@ -202,6 +201,12 @@ impl Link {
         Ok(true)
     }
 
+    /// Whether there may be more of the front end's messages.
+    fn may_read(&self) -> bool {
+        let begun = !self.message.is_empty() || !self.header.is_empty();
+        !self.deaf && (begun || !self.kept.is_full())
+    }
+
     /// Reads or sends a part of a message; `false` if that cannot be now.
     fn step_on(&mut self) -> Result<bool, Step> {
         if self.busy {
@@ -210,7 +215,7 @@ impl Link {
         if self.sending {
             return self.send_on();
         }
-        if self.deaf {
+        if !self.may_read() {
             return Ok(false);
         }
         match self.read_on() {
@@ -278,7 +283,7 @@ impl Link {
 
     /// Descriptors of a message that is to be sent are looked at before.
     fn look_first(&mut self) -> Result<bool, Step> {
-        if self.descriptors.len() > MOST {
+        if self.descriptors.len() + self.kept.of_message() > MOST {
             return Err(Step::Ended);
         }
         if !self.sending || self.descriptors.iter().all(vetting::is_eventfd) {
@@ -298,17 +303,26 @@ impl Link {
                     let _ = rustix::net::shutdown(&self.session, Shutdown::Write);
                 }
                 // They went with the first byte.
-                self.sent.append(&mut self.descriptors);
-                if self.sent.len() < KEPT && !std::mem::take(&mut self.looked) {
-                    return Ok(true);
+                let files = self.keep_events();
+                if !self.sending && self.header.is_empty() {
+                    self.kept.next_message();
                 }
-                self.busy = true;
-                Err(Step::Close(std::mem::take(&mut self.sent)))
+                self.busy = !files.is_empty();
+                if self.busy { Err(Step::Close(files)) } else { Ok(true) }
             }
             Err(Errno::INTR) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),
             Err(_) => Err(Step::Ended),
         }
+    }
+
+    /// Keeps the eventfds of what was sent on. The files come back.
+    fn keep_events(&mut self) -> Vec<OwnedFd> {
+        let descriptors = std::mem::take(&mut self.descriptors);
+        let looked = std::mem::take(&mut self.looked);
+        let (events, files) = descriptors.into_iter().partition(|sent| !looked || vetting::is_eventfd(sent));
+        self.kept.keep(events);
+        files
     }
 
     /// Sends what there is of the message, with its descriptors; nothing if these do not fit.
@@ -328,10 +342,10 @@ impl Link {
         !self.reply.is_empty()
     }
 
-    /// Ends the session's connection. The front end's comes back, and descriptors: neither may be closed where somebody waits.
-    pub(super) fn end(mut self) -> (OwnedFd, Vec<OwnedFd>) {
+    /// Ends the session's connection. The front end's comes back, and descriptors: neither may be closed where somebody waits. What
+    /// is kept stays so.
+    pub(super) fn end(self) -> (OwnedFd, Vec<OwnedFd>, Kept) {
         let _ = rustix::net::shutdown(&self.session, Shutdown::Both);
-        self.descriptors.append(&mut self.sent);
-        (self.front_end, self.descriptors)
+        (self.front_end, self.descriptors, self.kept)
     }
 }

@@ -12,9 +12,15 @@
 //! and files on tmpfs and hugetlbfs as they are, everything else as a [stand-in](vetting::refused) that says what it was. Only
 //! control messages take this way: frames do not come near it.
 //!
+//! What passes is still a front end's, and whoever closes the last descriptor of an eventfd may wait for as long as its owner likes.
+//! So that is the relay, too: it keeps a descriptor of each until this process has closed its own.
+//!
 //! - [`process`]: its one thread, and what it does with each connection; the `link` of a connection, both directions of it
 //! - [`vetting`]: what descriptors are, found out on threads that may never come back; two of a port's at most
+//! - [`kept`]: eventfds that it has passed on; the [`lease`] of a connection, by which this process says which of them it has
 
+mod kept;
+pub(super) mod lease;
 mod link;
 pub mod process;
 pub(super) mod vetting;
@@ -32,7 +38,9 @@ use std::time::{Duration, Instant};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
+use rustix::pipe::{PipeFlags, pipe_with};
 
+use self::lease::Lease;
 use super::offence::{Docket, Offence};
 
 /// The option of `linecardd` that makes it the relay. Its standard input is the socket to the daemon.
@@ -53,21 +61,49 @@ const TAKE_OVER: Duration = Duration::from_secs(2);
 /// Descriptors of one port that the relay could not let go of, from which on the port takes no connections.
 pub(super) const MOST_HELD: u32 = vetting::THREADS;
 
-/// What this process asks of the relay. Each message has the number of a port behind it and descriptors with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Order {
-    /// A connection and the end of a pair that stands for it.
-    Connect = 1,
-    /// A connection that nobody wants any more.
-    Discard = 2,
+/// Bytes of what the two tell each other: a kind, the number of a port, and what there is to say.
+const WORD_BYTES: usize = 13;
+
+fn word(kind: u8, port: u64, value: u32) -> [u8; WORD_BYTES] {
+    let ([a, b, c, d, e, f, g, h], [i, j, k, l]) = (port.to_ne_bytes(), value.to_ne_bytes());
+    [kind, a, b, c, d, e, f, g, h, i, j, k, l]
 }
 
-/// Bytes of an order.
-const ORDER_BYTES: usize = 9;
+/// The kind, the port and the rest.
+fn parse([kind, a, b, c, d, e, f, g, h, value @ ..]: [u8; WORD_BYTES]) -> (u8, u64, u32) {
+    (kind, u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes(value))
+}
 
-/// Bytes of news: a kind, the number of a port, and what there is to say.
-const NEWS_BYTES: usize = 13;
+/// What this process asks of the relay. Descriptors come with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// A connection, the end of a pair that stands for it, and the end of a pipe from its [lease](lease::Lease); to a port with so
+    /// many rings.
+    Connect(u32),
+    /// A connection that nobody wants any more.
+    Discard,
+}
+
+/// Descriptors that come with an order, at most.
+const ORDER_DESCRIPTORS: usize = 3;
+
+impl Order {
+    fn bytes(self, port: u64) -> [u8; WORD_BYTES] {
+        match self {
+            Self::Connect(rings) => word(1, port, rings),
+            Self::Discard => word(2, port, 0),
+        }
+    }
+
+    /// The port and what is asked for.
+    fn parse(bytes: [u8; WORD_BYTES]) -> Option<(u64, Self)> {
+        match parse(bytes) {
+            (1, port, rings) => Some((port, Self::Connect(rings))),
+            (2, port, _) => Some((port, Self::Discard)),
+            _ => None,
+        }
+    }
+}
 
 /// What the relay says of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,24 +115,20 @@ enum News {
 }
 
 impl News {
-    fn bytes(self, port: u64) -> [u8; NEWS_BYTES] {
-        let (kind, value) = match self {
-            Self::Held(count) => (1, count),
-            Self::Costly => (2, 0),
-        };
-        let ([a, b, c, d, e, f, g, h], [i, j, k, l]) = (port.to_ne_bytes(), value.to_ne_bytes());
-        [kind, a, b, c, d, e, f, g, h, i, j, k, l]
+    fn bytes(self, port: u64) -> [u8; WORD_BYTES] {
+        match self {
+            Self::Held(count) => word(1, port, count),
+            Self::Costly => word(2, port, 0),
+        }
     }
 
     /// The port and what is said of it.
-    fn parse([kind, a, b, c, d, e, f, g, h, value @ ..]: [u8; NEWS_BYTES]) -> Option<(u64, Self)> {
-        let port = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-        let news = match kind {
-            1 => Self::Held(u32::from_ne_bytes(value)),
-            2 => Self::Costly,
-            _ => return None,
-        };
-        Some((port, news))
+    fn parse(bytes: [u8; WORD_BYTES]) -> Option<(u64, Self)> {
+        match parse(bytes) {
+            (1, port, count) => Some((port, Self::Held(count))),
+            (2, port, _) => Some((port, Self::Costly)),
+            _ => None,
+        }
     }
 }
 
@@ -211,10 +243,10 @@ impl Relay {
 
     /// Returns when the relay has ended.
     fn hear(&self, from: &OwnedFd) {
-        let mut bytes = [0; NEWS_BYTES];
+        let mut bytes = [0; WORD_BYTES];
         loop {
             match rustix::net::recv(from, bytes.as_mut_slice(), RecvFlags::empty()) {
-                Ok((NEWS_BYTES, _)) => News::parse(bytes).into_iter().for_each(|(port, news)| self.note(port, news)),
+                Ok((WORD_BYTES, _)) => News::parse(bytes).into_iter().for_each(|(port, news)| self.note(port, news)),
                 Err(rustix::io::Errno::INTR) => {}
                 Ok(_) | Err(_) => return,
             }
@@ -235,9 +267,8 @@ impl Relay {
     }
 
     fn order(&self, order: Order, port: u64, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let [a, b, c, d, e, f, g, h] = port.to_ne_bytes();
-        let bytes = [order as u8, a, b, c, d, e, f, g, h];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let bytes = order.bytes(port);
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(ORDER_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         let control = self.control();
@@ -280,12 +311,15 @@ impl FarEnd {
         Self { stream, port }
     }
 
-    /// Has the relay take it over; returns the end that a session can read from and close.
-    pub(super) fn connect(&self) -> io::Result<UnixStream> {
-        let Some(relay) = running() else { return self.stream.try_clone() };
+    /// Has the relay take it over, for a port with so many rings; returns the end that a session can read from and close, and the
+    /// lease that is to go after it.
+    pub(super) fn connect(&self, rings: usize) -> io::Result<(UnixStream, Lease)> {
+        let Some(relay) = running() else { return Ok((self.stream.try_clone()?, Lease::default())) };
         let (ours, theirs) = UnixStream::pair()?;
-        relay.order(Order::Connect, self.port.0, &[self.stream.as_fd(), theirs.as_fd()])?;
-        Ok(ours)
+        let (notes, lease) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let order = Order::Connect(u32::try_from(rings).unwrap_or(u32::MAX));
+        relay.order(order, self.port.0, &[self.stream.as_fd(), theirs.as_fd(), notes.as_fd()])?;
+        Ok((ours, Lease::new(lease)))
     }
 }
 

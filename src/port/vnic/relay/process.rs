@@ -1,9 +1,13 @@
 //! The process that the relay is: [`run`]. One thread in epoll, for all connections; and one for each message that has descriptors
 //! with it, or that is to be thrown away with what it has.
 //!
-//! It must never wait for a front end, and nothing that one can send may end it. It ends when the daemon does. What its thread
-//! does at a front end's socket wakes all who wait for the other end, which may be very many: messages are charged to their link
-//! ([`Step::Costly`]), and what cannot be, shutting down and closing, is done on another thread.
+//! It must never wait for a front end, and nothing that one can send may end it. What its thread does at a front end's socket wakes
+//! all who wait for the other end, which may be very many: messages are charged to their link ([`Step::Costly`]), and what cannot
+//! be, shutting down and closing, is done on another thread.
+//!
+//! It ends with the daemon, and after it: the daemon's descriptors are closed when that has been killed, too, and until then none of
+//! the eventfds that are [kept](Kept) may go. Its end is that of the last of its threads ([`Daemon::wait`]); neither the end of a
+//! socket nor that of the thread that has started this process says as much.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -13,18 +17,23 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::message::DESCRIPTORS;
+use super::kept::Kept;
 use super::link::{Link, Step};
-use super::{News, ORDER_BYTES, Order, vetting};
+use super::{News, ORDER_DESCRIPTORS, Order, WORD_BYTES, vetting};
 use crate::sys::eventfd::EventFd;
-use crate::sys::stop_signals;
+use crate::sys::{process, socket, stop_signals};
 
 /// How long a descriptor may take to be looked at or let go of. Then its connection is ended, and the daemon hears of it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Stack of the thread that waits for the daemon.
+const STACK_BYTES: usize = 64 * 1024;
 
 /// Events that are taken from the kernel at once.
 const EVENTS: usize = 64;
@@ -32,9 +41,15 @@ const EVENTS: usize = 64;
 /// Orders that are taken at once.
 const ORDERS: usize = 64;
 
-/// Keys in the epoll set. Each connection has two, from 2 on: an even one for its front end and an odd one for its session.
+/// How long this process takes to end after its daemon, at most, whatever its thread does.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Keys in the epoll set. Each connection has [`KEYS`] from there on: for its front end, its session and its lease.
 const CONTROL: u64 = 0;
 const WAKE: u64 = 1;
+const KEYS: u64 = 3;
+const SESSION: u64 = 1;
+const LEASE: u64 = 2;
 
 /// What a process does that was started with [`super::OPTION`]: its standard input is the socket to the daemon. Returns when the
 /// daemon has ended.
@@ -45,21 +60,61 @@ pub fn run() -> io::Result<()> {
     // A service manager, or a terminal, tells all processes at once; the daemon is served until it has ended.
     stop_signals::ignore();
     let _ = rustix::thread::set_name(c"linecard-relay");
-    // Should this one hang, it goes with the daemon as well. If that is gone already, standard input says so.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    serve(io::stdin().as_fd().try_clone_to_owned()?)
+    let control = io::stdin().as_fd().try_clone_to_owned()?;
+    let Some(daemon) = Daemon::of(&control)? else { return Ok(()) };
+    let watched = daemon.try_clone()?;
+    // Should this thread hang, the process goes with the daemon as well.
+    let watch = move || {
+        watched.wait();
+        std::thread::sleep(ENDING);
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("daemon".into()).stack_size(STACK_BYTES).spawn(watch)?;
+    // Closing may take for ever, and nobody is to be left in the belief that he is still served.
+    let mut process = serve(control)?;
+    process.hang_up();
+    daemon.wait();
+    Ok(())
 }
 
-/// Serves the daemon at the other end of `control`.
-fn serve(control: OwnedFd) -> io::Result<()> {
+/// The process that has started this one.
+struct Daemon(OwnedFd);
+
+impl Daemon {
+    /// The one at the other end of `control`; nothing if it is gone.
+    fn of(control: &OwnedFd) -> io::Result<Option<Self>> {
+        let pid = Pid::from_raw(socket::peer(control)?.pid);
+        let daemon = match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            None | Some(Err(Errno::SRCH)) => return Ok(None),
+            Some(opened) => opened?,
+        };
+        // Else it may be another process of that number.
+        Ok(Some(Self(daemon)).filter(|_| rustix::process::getppid() == pid))
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Returns when it is gone, with all of its threads: each has let go of the process's descriptors before (kernel/exit.c, do_exit).
+    fn wait(&self) {
+        let mut end = [PollFd::new(&self.0, PollFlags::IN)];
+        while poll(&mut end, None) != Ok(1) {}
+    }
+}
+
+/// Serves the daemon at the other end of `control`, until it has ended or is about to. What comes back has all connections.
+fn serve(control: OwnedFd) -> io::Result<Process> {
     let (report, reports) = mpsc::channel();
     let mut process = Process {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        daemon: socket::peer(&control)?.pid,
         control,
         wake: Arc::new(EventFd::new()?),
         report,
         reports,
         links: HashMap::new(),
+        ended: HashMap::new(),
         last: 0,
         jobs: HashMap::new(),
         waiting: VecDeque::new(),
@@ -67,17 +122,22 @@ fn serve(control: OwnedFd) -> io::Result<()> {
     let read = epoll::EventFlags::IN;
     epoll::add(&process.epoll, &process.control, epoll::EventData::new_u64(CONTROL), read)?;
     epoll::add(&process.epoll, &process.wake, epoll::EventData::new_u64(WAKE), read)?;
-    process.run()
+    process.run()?;
+    Ok(process)
 }
 
 struct Process {
     epoll: OwnedFd,
     control: OwnedFd,
+    /// The number of the daemon's process.
+    daemon: i32,
     /// Signalled when a job is done.
     wake: Arc<EventFd>,
     report: Sender<Done>,
     reports: Receiver<Done>,
     links: HashMap<u64, Linked>,
+    /// Ports of links that have ended, and what the daemon may still have of them.
+    ended: HashMap<u64, (u64, Kept)>,
     /// The last number that was given to a link or a job.
     last: u64,
     jobs: HashMap<u64, Job>,
@@ -105,8 +165,10 @@ struct Job {
 enum Work {
     /// They came with a message of this link, which waits for them to be looked at.
     Look(u64),
-    /// They went with messages of this link, which waits for them to be closed if there still is one.
+    /// They went with a message of this link, which waits for them to be closed.
     Close(u64),
+    /// They are a link's, which does not wait for them to be closed and may have ended.
+    LetGo(u64),
     /// They are connections to be shut down. That takes time, perhaps, and waits for nobody.
     HangUp,
     /// They are such connections, in which something lies.
@@ -114,9 +176,9 @@ enum Work {
 }
 
 impl Work {
-    /// The link that waits for it.
+    /// The link that it ends if it takes for too long.
     fn link(self) -> Option<u64> {
-        if let Self::Look(link) | Self::Close(link) = self { Some(link) } else { None }
+        if let Self::Look(link) | Self::Close(link) | Self::LetGo(link) = self { Some(link) } else { None }
     }
 
     /// Does it.
@@ -128,7 +190,7 @@ impl Work {
                 looked.truncate(DESCRIPTORS + 1);
                 Ok(looked)
             }
-            Self::Close(_) => {
+            Self::Close(_) | Self::LetGo(_) => {
                 descriptors.into_iter().for_each(vetting::close);
                 Ok(Vec::new())
             }
@@ -175,8 +237,8 @@ impl Process {
     /// Takes orders; `false` if there is nobody any more who gives them.
     fn orders(&mut self) -> bool {
         for _ in 0..ORDERS {
-            let mut bytes = [0; ORDER_BYTES];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut bytes = [0; WORD_BYTES];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(ORDER_DESCRIPTORS))];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
             let received =
@@ -197,36 +259,79 @@ impl Process {
         true
     }
 
-    fn obey(&mut self, [order, port @ ..]: [u8; ORDER_BYTES], descriptors: Vec<OwnedFd>) {
-        let port = u64::from_ne_bytes(port);
+    fn obey(&mut self, bytes: [u8; WORD_BYTES], descriptors: Vec<OwnedFd>) {
+        let Some((port, order)) = Order::parse(bytes) else { return };
         let mut descriptors = descriptors.into_iter();
-        match (descriptors.next(), descriptors.next()) {
-            (Some(front_end), Some(session)) if order == Order::Connect as u8 => self.connect(port, front_end, session),
-            (Some(front_end), None) if order == Order::Discard as u8 => self.discard(port, front_end),
-            // No room for descriptors was left in this process: the daemon sees the end of its pair.
-            (Some(front_end), _) => self.discard(port, front_end),
+        match (order, descriptors.next(), descriptors.next(), descriptors.next()) {
+            (Order::Connect(rings), Some(front_end), Some(session), Some(lease)) => {
+                self.connect(port, front_end, session, Kept::new(lease, rings));
+            }
+            // One that nobody wants; or no room for all descriptors was left in this process, and the daemon sees the end of its pair.
+            (_, Some(front_end), ..) => self.discard(port, front_end),
             _ => {}
         }
     }
 
-    fn connect(&mut self, port: u64, front_end: OwnedFd, session: OwnedFd) {
+    fn connect(&mut self, port: u64, front_end: OwnedFd, session: OwnedFd, kept: Kept) {
         stay_beside_daemon();
         vetting::take_in_line(&front_end);
         self.last += 1;
+        let id = self.last;
+        let data = epoll::EventData::new_u64(key(id, LEASE));
+        let heard = epoll::add(&self.epoll, kept.lease(), data, epoll::EventFlags::IN);
         let watched = [epoll::EventFlags::empty(); 2];
-        self.links.insert(self.last, Linked { link: Link::new(port, front_end, session), watched });
-        self.step(self.last);
+        self.links.insert(id, Linked { link: Link::new(port, front_end, session, kept), watched });
+        match heard {
+            Ok(()) => self.step(id),
+            Err(_) => self.end(id),
+        }
     }
 
-    /// Something happened at a socket of a link.
+    /// Something happened at a socket of a link, or at its lease.
     fn ready(&mut self, key: u64, flags: epoll::EventFlags) {
-        let (id, is_session) = (key / 2, key % 2 == 1);
+        let (id, which) = (key / KEYS, key % KEYS);
+        if which == LEASE {
+            return self.hear(id);
+        }
+        let is_session = which == SESSION;
         self.step(id);
         let gone = is_session && flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
         // Replies that nobody reads are those of a session that has ended.
         if gone && self.links.get(&id).is_some_and(|linked| linked.link.has_replies()) {
             self.end(id);
         }
+    }
+
+    /// What is kept of a link, and its port, whether it has ended or not.
+    fn kept(&mut self, id: u64) -> Option<(u64, &mut Kept)> {
+        match self.links.get_mut(&id) {
+            Some(Linked { link, .. }) => Some((link.port, &mut link.kept)),
+            None => self.ended.get_mut(&id).map(|(port, kept)| (*port, kept)),
+        }
+    }
+
+    /// The daemon has closed something of a link, or everything.
+    fn hear(&mut self, id: u64) {
+        let Some((_, kept)) = self.kept(id) else { return };
+        if kept.hear() {
+            return self.close_released(id);
+        }
+        self.end(id);
+        let Some((port, kept)) = self.ended.remove(&id) else { return };
+        let _ = epoll::delete(&self.epoll, kept.lease());
+        if process::has_ended(self.daemon) {
+            // It was killed, and may be about to let go of what lies in its sockets.
+            vetting::keep(kept.into_all());
+        } else {
+            self.let_go(port, id, kept.into_all());
+        }
+    }
+
+    /// Closes what the daemon has let go of, if it is enough.
+    fn close_released(&mut self, id: u64) {
+        let Some((port, kept)) = self.kept(id) else { return };
+        let released = kept.take_released();
+        self.let_go(port, id, released);
     }
 
     /// Moves what a link can move, and waits for what it then needs.
@@ -265,7 +370,7 @@ impl Process {
             flags.set(epoll::EventFlags::IN, reads);
             flags.set(epoll::EventFlags::OUT, writes);
             let before = std::mem::replace(&mut watched[side as usize], flags);
-            let data = epoll::EventData::new_u64(2 * id + side);
+            let data = epoll::EventData::new_u64(key(id, side));
             let changed = match (before.is_empty(), flags.is_empty()) {
                 _ if before == flags => Ok(()),
                 (true, _) => epoll::add(&self.epoll, socket, data, flags),
@@ -288,9 +393,20 @@ impl Process {
             }
         }
         let port = link.port;
-        let (front_end, descriptors) = link.end();
+        let (front_end, descriptors, kept) = link.end();
+        self.ended.insert(id, (port, kept));
         self.let_go(port, id, descriptors);
         self.discard(port, front_end);
+    }
+
+    /// Ends all connections, and returns when whoever is at the other ends has been told.
+    fn hang_up(&mut self) {
+        let links: Vec<u64> = self.links.keys().copied().collect();
+        links.into_iter().for_each(|link| self.end(link));
+        while self.jobs.values().chain(self.waiting.iter().map(|(job, _)| job)).any(|job| job.work == Work::HangUp) {
+            let Ok(done) = self.reports.recv() else { return };
+            self.take(done);
+        }
     }
 
     /// Ends a connection and lets go of it, and of what lies in it.
@@ -298,10 +414,10 @@ impl Process {
         self.begin(Job::new(port, Work::HangUp), vec![front_end]);
     }
 
-    /// Lets go of descriptors of a link that has ended.
+    /// Lets go of descriptors of a link, for which it does not wait.
     fn let_go(&mut self, port: u64, link: u64, descriptors: Vec<OwnedFd>) {
         if !descriptors.is_empty() {
-            self.begin(Job::new(port, Work::Close(link)), descriptors);
+            self.begin(Job::new(port, Work::LetGo(link)), descriptors);
         }
     }
 
@@ -336,26 +452,44 @@ impl Process {
     /// Jobs were done.
     fn done(&mut self) {
         self.wake.drain();
-        while let Ok((id, looked)) = self.reports.try_recv() {
-            let Some(job) = self.jobs.remove(&id) else { continue };
-            if job.held {
-                self.tell_held(job.port);
+        while let Ok(done) = self.reports.try_recv() {
+            self.take(done);
+        }
+    }
+
+    /// A job was done.
+    fn take(&mut self, (id, outcome): Done) {
+        let Some(job) = self.jobs.remove(&id) else { return };
+        if job.held {
+            self.tell_held(job.port);
+        }
+        self.go_on(id, &job, outcome);
+        for (job, descriptors) in std::mem::take(&mut self.waiting) {
+            self.begin(job, descriptors);
+        }
+    }
+
+    /// Goes on with what came of a job.
+    fn go_on(&mut self, id: u64, job: &Job, outcome: io::Result<Vec<OwnedFd>>) {
+        if let Work::LetGo(link) = job.work {
+            if let Some((_, kept)) = self.kept(link) {
+                kept.closed();
             }
-            let link = job.work.link();
-            match (link.and_then(|link| Some((link, self.links.get_mut(&link)?))), looked) {
-                (Some((link, linked)), Ok(descriptors)) => {
-                    linked.link.resume(descriptors);
-                    self.step(link);
-                }
-                (Some((link, _)), Err(_)) => self.end(link),
-                (None, Ok(full)) if job.work == Work::HangUp && !full.is_empty() => {
-                    self.begin(Job::new(job.port, Work::Drain), full);
-                }
-                (None, looked) => self.let_go(job.port, link.unwrap_or(id), looked.unwrap_or_default()),
+            self.close_released(link);
+            // It may have waited for that.
+            return self.step(link);
+        }
+        let link = job.work.link();
+        match (link.and_then(|link| Some((link, self.links.get_mut(&link)?))), outcome) {
+            (Some((link, linked)), Ok(descriptors)) => {
+                linked.link.resume(descriptors);
+                self.step(link);
             }
-            for (job, descriptors) in std::mem::take(&mut self.waiting) {
-                self.begin(job, descriptors);
+            (Some((link, _)), Err(_)) => self.end(link),
+            (None, Ok(full)) if job.work == Work::HangUp && !full.is_empty() => {
+                self.begin(Job::new(job.port, Work::Drain), full);
             }
+            (None, outcome) => self.let_go(job.port, link.unwrap_or(id), outcome.unwrap_or_default()),
         }
     }
 
@@ -407,6 +541,11 @@ impl Job {
     }
 }
 
+/// The key of something that a link has.
+fn key(link: u64, which: u64) -> u64 {
+    KEYS * link + which
+}
+
 /// Runs where the daemon's control threads may, which is not on the shards' CPUs.
 fn stay_beside_daemon() {
     let daemon = rustix::process::getppid().and_then(|daemon| rustix::thread::sched_getaffinity(Some(daemon)).ok());
@@ -425,8 +564,12 @@ mod tests {
     use std::thread::JoinHandle;
 
     use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, SocketType};
+    use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
+
+    /// Rings of the port.
+    const RINGS: u32 = 2;
 
     /// A relay on a thread, with one connection: the front end's end and the session's.
     struct Rig {
@@ -434,20 +577,23 @@ mod tests {
         front_end: UnixStream,
         session: UnixStream,
         thread: Option<JoinHandle<io::Result<()>>>,
+        lease: OwnedFd,
     }
 
     impl Rig {
         fn new() -> Self {
             let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
             let (control, theirs) = pair.unwrap();
-            let thread = Some(std::thread::spawn(move || serve(theirs)));
+            let thread = Some(std::thread::spawn(move || serve(theirs).map(drop)));
             let (front_end, relayed) = UnixStream::pair().unwrap();
             let (session, end) = UnixStream::pair().unwrap();
-            send(&control, &[Order::Connect as u8, 7, 0, 0, 0, 0, 0, 0, 0], &[relayed.as_fd(), end.as_fd()]);
+            let (notes, lease) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+            let descriptors = [relayed.as_fd(), end.as_fd(), notes.as_fd()];
+            send(&control, &Order::Connect(RINGS).bytes(7), &descriptors);
             for stream in [&front_end, &session] {
                 stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             }
-            Self { control: Some(control), front_end, session, thread }
+            Self { control: Some(control), front_end, session, thread, lease }
         }
 
         /// What the session gets when it asks for so many bytes: they, and the number of descriptors with them.
@@ -534,6 +680,35 @@ mod tests {
         let mut rest = Vec::new();
         rig.session.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, half);
+    }
+
+    #[test]
+    fn eventfds_wait_until_earlier_ones_are_closed() {
+        let rig = Rig::new();
+        let kick = message(12, &[2; 8]);
+        let mut front_end = rig.front_end.try_clone().unwrap();
+        // What has come when nothing more comes.
+        let passed_on = || {
+            let come = |patience| {
+                rig.session.set_read_timeout(Some(patience)).unwrap();
+                (&rig.session).read_exact(&mut [0; 20]).is_ok()
+            };
+            assert!(come(Duration::from_secs(30)));
+            1 + std::iter::from_fn(|| come(Duration::from_millis(100)).then_some(())).count()
+        };
+        // More than there may be at once, and no more than the socket takes.
+        (0..200).for_each(|_| send(&front_end, &kick, &[EventFd::new().unwrap().as_fd()]));
+        front_end.write_all(&message(8, &[1; 8])).unwrap();
+        let mut sent = 0u64;
+        while sent < 201 {
+            let count = passed_on();
+            assert!(count <= 40, "{count} came together");
+            for _ in 0..count {
+                rustix::io::write(&rig.lease, &sent.to_ne_bytes()).unwrap();
+                sent += 1;
+            }
+        }
+        assert_eq!(sent, 201);
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Rig {
                 base: 0,
                 features: 1 << 32,
                 memory: Arc::clone(memory.memory()),
-                kick: EventFd::new().unwrap().into(),
+                kick: Arc::new(EventFd::new().unwrap().into()),
                 call: None,
                 log: None,
                 record: None,
