@@ -154,6 +154,44 @@ fn connections_that_are_refused_hold_up_nobody() {
     scene.finish();
 }
 
+/// What comes of `make`, which the relay sees at once and not bit by bit.
+fn at_once<T>(daemon: &Daemon, make: impl FnOnce() -> T) -> T {
+    let relay = daemon.relay();
+    kill_process(relay, Signal::STOP).unwrap();
+    let made = make();
+    kill_process(relay, Signal::CONT).unwrap();
+    made
+}
+
+#[test]
+fn a_file_that_cannot_be_closed_in_a_connection_that_is_refused_holds_up_nobody() {
+    let mut scene = Scene::new();
+    let connection = |scene: &Scene, file: Option<&Fuse>| {
+        let stream = UnixStream::connect(scene.daemon.socket("bad")).unwrap();
+        file.into_iter().for_each(|file| message::send(&stream, &[0; 12], &[file.open().as_fd()]).unwrap());
+        stream
+    };
+    let expect_others_served = |scene: &mut Scene, file: &Fuse| {
+        eventually("somebody waits for the file system", || (file.held() > 0).then_some(()));
+        for _ in 0..2 {
+            let mut other = Nic::up(&scene.daemon.socket("other"), &NicConfig::default());
+            meet(&mut other, &mut scene.peer);
+            drop(other);
+            scene.daemon.port_when("other", "it has left", |port| port.state() == "down");
+        }
+        expect_answers(&scene.daemon);
+        scene.witness.keeps_going();
+    };
+    // A second front end, which is closed before anything of it is read.
+    let nic = scene.nic();
+    let fuse = Fuse::mount();
+    let second = at_once(&scene.daemon, || connection(&scene, Some(&fuse)));
+    expect_others_served(&mut scene, &fuse);
+    fuse.release();
+    drop((nic, second));
+    scene.finish();
+}
+
 /// Sends a byte out of band with `file`'s last descriptor. The kernel throws such a byte away, unless it is asked not to, and with
 /// it what came with it.
 fn send_last_out_of_band(stream: &UnixStream, file: impl AsFd) {
