@@ -6,7 +6,7 @@
 //! one room, which is empty again sooner than somebody who connects in a loop can fill it.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -221,7 +221,8 @@ fn surplus(owners: &[Owner], last: Owner) -> Option<usize> {
     alike().min_by_key(|(_, owner)| std::cmp::Reverse(count(*owner))).map(|(at, _)| at)
 }
 
-/// A stream whose writes fail when nobody reads them.
+/// A stream whose writes fail when nobody reads them. It takes several buffers at once, as what is below it does: for one that
+/// does not, hyper copies whole answers, and drops them with the places that they have ([`super::turns`]) before anybody has read them.
 struct Impatient {
     io: Box<dyn Stream>,
     /// When the write that waits has waited for too long.
@@ -250,6 +251,19 @@ impl AsyncWrite for Impatient {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.bound(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.bound(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
