@@ -185,7 +185,32 @@ fn a_daemon_killed_in_the_middle_of_traffic_leaves_rings_that_go_on() {
 
 /// The file in which port `name` of a daemon notes where its packed rings are.
 fn record(daemon: &Daemon, name: &str) -> std::path::PathBuf {
-    daemon.dir().join("rings").join(name)
+    daemon.dir().join("rings").join(daemon.socket(name).to_str().unwrap().replace('/', "!"))
+}
+
+#[test]
+fn guests_go_on_when_their_port_is_renamed() {
+    let daemon = Daemon::with_ports(&["vm", "peer"]);
+    let config = NicConfig { features: LINUX | feature::RING_PACKED, ..NicConfig::default() };
+    let mut vm = Nic::up(&daemon.socket("vm"), &config);
+    let mut peer = Nic::up(&daemon.socket("peer"), &NicConfig::default());
+    let file = daemon.dir().join("linecard.yaml");
+    for (from, to) in [("vm", "web-1"), ("web-1", "web-2"), ("web-2", "vm")] {
+        meet(&mut vm, &mut peer);
+        exchange(&mut vm, &mut peer, 100);
+        let text = std::fs::read_to_string(&file).unwrap();
+        let renamed = text.replace(&format!("  {from}: {{"), &format!("  {to}: {{"));
+        assert_ne!(renamed, text);
+        std::fs::write(&file, renamed).unwrap();
+        daemon.linecard(&["apply"]).unwrap();
+        // At the same socket, whose name is that of the first port.
+        vm.reconnect(&daemon.socket("vm"));
+        let rings = &daemon.port_when(to, "its VM is back", |port| port.state() == "up").0["detail"]["queues"];
+        assert!((0..2).all(|ring| rings[ring]["doubt"].is_null()), "{rings}");
+        assert!(record(&daemon, "vm").exists());
+    }
+    meet(&mut vm, &mut peer);
+    exchange(&mut vm, &mut peer, 100);
 }
 
 /// A VM that is restored from `image`, the memory of `of`, as a process with memory of its own.
@@ -268,8 +293,10 @@ fn a_packed_ring_that_begins_where_its_guest_is_not_is_named() {
 #[test]
 fn records_that_cannot_be_trusted_are_not_used_and_the_port_says_so() {
     let elsewhere = tempfile::tempdir().unwrap();
-    std::fs::write(elsewhere.path().join("vm"), [0x41; 10_000]).unwrap();
+    let name = std::cell::OnceCell::new();
     let daemon = Daemon::start(|dir| {
+        let name = name.get_or_init(|| dir.join("vm.sock").to_str().unwrap().replace('/', "!"));
+        std::fs::write(elsewhere.path().join(name), [0x41; 10_000]).unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), dir.join("rings")).unwrap();
         preamble(dir)
             + "networks: { lan: {}, well: {} }\nports:\n"
@@ -281,7 +308,7 @@ fn records_that_cannot_be_trusted_are_not_used_and_the_port_says_so() {
     let mut peer = Nic::up(&daemon.socket("peer"), &NicConfig::default());
     meet(&mut vm, &mut peer);
     exchange(&mut vm, &mut peer, 64);
-    assert_eq!(std::fs::read(elsewhere.path().join("vm")).unwrap(), [0x41; 10_000]);
+    assert_eq!(std::fs::read(elsewhere.path().join(name.get().unwrap())).unwrap(), [0x41; 10_000]);
     let said = daemon.port("vm").0["detail"]["ring_records"].clone();
     assert!(said.as_str().is_some_and(|said| said.starts_with("none: ") && said.contains("not a directory")), "{said}");
     assert!(daemon.log().contains("will not survive the end of this process"), "{}", daemon.log());
@@ -317,7 +344,7 @@ fn records_of_a_port_that_went_before_its_vm_end_with_the_vm() {
     let daemon = Daemon::with_ports(&["peer"]);
     let mut vm = vm_to_be_killed(&daemon);
     daemon.linecard(&["port", "del", "vm"]).unwrap();
-    assert!(record(&daemon, "vm").exists(), "the VM may come back to another port of that name");
+    assert!(record(&daemon, "vm").exists(), "the VM may come back to another port at that socket");
     vm.kill().unwrap();
     vm.wait().unwrap();
     eventually("its records are gone", || (!record(&daemon, "vm").exists()).then_some(()));

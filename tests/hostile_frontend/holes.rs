@@ -253,7 +253,8 @@ fn records_that_are_punched_cut_and_overwritten_harm_their_port_only() {
     for number in 0..4 {
         let mut nic = Nic::up(&scene.daemon.socket("bad"), &config);
         meet(&mut nic, &mut scene.peer);
-        let path = scene.daemon.dir().join("rings/bad");
+        let name = scene.daemon.socket("bad").to_str().unwrap().replace('/', "!");
+        let path = scene.daemon.dir().join("rings").join(name);
         let file = Arc::new(File::options().read(true).write(true).open(path).unwrap());
         let len = file.metadata().unwrap().len();
         let other = file.clone();

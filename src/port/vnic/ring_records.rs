@@ -3,6 +3,9 @@
 //!
 //! They are for one case: this process ends, or the connection does, and the front end lives on with the same memory. So what
 //! they say ends with the front end's process: when another one connects, and when the port goes and nobody is there.
+//!
+//! A front end knows its port by the socket and by nothing else, so the file has the socket's name ([`file_name`]): a port that
+//! is renamed, or made anew in any way, finds the places of the VM that comes back to it.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -14,7 +17,7 @@ use crate::sys::process_identity::ProcessIdentity;
 use crate::sys::socket::Peer;
 
 /// Forgets what is written down in `directory` of ports that are gone and of front ends that have ended since. One that was
-/// connected when its port went may come back to another of that name, so its end is what counts, and nobody tells us of it.
+/// connected when its port went may come back to another at that socket, so its end is what counts, and nobody tells us of it.
 pub fn sweep_records(directory: &Path) {
     Records::sweep(directory);
 }
@@ -90,7 +93,7 @@ impl RingRecords {
     pub(super) fn close(&self, nic: &Nic, connected: bool) {
         let Some(directory) = &nic.config.records else { return };
         let mut kept = self.kept();
-        let left = kept.records.is_none() && Records::exist(directory, nic.config.name.as_str());
+        let left = kept.records.is_none() && Records::exist(directory, &file_name(&nic.config.socket));
         if connected || left && kept.open(nic, directory).is_err() {
             return;
         }
@@ -120,12 +123,27 @@ impl Kept {
     fn open(&mut self, nic: &Nic, directory: &Path) -> Result<&Arc<Records>, RecordsError> {
         if self.records.is_none() {
             let attention = Arc::clone(&nic.attention);
-            let records = Records::open(directory, nic.config.name.as_str(), nic.queues.len(), attention)?;
+            let records = Records::open(directory, &file_name(&nic.config.socket), nic.queues.len(), attention)?;
             records.set_front_end(self.front_end);
             self.records = Some(records);
         }
         self.records.as_ref().ok_or(RecordsError::NoRing(0))
     }
+}
+
+/// What the file for a port at `socket` is called: each socket's has a name of its own, of 214 bytes at most, twice what the path
+/// of a socket may have (unix(7)).
+fn file_name(socket: &Path) -> String {
+    let mut name = String::new();
+    for character in socket.to_string_lossy().chars() {
+        match character {
+            '/' => name.push('!'),
+            '!' => name.push_str("%1"),
+            '%' => name.push_str("%2"),
+            other => name.push(other),
+        }
+    }
+    name
 }
 
 const UNRECORDED: &str =
@@ -140,4 +158,19 @@ fn sentence(error: &RecordsError) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_socket_has_a_file_name_of_its_own() {
+        let name = |path: &str| file_name(Path::new(path));
+        assert_eq!(name("/run/linecard/vm1-eth0.sock"), "!run!linecard!vm1-eth0.sock");
+        let paths = ["/a", "!a", "%1a", "%a", "/%1", "%!", "//a", "/a/"];
+        let names: std::collections::BTreeSet<_> = paths.map(name).into();
+        assert_eq!(names.len(), paths.len(), "{names:?}");
+        assert!(names.iter().all(|name| !name.contains('/')));
+    }
 }
