@@ -285,9 +285,12 @@ fn a_packed_ring_that_begins_where_its_guest_is_not_is_named() {
     assert!(doubt(0).is_null(), "{}", doubt(0));
     assert!(doubt(1).as_str().is_some_and(|doubt| doubt.contains("counts from another place")), "{}", doubt(1));
     assert!(daemon.log().contains("vm: ring 1: its guest counts from another place"), "{}", daemon.log());
+    let port = daemon.port("vm");
+    assert_eq!(port.state(), "up", "other rings may be well");
+    assert!(port.reason().is_some_and(|reason| reason.starts_with("ring 1: its guest counts")), "{:?}", port.reason());
     vm.stop().unwrap();
     vm.rebind(vm.features()).unwrap();
-    assert!(doubt(1).is_null());
+    assert!(doubt(1).is_null() && daemon.port("vm").reason().is_none());
 }
 
 #[test]

@@ -56,6 +56,11 @@ impl VringView {
         self.was_started && queue.is_running()
     }
 
+    /// What is wrong with where it goes on, while it runs.
+    fn doubted(self, queue: &Queue) -> Option<&'static str> {
+        self.doubt.filter(|_| self.is_running(queue))
+    }
+
     /// Why the ring stopped by itself, until it is started anew.
     fn fault(self, queue: &Queue) -> Option<String> {
         queue.fault().filter(|_| self.was_started).map(|fault| fault.to_string())
@@ -76,9 +81,10 @@ impl DeviceView {
             return LinkState::Stopped(format!("ring {index} stopped: {fault}; {cure}"));
         }
         if rings().any(|(ring, queue)| ring.enabled && ring.is_running(queue)) {
-            return self
-                .pairs_wanted
-                .map_or(LinkState::Up, |wanted| LinkState::Impaired(surplus(wanted, queues.len() / 2)));
+            let doubted = rings().map(|(ring, queue)| ring.doubted(queue)).enumerate();
+            let doubt = doubted.filter_map(|(index, doubt)| Some(format!("ring {index}: {}", doubt?))).next();
+            let surplus = self.pairs_wanted.map(|wanted| surplus(wanted, queues.len() / 2));
+            return surplus.or(doubt).map_or(LinkState::Up, LinkState::Impaired);
         }
         match &self.obstacle {
             Some(obstacle) => LinkState::Stopped(format!("{obstacle}; the VM has to be set up anew")),
@@ -129,7 +135,7 @@ impl DeviceView {
                 "enabled": ring.enabled,
                 "size": ring.size,
                 "fault": ring.fault(queue),
-                "doubt": ring.doubt.filter(|_| ring.is_running(queue)),
+                "doubt": ring.doubted(queue),
             })
         };
         self.rings.iter().zip(queues).map(report).collect()
