@@ -3,6 +3,8 @@
 //! Both sides must agree on three things, and most broken set-ups differ in one of them: who makes the socket, that the
 //! VM's memory is shared, and how many queues there are. All three follow from the port here.
 
+use std::fs;
+
 use serde_json::Value;
 
 use crate::control::report::PortReport;
@@ -40,9 +42,11 @@ impl VmSide {
         let who = if self.vm_listens { "server=on" } else { "reconnect-ms=1000" };
         let mut netdev = format!("vhost-user,id=net-{name},chardev=char-{name}");
         let mut device = format!("virtio-net-pci,netdev=net-{name}");
-        if let Some(mac) = &self.mac {
-            device += &format!(",mac={mac}");
-        }
+        let mac = self.mac.clone().unwrap_or_else(|| {
+            // Which host it is (machine-id(5)); ports of other hosts may have the same name.
+            made_up(&fs::read_to_string("/etc/machine-id").unwrap_or_default(), name)
+        });
+        device += &format!(",mac={mac}");
         if self.queues > 1 {
             netdev += &format!(",queues={}", self.queues);
             // One vector for each ring, one for configuration changes and one for the control queue.
@@ -114,6 +118,18 @@ fn mtu_override(mtu: u16) -> String {
     )
 }
 
+/// An address for the guest of a port that names none, the same each time. QEMU by itself gives 52:54:00:12:34:56 to the first
+/// interface of every VM, and two VMs with one address do not reach each other; libvirt makes addresses up itself.
+fn made_up(host: &str, port: &str) -> String {
+    // FNV-1a (RFC 9923), of 64 bits.
+    let bytes = host.trim().bytes().chain([0]).chain(port.bytes());
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let [.., a, b, c] = (hash ^ hash >> 24 ^ hash >> 48).to_be_bytes();
+    // The range that QEMU and libvirt use: locally administered, no group.
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&apos;")
 }
@@ -138,6 +154,23 @@ mod tests {
 -device virtio-net-pci,netdev=net-vm1-eth0,mac=52:54:00:12:34:56,mq=on,vectors=10,host_mtu=9000
 ";
         assert_eq!(side(false, 4, Some(9000)).qemu("2G"), expected);
+    }
+
+    #[test]
+    fn a_guest_without_an_address_gets_one_of_its_own_each_time() {
+        let device = |name: &str| {
+            let side = VmSide { name: name.into(), mac: None, ..side(false, 1, None) };
+            side.qemu("1G").rsplit_once(",mac=").unwrap().1.to_owned()
+        };
+        assert_eq!(device("vm1-eth0"), device("vm1-eth0"));
+        let hosts = ["", "b5bb9d8014a0f9b1d61e21e796d78dcc\n"];
+        let ports = (0..100).map(|number| format!("vm{number}-eth0"));
+        let addresses: Vec<_> = ports.flat_map(|port| hosts.map(|host| made_up(host, &port))).collect();
+        let different: std::collections::BTreeSet<_> = addresses.iter().collect();
+        assert_eq!(different.len(), addresses.len());
+        assert!(
+            addresses.iter().all(|mac| mac.parse::<crate::ident::MacAddr>().is_ok() && mac.starts_with("52:54:00:"))
+        );
     }
 
     #[test]
