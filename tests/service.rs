@@ -78,6 +78,25 @@ fn the_manager_hears_that_the_daemon_is_ready_and_alive() {
     drop(daemon);
 }
 
+/// Whoever reads it has the process's table of mappings held, and everybody may.
+#[test]
+fn nobody_is_told_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let (manager, path) = manager(&directory);
+    let daemon = start(directory, &path, &[]);
+    expect(&manager, &["READY=1"]);
+    let of = |pid: &str, what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap();
+    let pid = daemon.pid().as_raw_nonzero().to_string();
+    let relays = of(&pid, &format!("task/{pid}/children"));
+    assert_eq!((of(&pid, "cmdline").as_str(), of(&pid, "comm").trim()), ("", "linecardd"));
+    let relay = relays.split_whitespace().next().unwrap();
+    let end = Instant::now() + PATIENCE;
+    while !of(relay, "cmdline").is_empty() {
+        assert!(Instant::now() < end, "the relay's is told");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_manager_with_an_abstract_name_hears_it_too() {
     let directory = tempfile::tempdir().unwrap();

@@ -136,6 +136,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn side(vm_listens: bool, queues: u64, mtu: Option<u16>) -> VmSide {

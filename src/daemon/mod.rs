@@ -42,6 +42,7 @@ use crate::host::cpu_plan::Choice;
 use crate::observe::metrics;
 use crate::port::vnic::relay;
 use crate::shard::{IdlePolicy, Policy, ShardError, Shards};
+use crate::sys::arguments;
 use crate::sys::heap;
 use crate::sys::regular_file::{self, FileError, Symlinks};
 use crate::sys::signal;
@@ -106,6 +107,9 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     let plan = read(file)?;
     let file = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error.into()))?;
     logging::start(plan.daemon.log);
+    if let Err(error) = arguments::hide() {
+        log::debug!("who reads /proc/PID/cmdline of linecardd can keep it from mapping memory meanwhile: {error}");
+    }
     descriptors::prepare();
     descriptors::compare(&plan);
     let (store, moved) = Store::open(&plan.daemon.state_dir)?;

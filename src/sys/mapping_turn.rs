@@ -1,35 +1,59 @@
 //! Who changes this process's mappings of peers' files, one thread at a time: [`in_turn`]; and how long the kernel kept each
-//! waiting for that: [`take_wait`].
+//! waiting for its peer's file: [`take_wait`].
 //!
 //! Whoever maps or unmaps a file waits for the kernel's list of all its mappings (`i_mmap_rwsem`), in whichever process they are,
 //! and holds this process's own table of mappings meanwhile (`mmap_lock`). The owner of a file can have that list held for many
 //! seconds: it maps its file tens of thousands of times and has a hole punched into it by a thread that hardly ever runs. So
-//! two things are to be told apart: a thread that waits for its own peer's file, and those that wait behind it for the
-//! process's table. As only one is let in here, it is the one whose file is waited for, and the others wait for their turn,
-//! which is held against nobody.
+//! those who change mappings have turns, in which nobody else does.
 //!
-//! What is measured is the time in which the thread neither ran nor waited for a CPU, and only if it let go of its CPU by itself:
-//! mapping or unmapping much takes long and is no wait, however busy the host is.
+//! A thread that is kept waiting in its turn may wait for its own peer's file, or for the process's table, which others can hold as
+//! well: a thread of ours in a page fault, whoever reads `/proc/PID/smaps`. Time does not tell these apart, and an innocent
+//! peer must not be charged. The kernel does: it names the function in which a thread waits (proc_pid_wchan(5)). So a thread
+//! that does nothing else looks every [`LOOK`] at those that are long in a change, and what one waits outside of the functions that take
+//! the table ([`TABLE_TAKERS`]) is charged. Where the kernel names none (no CONFIG_KALLSYMS), nobody is charged.
 //!
-//! The turn is for threads that serve one peer each. None that others wait for takes it, and nobody takes it who holds a lock
-//! that others need. A signal handler that replaces pages of a peer's file ([`super::sigbus`]) can wait for no turn, and may
-//! be kept waiting in the same way: it says so ([`out_of_turn`]). If it came when nobody had the turn, it is its file that is
-//! waited for, and its time is taken off what whoever has the turn next is told; otherwise it waits behind the one who has.
+//! A signal handler that replaces pages of a peer's file ([`super::sigbus`]) can wait for no turn, but is looked at in the same
+//! way ([`out_of_turn`]). The turn is for threads that serve one peer each. None that others wait for takes it, and nobody takes it
+//! who holds a lock that others need.
 
-#![allow(unsafe_code)] // getrusage of a thread, which rustix has no call for.
+#![cfg_attr(test, allow(unsafe_code))] // Mappings that tests wait for.
 
 use std::cell::Cell;
-use std::fs;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::io::Read;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Duration;
 
+use rustix::thread::gettid;
 use rustix::time::{ClockId, clock_gettime};
 
-/// How much of a wait may have been for a CPU where the kernel does not say (no CONFIG_SCHED_INFO, no procfs).
-const UNTOLD: Duration = Duration::from_millis(900);
+/// How often those are looked at that are long in a change; one that takes less than that is not seen. Changes take microseconds.
+const LOOK: Duration = Duration::from_millis(10);
 
-static TURN: Turn = Turn::new();
+/// How many can be in a change at once: the one whose turn it is, and shards in their signal handlers.
+const PLACES: usize = 64;
+
+/// Functions of the kernel in which a thread waits for `mmap_lock` that maps, unmaps, advises or locks (mm/util.c, mm/vma.c,
+/// mm/mmap.c, mm/madvise.c, mm/mlock.c; the lock's own functions are not named).
+const TABLE_TAKERS: [&str; 9] = [
+    "vm_mmap_pgoff",
+    "__vm_munmap",
+    "vm_munmap",
+    "do_madvise",
+    "madvise_lock",
+    "do_mlock",
+    "__do_sys_munlock",
+    "__x64_sys_munlock",
+    "__arm64_sys_munlock",
+];
+
+static TURN: Mutex<()> = Mutex::new(());
+
+static WATCHER: OnceLock<Option<Thread>> = OnceLock::new();
+
+static CHANGES: [Change; PLACES] = [const { Change::none() }; PLACES];
 
 thread_local! {
     static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
@@ -37,7 +61,9 @@ thread_local! {
 
 /// Runs `change`, which maps or unmaps a peer's file or changes how it is mapped, while nobody else does such a thing.
 pub fn in_turn<T>(change: impl FnOnce() -> T) -> T {
-    let (done, waited) = TURN.have(change);
+    let watcher = watcher();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (done, waited) = watched(watcher, change);
     add_wait(waited);
     done
 }
@@ -45,7 +71,7 @@ pub fn in_turn<T>(change: impl FnOnce() -> T) -> T {
 /// Runs `change`, which replaces pages of a peer's file, at once; and says for how long the kernel kept it waiting for that file.
 /// Async-signal-safe if `change` is.
 pub(super) fn out_of_turn<T>(change: impl FnOnce() -> T) -> (T, Duration) {
-    TURN.pass_by(change)
+    watched(WATCHER.get().and_then(Option::as_ref), change)
 }
 
 /// Has [`take_wait`] tell of a wait in another thread, for this one's peer.
@@ -53,70 +79,104 @@ pub(super) fn add_wait(waited: Duration) {
     WAITED.set(WAITED.get().saturating_add(waited));
 }
 
-/// For how long the kernel has kept this thread waiting in its turns since this was asked last.
+/// For how long the kernel has kept this thread waiting for its peer's files since this was asked last.
 pub fn take_wait() -> Duration {
     WAITED.take()
 }
 
-/// The turn, and those who came when nobody had it and have none.
-struct Turn {
-    lock: Mutex<()>,
-    /// Whether somebody has it.
-    taken: AtomicBool,
-    /// How many are outside of it now.
-    outside: AtomicU32,
-    /// When the last of them came, in nanoseconds.
-    since: AtomicU64,
-    /// How long those took that have gone, in nanoseconds.
-    past: AtomicU64,
+/// A change that is under way.
+struct Change {
+    /// Who makes it; [`Change::FREE`] if nobody, [`Change::TAKEN`] if somebody is about to or has just done so.
+    thread: AtomicI32,
+    /// When it was begun, and for how long its thread was seen to wait for its peer's file: nanoseconds.
+    begun: AtomicU64,
+    waited: AtomicU64,
 }
 
-impl Turn {
-    const fn new() -> Self {
-        Self {
-            lock: Mutex::new(()),
-            taken: AtomicBool::new(false),
-            outside: AtomicU32::new(0),
-            since: AtomicU64::new(0),
-            past: AtomicU64::new(0),
+impl Change {
+    const FREE: i32 = 0;
+    const TAKEN: i32 = -1;
+
+    const fn none() -> Self {
+        Self { thread: AtomicI32::new(Self::FREE), begun: AtomicU64::new(0), waited: AtomicU64::new(0) }
+    }
+
+    /// Looks at who makes it, and counts the time since `last` if that waits for its peer's file. Whether there is one.
+    fn look(&self, last: u64, now: u64) -> bool {
+        let (thread, begun) = (self.thread.load(Ordering::SeqCst), self.begun.load(Ordering::SeqCst));
+        if thread == Self::FREE {
+            return false;
+        }
+        let unseen = now.saturating_sub(last.max(begun));
+        if thread != Self::TAKEN
+            && now.saturating_sub(begun) >= LOOK.as_nanos() as u64
+            && waits_for_file(thread)
+            // It still is the same.
+            && (self.thread.load(Ordering::SeqCst), self.begun.load(Ordering::SeqCst)) == (thread, begun)
+        {
+            self.waited.fetch_add(unseen, Ordering::SeqCst);
+        }
+        true
+    }
+}
+
+/// Runs `change` under the eyes of `watcher`. Async-signal-safe if `change` is.
+fn watched<T>(watcher: Option<&Thread>, change: impl FnOnce() -> T) -> (T, Duration) {
+    let taken = |place: &&Change| {
+        place.thread.compare_exchange(Change::FREE, Change::TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    };
+    let (Some(watcher), Some(place)) = (watcher, CHANGES.iter().find(taken)) else {
+        return (change(), Duration::ZERO);
+    };
+    place.begun.store(monotonic(), Ordering::SeqCst);
+    place.waited.store(0, Ordering::SeqCst);
+    place.thread.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
+    watcher.unpark();
+    let done = change();
+    place.thread.store(Change::TAKEN, Ordering::SeqCst);
+    let waited = Duration::from_nanos(place.waited.load(Ordering::SeqCst));
+    place.thread.store(Change::FREE, Ordering::SeqCst);
+    (done, waited)
+}
+
+/// The thread that looks, which is started with the first change; `None` if it could not be.
+fn watcher() -> Option<&'static Thread> {
+    let start = || {
+        let started = thread::Builder::new().name("mappings".into()).stack_size(64 * 1024).spawn(watch);
+        started.inspect_err(|error| log::error!("no thread to watch who maps memory: {error}")).ok()
+    };
+    WATCHER.get_or_init(|| start().map(|handle| handle.thread().clone())).as_ref()
+}
+
+/// What it does: it looks as long as there are changes, and sleeps otherwise.
+fn watch() {
+    loop {
+        thread::park();
+        let mut last = monotonic();
+        loop {
+            thread::sleep(LOOK);
+            let now = monotonic();
+            if CHANGES.iter().filter(|change| change.look(last, now)).count() == 0 {
+                break;
+            }
+            last = now;
         }
     }
+}
 
-    /// Runs `change` when it is its turn; and says for how long it was kept waiting then by nobody who came before it.
-    fn have<T>(&self, change: impl FnOnce() -> T) -> (T, Duration) {
-        let _turn = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        self.taken.store(true, Ordering::SeqCst);
-        let (before, others) = (Standing::of_this_thread(), self.time_outside());
-        let done = change();
-        let others = self.time_outside().saturating_sub(others);
-        let waited = Standing::of_this_thread().waited_since(&before).saturating_sub(others);
-        self.taken.store(false, Ordering::SeqCst);
-        (done, waited)
-    }
+/// Whether this thread waits in the kernel, and not for the process's table of mappings.
+fn waits_for_file(thread: i32) -> bool {
+    let mut name = [0; 64];
+    let read = File::open(format!("/proc/self/task/{thread}/wchan")).and_then(|mut file| file.read(&mut name));
+    let name = name.get(..read.unwrap_or(0)).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or_default();
+    is_a_files(name.trim())
+}
 
-    fn pass_by<T>(&self, change: impl FnOnce() -> T) -> (T, Duration) {
-        if self.taken.load(Ordering::SeqCst) {
-            return (change(), Duration::ZERO);
-        }
-        let before = Standing::without_files();
-        self.since.store(monotonic(), Ordering::SeqCst);
-        self.outside.fetch_add(1, Ordering::SeqCst);
-        let done = change();
-        let took = u64::try_from(before.at.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.past.fetch_add(took, Ordering::SeqCst);
-        self.outside.fetch_sub(1, Ordering::SeqCst);
-        (done, Standing::without_files().waited_since(&before))
-    }
-
-    /// How long all who are or were outside took so far. It may be somewhat more, which is no place to hide in: each that was
-    /// kept waiting is told so itself.
-    fn time_outside(&self) -> Duration {
-        let running = match self.outside.load(Ordering::SeqCst) {
-            0 => 0,
-            _ => monotonic().saturating_sub(self.since.load(Ordering::SeqCst)),
-        };
-        Duration::from_nanos(self.past.load(Ordering::SeqCst).wrapping_add(running))
-    }
+/// Whether a thread waits for a file that waits in this function; the kernel says "0" of one that does not wait.
+fn is_a_files(function: &str) -> bool {
+    // The compiler's copies of a function have its name, a dot and more.
+    let function = function.split('.').next().unwrap_or_default();
+    !matches!(function, "" | "0") && !TABLE_TAKERS.contains(&function)
 }
 
 /// Nanoseconds since some moment.
@@ -125,73 +185,17 @@ fn monotonic() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
-/// Where a thread stands: what the kernel has given it so far.
-struct Standing {
-    at: Instant,
-    /// For how long it has run.
-    ran: Duration,
-    /// For how long it was ready to run and did not, if the kernel says so.
-    ready: Option<Duration>,
-    /// How often it has let go of its CPU by itself.
-    let_go: i64,
-}
-
-impl Standing {
-    fn of_this_thread() -> Self {
-        Self { ready: ready(), ..Self::without_files() }
-    }
-
-    /// The same without what only a file says. Async-signal-safe.
-    fn without_files() -> Self {
-        let ran = clock_gettime(ClockId::ThreadCPUTime);
-        Self {
-            at: Instant::now(),
-            ran: Duration::new(ran.tv_sec.unsigned_abs(), u32::try_from(ran.tv_nsec).unwrap_or(0)),
-            ready: None,
-            let_go: let_go(),
-        }
-    }
-
-    fn waited_since(&self, before: &Self) -> Duration {
-        if self.let_go == before.let_go {
-            return Duration::ZERO;
-        }
-        let ready = match (self.ready, before.ready) {
-            (Some(now), Some(then)) => now.saturating_sub(then),
-            _ => UNTOLD,
-        };
-        (self.at - before.at).saturating_sub(self.ran.saturating_sub(before.ran)).saturating_sub(ready)
-    }
-}
-
-/// For how long this thread was ready to run and did not (proc_pid_schedstat: the second field); zeros mean that the kernel does
-/// not count.
-fn ready() -> Option<Duration> {
-    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    let fields: Vec<u64> = text.split_whitespace().map_while(|field| field.parse().ok()).collect();
-    let &[ran, ready, _] = &*fields else { return None };
-    (ran > 0).then(|| Duration::from_nanos(ready))
-}
-
-/// How often this thread has let go of its CPU by itself.
-fn let_go() -> i64 {
-    // SAFETY: zeros are a valid rusage, which lives through the call, and the call writes nothing else.
-    unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
-        usage.ru_nvcsw
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Instant;
+
     use super::*;
 
-    const LONG: Duration = Duration::from_millis(150);
+    const LONG: Duration = Duration::from_millis(300);
 
     #[test]
-    fn sleep_is_a_wait_and_work_is_none() {
+    fn sleep_in_the_kernel_is_a_wait_and_work_is_none() {
         take_wait();
         in_turn(|| {
             let end = Instant::now() + LONG;
@@ -200,46 +204,23 @@ mod tests {
             }
         });
         assert_eq!(take_wait(), Duration::ZERO, "it was busy");
-        in_turn(|| std::thread::sleep(LONG + UNTOLD));
-        assert!(take_wait() >= LONG, "less what it may have waited for a CPU where the kernel does not say");
+        // Nothing but the table of mappings is told from what else a thread may wait for.
+        in_turn(|| thread::sleep(LONG));
+        let waited = take_wait();
+        assert!(waited > Duration::ZERO && waited < 100 * LONG, "{waited:?}");
         assert_eq!(take_wait(), Duration::ZERO);
-    }
-
-    #[test]
-    fn a_wait_behind_a_handler_that_came_first_is_the_handlers() {
-        static OWN: Turn = Turn::new();
-        std::thread::scope(|scope| {
-            let (inside, entered) = std::sync::mpsc::channel();
-            let handler = scope.spawn(move || {
-                OWN.pass_by(|| {
-                    inside.send(()).unwrap();
-                    std::thread::sleep(2 * LONG + UNTOLD);
-                })
-            });
-            entered.recv().unwrap();
-            let (((), handlers), ours) = OWN.have(|| handler.join().unwrap());
-            assert!(handlers >= LONG && ours < LONG, "{handlers:?} and {ours:?}");
-            let ((), ours) = OWN.have(|| std::thread::sleep(LONG + UNTOLD));
-            assert!(ours >= LONG, "{ours:?} when it has gone");
-        });
-    }
-
-    #[test]
-    fn a_wait_behind_which_a_handler_came_is_not_the_handlers() {
-        static OWN: Turn = Turn::new();
-        let handler = || OWN.pass_by(|| std::thread::sleep(LONG + UNTOLD));
-        let (((), handlers), ours) = OWN.have(|| std::thread::scope(|scope| scope.spawn(handler).join().unwrap()));
-        assert!(handlers.is_zero() && ours >= LONG, "{handlers:?} and {ours:?}");
+        let ((), waited) = out_of_turn(|| thread::sleep(LONG));
+        assert!(waited > Duration::ZERO && take_wait() == Duration::ZERO, "{waited:?}");
     }
 
     #[test]
     fn a_wait_for_ones_turn_is_nobodys() {
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let (inside, entered) = std::sync::mpsc::channel();
             scope.spawn(move || {
                 in_turn(|| {
                     inside.send(()).unwrap();
-                    std::thread::sleep(LONG);
+                    thread::sleep(LONG);
                 });
             });
             entered.recv().unwrap();
@@ -247,5 +228,48 @@ mod tests {
             in_turn(|| {});
             assert_eq!(take_wait(), Duration::ZERO);
         });
+    }
+
+    /// Another thread of this process has the table for as long as it touches all of this.
+    #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
+    fn a_wait_for_the_table_of_mappings_is_nobodys() {
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+        const LEN: usize = 512 << 20;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at a place that the kernel chooses.
+        let map = |len| unsafe { mmap_anonymous(std::ptr::null_mut(), len, access, MapFlags::PRIVATE) }.unwrap();
+        // SAFETY: exactly what `map` has mapped, which nobody accesses any more.
+        let unmap = |at, len| unsafe { munmap(at, len) }.unwrap();
+        in_turn(|| {});
+        take_wait();
+        let (mut longest, mut charged) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..20 {
+            let at = map(LEN) as usize;
+            thread::scope(|scope| {
+                // SAFETY: all of the mapping that was just made, which holds nothing.
+                let touch = move || unsafe { madvise(at as *mut _, LEN, Advice::LinuxPopulateWrite) };
+                let toucher = scope.spawn(touch);
+                while !toucher.is_finished() {
+                    let began = Instant::now();
+                    in_turn(|| unmap(map(4096), 4096));
+                    longest = longest.max(began.elapsed());
+                    charged += take_wait();
+                }
+                toucher.join().unwrap().unwrap();
+            });
+            unmap(at as *mut _, LEN);
+            if longest > 3 * LOOK {
+                break;
+            }
+        }
+        assert!(longest > 3 * LOOK, "it did not come to a wait: {longest:?}");
+        assert_eq!(charged, Duration::ZERO, "of {longest:?}");
+    }
+
+    #[test]
+    fn who_waits_for_the_table_of_mappings_waits_for_no_file() {
+        assert!(["vm_mmap_pgoff", "__vm_munmap", "do_madvise.part.0", "0", ""].iter().all(|name| !is_a_files(name)));
+        assert!(["vma_prepare", "unlink_file_vma", "shmem_fault"].iter().all(|name| is_a_files(name)));
     }
 }

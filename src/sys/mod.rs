@@ -1,5 +1,6 @@
 //! What the kernel and the CPU offer, as safe calls: the only place besides `mem` and `ring` that may be unsafe.
 
+pub mod arguments;
 pub mod cpu;
 pub mod descriptors;
 pub mod doorbell;

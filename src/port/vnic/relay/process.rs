@@ -27,7 +27,7 @@ use super::kept::Kept;
 use super::link::{Link, Step};
 use super::{News, ORDER_DESCRIPTORS, Order, WORD_BYTES, vetting};
 use crate::sys::eventfd::EventFd;
-use crate::sys::{process, socket, stop_signals};
+use crate::sys::{arguments, process, socket, stop_signals};
 
 /// How long a descriptor may take to be looked at or let go of. Then its connection is ended, and the daemon hears of it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,6 +60,8 @@ pub fn run() -> io::Result<()> {
     // A service manager, or a terminal, tells all processes at once; the daemon is served until it has ended.
     stop_signals::ignore();
     let _ = rustix::thread::set_name(c"linecard-relay");
+    // The daemon has said so where this cannot be had.
+    let _ = arguments::hide();
     let control = io::stdin().as_fd().try_clone_to_owned()?;
     let Some(daemon) = Daemon::of(&control)? else { return Ok(()) };
     let watched = daemon.try_clone()?;
