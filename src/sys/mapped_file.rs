@@ -356,12 +356,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::ops::Range;
     use std::os::fd::AsFd;
-    use std::os::unix::process::ExitStatusExt;
 
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use rustix::process::{Resource, Rlimit, setrlimit};
 
     use super::*;
+    use crate::sys::alone;
 
     fn memfd(len: u64, flags: MemfdFlags) -> File {
         let file = memfd_create("mapped", MemfdFlags::CLOEXEC | flags).unwrap();
@@ -404,6 +404,11 @@ mod tests {
     /// The host may have such pages to give, and then nothing is missing; it has not given any to most who run tests.
     #[test]
     fn a_part_of_a_huge_page_is_mapped_patched_and_unmapped_as_all_of_it() {
+        // Others would map something there at once when it is unmapped.
+        if alone::task().is_none() {
+            let me = "sys::mapped_file::tests::a_part_of_a_huge_page_is_mapped_patched_and_unmapped_as_all_of_it";
+            return alone::expect(me, "map huge pages");
+        }
         for (flags, page) in SHARED_HUGE {
             let mapped = map(&memfd(1 << 30, flags), 256 * 1024);
             let start = mapped.address() as usize;
@@ -412,8 +417,7 @@ mod tests {
             assert!(mapped.failure().is_none_or(|failure| failure == Failure::NoPage));
             assert!(mapped.loss().is_none_or(|loss| loss == Loss::NoRoom));
             drop(mapped);
-            // Other tests may have mapped something there since, but nothing of this size.
-            assert!(bytes_mapped(start..start + page) < page);
+            assert_eq!(bytes_mapped(start..start + page), 0);
         }
     }
 
@@ -477,24 +481,13 @@ mod tests {
         assert_ne!(identity(&one), identity(&memfd(4096, MemfdFlags::empty())));
     }
 
-    /// What is changed for a whole process is tried in one of its own, which runs this test alone.
-    const CHILD: &str = "LINECARD_TEST_MAPPED_FILE";
-
     #[test]
     fn no_memory_is_taken_for_a_failed_mapping_but_what_is_touched() {
-        match std::env::var(CHILD) {
-            Ok(what) => lose_a_large_file(&what),
-            Err(_) => ["limited", "exhausted", "given back"].into_iter().for_each(expect_survival),
-        }
-    }
-
-    fn expect_survival(what: &str) {
         let me = "sys::mapped_file::tests::no_memory_is_taken_for_a_failed_mapping_but_what_is_touched";
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", me, "--test-threads=1", "--nocapture"]).env(CHILD, what);
-        let output = child.output().unwrap();
-        let (status, said) = (output.status, String::from_utf8_lossy(&output.stderr));
-        assert!(status.success(), "{what}: signal {:?}, {said}", status.signal());
+        match alone::task() {
+            Some(what) => lose_a_large_file(&what),
+            None => ["limited", "exhausted", "given back"].into_iter().for_each(|what| alone::expect(me, what)),
+        }
     }
 
     /// What the process of its own does.

@@ -395,7 +395,10 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
+    use crate::sys::alone;
 
     #[test]
     fn slots_are_found_while_in_use_reused_afterwards_and_the_table_grows() {
@@ -414,21 +417,14 @@ mod tests {
         assert!(slots[6].read().is_none(), "a slot in change is not read");
     }
 
-    /// Runs this test alone in a process of its own, with `what` to do there, and returns the signal that ended it.
-    fn signal_of_child(what: &str) -> Option<i32> {
-        let me = "sys::sigbus::tests::faults_elsewhere_still_end_the_process";
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", me, "--test-threads=1"]).env(CHILD, what).stdout(std::process::Stdio::null());
-        std::os::unix::process::ExitStatusExt::signal(&child.status().unwrap())
-    }
-
-    const CHILD: &str = "LINECARD_TEST_SIGBUS";
-
     #[test]
     fn faults_elsewhere_still_end_the_process() {
-        match std::env::var(CHILD) {
-            Ok(what) => end_by(&what),
-            Err(_) => assert_eq!(["fault", "raise"].map(signal_of_child), [Some(libc::SIGBUS); 2]),
+        let me = "sys::sigbus::tests::faults_elsewhere_still_end_the_process";
+        match alone::task() {
+            Some(what) => end_by(&what),
+            None => {
+                assert_eq!(["fault", "raise"].map(|what| alone::run(me, what).status.signal()), [Some(libc::SIGBUS); 2])
+            }
         }
     }
 

@@ -122,6 +122,15 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|there| (there.st_dev(), there.st_ino()))
 }
 
+/// Leaves the socket of a dead process at `path`. Closing alone would not do: a child that another test is starting has what was
+/// open here until it becomes another program.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub fn leave_behind(path: &Path) {
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -134,7 +143,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         make_way(&at("nothing")).unwrap();
-        drop(UnixListener::bind(at("stale")).unwrap());
+        leave_behind(&at("stale"));
         make_way(&at("stale")).unwrap();
         assert!(!at("stale").exists());
         let _live = UnixListener::bind(at("live")).unwrap();
@@ -163,7 +172,7 @@ mod tests {
     fn a_socket_of_somebody_else_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        drop(UnixListener::bind(&path).unwrap());
+        leave_behind(&path);
         assert!(rustix::process::geteuid().is_root(), "this test becomes another user, so run it as root");
         std::os::unix::fs::chown(dir.path(), Some(4711), None).unwrap();
         // Ids of a thread are its own; this one ends with what it has become.

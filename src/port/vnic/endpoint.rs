@@ -86,11 +86,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::net::UnixListener;
 
     use super::*;
     use crate::port::vnic::Mode as Side;
-    use crate::sys::socket_file::connect;
+    use crate::sys::socket_file::{connect, leave_behind};
 
     fn config(socket: PathBuf) -> VnicConfig {
         VnicConfig {
@@ -129,7 +128,7 @@ mod tests {
     fn stale_sockets_are_replaced_and_live_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vm1.sock");
-        drop(UnixListener::bind(&path).unwrap());
+        leave_behind(&path);
         assert!(path.exists());
         let (_listener, _file) = listen(&config(path.clone())).unwrap();
         assert!(matches!(listen(&config(path.clone())), Err(EndpointError::InUse(_))));
