@@ -20,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
@@ -127,6 +127,17 @@ impl Listener {
                 (!has_ended(&stream)).then(|| Accepted { io: Box::new(stream), owner, peer: None })
             }),
         }
+    }
+}
+
+impl Drop for Listener {
+    /// From now on whoever connects is refused. Closing alone would not do: a process that is being started has what is open here,
+    /// until it becomes another program, and who connects meanwhile would wait for nobody.
+    fn drop(&mut self) {
+        let _ = match self {
+            Self::Unix(listener, _) => shutdown(listener, Shutdown::Read),
+            Self::Tcp(listener) => shutdown(listener, Shutdown::Read),
+        };
     }
 }
 
@@ -278,7 +289,27 @@ impl AsyncWrite for Impatient {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::ApiSocket;
     use super::*;
+
+    #[tokio::test]
+    async fn nobody_comes_in_after_the_end_though_a_child_has_the_sockets_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let (unix, access, _file) = ApiSocket::bind(&path, 0o600, None).unwrap().into_parts();
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let _child = [unix.as_fd(), tcp.as_fd()].map(|listener| listener.try_clone_to_owned().unwrap());
+        for listener in [Listener::Unix(unix, access), Listener::Tcp(tcp)] {
+            serve(listener, Router::new(), watch::channel(true).1).await;
+        }
+        let refused =
+            [std::os::unix::net::UnixStream::connect(&path).map(drop), std::net::TcpStream::connect(address).map(drop)];
+        for error in refused {
+            assert_eq!(error.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        }
+    }
 
     #[test]
     fn who_has_the_most_connections_loses_the_oldest_of_them() {
