@@ -75,11 +75,13 @@ impl Bench {
         let status = self.in_time(&what("status"), Controller::status);
         assert_eq!(status.networks, 1);
         let ports = self.in_time(&what("port list"), Controller::ports);
-        let good = ports.iter().find(|port| port.name == "good").unwrap();
-        assert_eq!((good.state, &good.reason), (PortState::Up, &None), "{call}");
-        assert!(ports.iter().any(|port| port.name == "bad"), "{call}");
-        let good = self.in_time(&what("port show"), |c| c.port("good").unwrap());
-        assert!(good.detail.is_some(), "{call}");
+        assert!(["bad", "good"].iter().all(|name| ports.iter().any(|port| port.name == *name)), "{call}");
+        // A port is passed over after a second, which a busy host may take to let its answer through.
+        self.until(&what("the other port"), |bench| {
+            let is_up = |port: &PortReport| (port.state, &port.reason) == (PortState::Up, &None);
+            let ports = bench.in_time("port list", Controller::ports);
+            ports.iter().any(|port| port.name == "good" && is_up(port)) && bench.port("good").detail.is_some()
+        });
         self.in_time(&what("port show of that port"), |c| c.port("bad").unwrap());
         self.in_time(&what("network list"), Controller::networks);
         self.in_time(&what("fdb list"), |c| c.fdb(&FdbFilter::default(), None).unwrap());
@@ -159,13 +161,13 @@ fn a_port_that_does_not_end_is_not_waited_for_and_keeps_its_number() {
     bench.write("", "loopback");
     let report = bench.in_time("apply", |c| c.apply(None).unwrap());
     assert!(report.stopped["bad"].contains("has not ended"), "{:?}", report.stopped);
-    assert_eq!((report.stopped.len(), bench.port("good").state), (1, PortState::Up));
+    assert_eq!(report.stopped.len(), 1);
     bench.look_at_everything("drop");
     let again = bench.in_time("apply", |c| c.apply(None).unwrap());
     assert!(again.stopped["bad"].contains("has not ended"), "{:?}", again.stopped);
     bench.gate.open();
     bench.until("the port", |bench| bench.controller.apply(None).unwrap().stopped.is_empty());
-    assert_eq!(bench.port("bad").state, PortState::Up);
+    bench.until("it is up", |bench| bench.port("bad").state == PortState::Up);
 
     // The number of one that was removed is not another's before it has ended.
     let bench = Bench::new("drop");
