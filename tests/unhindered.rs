@@ -228,19 +228,17 @@ fn who_connects_in_a_loop_keeps_nobody_out() {
 
 /// The process that looks at descriptors for the daemon.
 fn relay_of(daemon: &Daemon) -> i32 {
-    let own = daemon.pid().as_raw_nonzero().to_string();
-    let is_it = |process: &fs::DirEntry| {
-        // Number, name in parentheses, state, parent (proc(5)).
-        let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
-        let parent = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(1));
-        stat.contains("(linecard-relay)") && parent == Some(&own)
-    };
+    let is_it =
+        |child: &i32| fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name == "linecard-relay\n");
     let mut found = None;
     daemon.until("the daemon has a relay", || {
-        found = fs::read_dir("/proc").unwrap().flatten().find(is_it).map(|process| process.file_name());
+        let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap().flatten();
+        let children: String =
+            tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default()).collect();
+        found = children.split_whitespace().map(|child| child.parse().unwrap()).find(is_it);
         found.is_some()
     });
-    found.unwrap().to_str().unwrap().parse().unwrap()
+    found.unwrap()
 }
 
 #[test]

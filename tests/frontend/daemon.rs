@@ -3,13 +3,14 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::child;
 use super::eventually;
 use super::footprint::Footprint;
 
@@ -67,13 +68,7 @@ impl Daemon {
 
     /// Runs `linecard --api SOCK -o json ARGS`; its output, or what it said on stderr.
     pub fn linecard(&self, args: &[&str]) -> Result<Value, String> {
-        let output = Command::new(env!("CARGO_BIN_EXE_linecard"))
-            .arg("--api")
-            .arg(self.dir.path().join("api.sock"))
-            .args(["-o", "json"])
-            .args(args)
-            .output()
-            .expect("the linecard command");
+        let output = self.run(args);
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
@@ -81,14 +76,14 @@ impl Daemon {
             .map_err(|error| format!("{error} in {}", String::from_utf8_lossy(&output.stdout)))
     }
 
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_linecard"));
+        child::output(command.arg("--api").arg(self.dir.path().join("api.sock")).args(["-o", "json"]).args(args))
+    }
+
     /// The records of `linecard events` that are of one kind.
     pub fn events(&self, kind: &str) -> Vec<Value> {
-        let output = Command::new(env!("CARGO_BIN_EXE_linecard"))
-            .arg("--api")
-            .arg(self.dir.path().join("api.sock"))
-            .args(["-o", "json", "events"])
-            .output()
-            .expect("the linecard command");
+        let output = self.run(&["events"]);
         let text = String::from_utf8_lossy(&output.stdout);
         let records = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a record"));
         records.filter(|record| record["event"] == kind).collect()
@@ -129,17 +124,20 @@ impl Daemon {
     #[track_caller]
     pub fn relay(&self) -> Pid {
         eventually("the daemon has a relay", || {
-            let own = self.child.id().to_string();
-            fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
-                let stat = fs::read_to_string(process.path().join("stat")).ok()?;
-                // Number, name in parentheses, state, parent (proc(5)).
-                let (head, fields) = stat.rsplit_once(')')?;
-                let (number, name) = head.split_once(" (")?;
-                let parent = fields.split_whitespace().nth(1)?;
-                let is_it = name == "linecard-relay" && parent == own && !fields.starts_with(" Z");
-                is_it.then(|| Pid::from_raw(number.parse().ok()?)).flatten()
+            self.children().into_iter().find(|child| {
+                let stat = fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero())).unwrap_or_default();
+                // Behind the name in parentheses is the state (proc_pid_stat(5)).
+                stat.contains("(linecard-relay)") && !stat.contains(") Z")
             })
         })
+    }
+
+    /// Its child processes, ended ones too. No other process is looked at: what /proc tells of one may have to wait for it.
+    pub fn children(&self) -> Vec<Pid> {
+        let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("procfs");
+        let lists: String = tasks.flatten().map(of).collect();
+        lists.split_whitespace().filter_map(|number| Pid::from_raw(number.parse().ok()?)).collect()
     }
 
     /// SIGTERM, and its exit status.
@@ -224,14 +222,9 @@ impl Drop for Daemon {
 
 fn launch(dir: &Path) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("log")).expect("a log file");
-    Command::new(env!("CARGO_BIN_EXE_linecardd"))
-        .arg("--config")
-        .arg(dir.join("linecard.yaml"))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a second handle"))
-        .stderr(log)
-        .spawn()
-        .expect("the linecardd binary")
+    let mut command = Command::new(env!("CARGO_BIN_EXE_linecardd"));
+    command.arg("--config").arg(dir.join("linecard.yaml")).stdin(Stdio::null());
+    child::spawn(command.stdout(log.try_clone().expect("a second handle")).stderr(log))
 }
 
 /// The CPUs that this process, and so the daemon, may use.

@@ -16,6 +16,7 @@
 //! | [`large`] | large frames of TCP and UDP, and their segments |
 //! | [`witness`] | a healthy pair of NICs that must lose nothing while others misbehave |
 //! | [`scene`] | a daemon, that pair, a guest that misbehaves and one on its network |
+//! | [`child`] | child processes, and what they must not have |
 //! | [`daemon`] | the `linecardd` under test: its files, its process, its API |
 //! | [`footprint`] | what the daemon's process holds, and what of it must be gone |
 //! | [`loopback`] | a reference back end over the virtio-queue crate, to prove this harness itself |
@@ -28,6 +29,7 @@
 #![allow(dead_code, unreachable_pub)]
 #![allow(clippy::unwrap_used)]
 
+pub mod child;
 pub mod daemon;
 pub mod doorbell;
 pub mod driver;

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sockopt};
 use rustix::process::{Signal, kill_process, test_kill_process};
 
+use super::frontend::child::{self, NoneStarts, none_starts};
 use super::frontend::daemon::Daemon;
 use super::frontend::message::{self, VERSION};
 use super::frontend::nic::{Nic, NicConfig, meet};
@@ -28,18 +29,21 @@ use super::{MIB, Scene, event, fds};
 
 /// A socket that takes ten minutes to close for whoever has the last descriptor of it. That may be this test: what it has sent is
 /// closed at the other end at any time. So it is closed by a thread that may wait, and is closed here when this is gone unless
-/// it does.
-struct Lingering(Option<TcpStream>);
+/// it does. Nor may it be a child process that has just been started.
+struct Lingering {
+    stream: Option<TcpStream>,
+    _none_starts: NoneStarts,
+}
 
 impl AsFd for Lingering {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_ref().unwrap().as_fd()
+        self.stream.as_ref().unwrap().as_fd()
     }
 }
 
 impl Drop for Lingering {
     fn drop(&mut self) {
-        let stream = self.0.take();
+        let stream = self.stream.take();
         let closing = std::thread::spawn(move || drop(stream));
         let end = Instant::now() + Duration::from_secs(2);
         while !closing.is_finished() && Instant::now() < end {
@@ -50,6 +54,7 @@ impl Drop for Lingering {
 
 /// Such a socket. The other end, which must not go, is second.
 fn lingering() -> (Lingering, TcpStream) {
+    let _none_starts = none_starts();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (theirs, _) = listener.accept().unwrap();
@@ -60,7 +65,7 @@ fn lingering() -> (Lingering, TcpStream) {
         while (&ours).write(&[0; 65536]).is_ok() {}
         std::thread::sleep(Duration::from_millis(50));
     }
-    (Lingering(Some(ours)), theirs)
+    (Lingering { stream: Some(ours), _none_starts }, theirs)
 }
 
 /// Sends a message whose descriptor is `file`'s last: it comes with the first part of the message, and is closed here before
@@ -94,14 +99,9 @@ fn expect_answers(daemon: &Daemon) {
         &["drops"],
         &["apply"],
     ] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_linecard"))
-            .arg("--api")
-            .arg(daemon.dir().join("api.sock"))
-            .args(args)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_linecard"));
+        command.arg("--api").arg(daemon.dir().join("api.sock")).args(args);
+        let mut child = child::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()));
         let begin = Instant::now();
         while child.try_wait().unwrap().is_none() {
             if begin.elapsed() > DEADLINE {
@@ -317,6 +317,7 @@ fn what_came_with_a_message_that_was_never_whole_is_counted_as_well() {
 fn an_eventfd_that_cannot_be_closed_holds_up_nobody() {
     let mut scene = Scene::new();
     let session = negotiated(&scene.daemon);
+    let none_starts = none_starts();
     let (bell, plain) = (event(), event());
     let held = HeldSet::around(&bell);
     // More than the session is given: the relay has the last descriptor of this one.
@@ -325,7 +326,7 @@ fn an_eventfd_that_cannot_be_closed_holds_up_nobody() {
     let relay = scene.daemon.relay();
     kill_process(relay, Signal::STOP).unwrap();
     session.raw(&message::encode(request::SET_VRING_CALL, VERSION, &[0; 8]), &many).unwrap();
-    drop(bell);
+    drop((bell, none_starts));
     kill_process(relay, Signal::CONT).unwrap();
     // Others are served, and the port says why it may not be.
     for _ in 0..3 {
@@ -345,11 +346,6 @@ fn an_eventfd_that_cannot_be_closed_holds_up_nobody() {
 #[test]
 fn relays_that_end_leave_nothing_behind() {
     let mut daemon = Daemon::with_ports(&["bad"]);
-    let children = || {
-        let list = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap();
-        tasks.flatten().map(list).map(|list| list.split_whitespace().count()).sum::<usize>()
-    };
     for at in 1..=20 {
         let relay = daemon.relay();
         let session = Session::connect(&daemon.socket("bad")).unwrap();
@@ -359,7 +355,7 @@ fn relays_that_end_leave_nothing_behind() {
         eventually("it is gone for good", || (test_kill_process(relay) == Err(Errno::SRCH)).then_some(()));
         assert_ne!(daemon.relay(), relay, "{at}");
     }
-    assert_eq!(children(), 1, "the relay that serves");
+    assert_eq!(daemon.children().len(), 1, "the relay that serves");
     // One that is told to end together with its daemon has not ended by itself.
     assert_eq!(daemon.log().matches("the relay has ended").count(), 20, "{}", daemon.log());
     let errors = daemon.log().matches("ERROR").count();

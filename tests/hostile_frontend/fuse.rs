@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,6 +17,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tempfile::TempDir;
+
+use super::frontend::child::{NoneStarts, none_starts};
 
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
@@ -31,6 +33,18 @@ pub struct Fuse {
     thread: Option<JoinHandle<()>>,
     path: PathBuf,
     _dir: TempDir,
+}
+
+/// The file, opened. Nobody but this process may be the one that closes it here.
+pub struct Open {
+    file: File,
+    _none_starts: NoneStarts,
+}
+
+impl AsFd for Open {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 struct Server {
@@ -66,8 +80,9 @@ impl Fuse {
         Self { server, thread: Some(thread), path, _dir: dir }
     }
 
-    pub fn open(&self) -> File {
-        File::open(&self.path).unwrap()
+    pub fn open(&self) -> Open {
+        let _none_starts = none_starts();
+        Open { file: File::open(&self.path).unwrap(), _none_starts }
     }
 
     /// How many requests of others were left without an answer so far.

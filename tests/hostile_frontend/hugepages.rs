@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::frontend::DEADLINE;
+use super::frontend::child;
 use super::frontend::frame::frame;
 use super::frontend::ram::{Region, huge_memfd};
 use super::frontend::ring::Desc;
@@ -86,7 +87,7 @@ impl SmallHugetlbfs {
         let script = format!("mount -t hugetlbfs -o {options} linecard-test /mnt && echo mounted && exec cat");
         let mut unshare = Command::new("unshare");
         unshare.args(["--mount", "sh", "-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut holder = unshare.spawn().expect("unshare, of util-linux");
+        let mut holder = child::spawn(&mut unshare);
         let told = std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut [0; 8]);
         told.expect("a hugetlbfs, which takes root");
         let path = format!("/proc/{}/root/mnt", holder.id()).into();

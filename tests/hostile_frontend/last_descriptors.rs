@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use rustix::process::{Signal, kill_process};
 
 use super::descriptors::negotiated;
+use super::frontend::child::none_starts;
 use super::frontend::daemon::Daemon;
 use super::frontend::doorbell::Doorbell;
 use super::frontend::message::{self, VERSION};
@@ -20,6 +21,7 @@ const MANY: usize = 100;
 
 /// Sends an eventfd for ring 0 that is in a held set, and others for ring 1 after it. No descriptor of it is left here.
 fn send_held(session: &Session, request: u32) -> HeldSet {
+    let _none_starts = none_starts();
     let (bell, plain) = (event(), event());
     let held = HeldSet::around(&bell);
     session.tell(request, &0u64.to_le_bytes(), &[bell.as_fd()], false).unwrap();

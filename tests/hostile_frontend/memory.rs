@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, prlimit};
 
+use super::frontend::child;
 use super::frontend::daemon::Daemon;
 use super::frontend::frame::{BROADCAST, frame};
 use super::frontend::nic::{Nic, NicConfig, carry, exchange, meet};
@@ -326,7 +327,7 @@ impl SmallTmpfs {
         }
         let pipes = (std::process::Stdio::piped(), std::process::Stdio::piped());
         unshare.args(["--mount", "sh", "-c", &script]).stdin(pipes.0).stdout(pipes.1);
-        let mut holder = unshare.spawn().expect("unshare, of util-linux");
+        let mut holder = child::spawn(&mut unshare);
         let mut said = [0; 8];
         let told = std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said);
         told.expect("a tmpfs, which takes root or user namespaces");

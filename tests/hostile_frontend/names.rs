@@ -9,6 +9,7 @@ use std::process::Command;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Scene;
+use super::frontend::child;
 use super::frontend::session::request;
 
 /// Clears the screen, sets the window's title, rings, forges a log line, turns the text round, and uses the 8-bit form of ESC [.
@@ -16,12 +17,8 @@ const NAME: &str = "x\x1b[2J\x1b]0;owned\x07\n[2026-11-29T00:00:00Z ERROR] well-
 
 /// What `linecard ARGS` prints for people.
 fn printed(scene: &Scene, args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_linecard"))
-        .arg("--api")
-        .arg(scene.daemon.dir().join("api.sock"))
-        .args(args)
-        .output()
-        .expect("the linecard command");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_linecard"));
+    let output = child::output(command.arg("--api").arg(scene.daemon.dir().join("api.sock")).args(args));
     String::from_utf8(output.stdout).unwrap()
 }
 
