@@ -1,8 +1,8 @@
 //! What the kernel and the CPU offer, as safe calls: the only place besides `mem` and `ring` that may be unsafe.
 
-pub mod arguments;
 #[cfg(test)]
 mod alone;
+pub mod arguments;
 pub mod cpu;
 pub mod descriptors;
 pub mod doorbell;
