@@ -2,40 +2,47 @@
 //! [`Conflicts`]. And what they say together: that two ports are connected to each other.
 //!
 //! A conflict goes on being told once a minute and is forgotten when nothing was seen of it for the FDB's hold-down. Ports are
-//! kept by name, because numbers are given to others. What one port can cause is bounded, so that it hides no other's.
+//! kept by name, because numbers are given to others. What one port can cause is bounded, so that it hides no other's. Who looks
+//! sees a copy ([`ConflictsView`]).
+
+mod view;
 
 use std::collections::BTreeMap;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::Controller;
 use super::events::{Event, Events};
-use super::report::{ConflictReason, ConflictReport, LoopReport};
+use super::report::ConflictReason;
 use crate::clock::Instant;
 use crate::ident::{MacAddr, NetworkIndex, PortIndex};
 use crate::limits::PORT_CONFLICTS;
 use crate::switch::{FLAP_HOLD_DOWN, FLAP_WINDOW, Incident, IncidentKind};
+pub(super) use view::ConflictsView;
 
 /// How often a conflict, or a loop, that goes on is told.
 const REMINDER: Duration = Duration::from_secs(60);
+
+/// A network and two of its ports, in order.
+type Pair = (Arc<str>, Arc<str>, Arc<str>);
 
 /// What is going on.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
     /// When the shards' notes were taken in last.
     now: Instant,
-    stations: BTreeMap<(String, MacAddr), Conflict>,
-    /// When each pair of ports was told of last, and when it was seen last. By network, and the ports in order.
-    loops: BTreeMap<(String, String, String), Loop>,
+    stations: BTreeMap<(Arc<str>, MacAddr), Conflict>,
+    /// When each pair of ports was told of last, and when it was seen last.
+    loops: BTreeMap<Pair, Loop>,
 }
 
 /// One station that is seen at other ports than its own.
 #[derive(Debug)]
 struct Conflict {
     reason: ConflictReason,
-    stays_at: String,
+    stays_at: Arc<str>,
     /// Where it is seen, too.
-    sightings: BTreeMap<String, Sighting>,
+    sightings: BTreeMap<Arc<str>, Sighting>,
 }
 
 #[derive(Debug, Default)]
@@ -55,9 +62,9 @@ struct Loop {
 
 /// What an incident is about, by name; nothing for a port or a network that has gone since.
 struct Named {
-    network: String,
-    port: String,
-    other: String,
+    network: Arc<str>,
+    port: Arc<str>,
+    other: Arc<str>,
 }
 
 impl Conflicts {
@@ -66,41 +73,63 @@ impl Conflicts {
         &mut self,
         now: Instant,
         incidents: &[Incident],
-        name: impl Fn(&Incident) -> Option<(String, String, String)>,
+        name: impl Fn(&Incident) -> Option<Named>,
         events: &Events,
     ) {
         self.now = now;
+        let mut counts = self.counts();
         for incident in incidents {
-            let Some((network, port, other)) = name(incident) else { continue };
-            let named = Named { network, port, other };
+            let Some(named) = name(incident) else { continue };
             let reason = match incident.kind {
                 IncidentKind::Moved => {
-                    let Named { network, port, other: other_port } = named;
-                    let (mac, count) = (incident.mac.to_string(), incident.count.into());
+                    let (network, mac, count) =
+                        (named.network.to_string(), incident.mac.to_string(), incident.count.into());
+                    let (port, other_port) = (named.port.to_string(), named.other.to_string());
                     events.record(Event::AddressMoved { network, mac, port, other_port, count });
                     continue;
                 }
                 IncidentKind::Damped => ConflictReason::Damped,
                 IncidentKind::Pinned => ConflictReason::Pinned,
             };
-            self.enter(now, incident, named, reason);
+            self.enter(now, incident, named, reason, &mut counts);
         }
         self.tell(now, events);
         self.find_loops(now, events);
         self.forget(now);
     }
 
-    fn enter(&mut self, now: Instant, incident: &Incident, named: Named, reason: ConflictReason) {
+    /// How many stations each port sees that are not there.
+    fn counts(&self) -> BTreeMap<Arc<str>, usize> {
+        let mut counts = BTreeMap::new();
+        for port in self.stations.values().flat_map(|conflict| conflict.sightings.keys()) {
+            *counts.entry(Arc::clone(port)).or_default() += 1;
+        }
+        counts
+    }
+
+    fn enter(
+        &mut self,
+        now: Instant,
+        incident: &Incident,
+        named: Named,
+        reason: ConflictReason,
+        counts: &mut BTreeMap<Arc<str>, usize>,
+    ) {
         let Named { network, port, other: stays_at } = named;
         let key = (network, incident.mac);
         let is_known = self.stations.get(&key).is_some_and(|conflict| conflict.sightings.contains_key(&port));
-        let at_port = || self.stations.values().filter(|conflict| conflict.sightings.contains_key(&port)).count();
-        if !is_known && at_port() >= PORT_CONFLICTS {
-            return;
+        if !is_known {
+            let count = counts.entry(Arc::clone(&port)).or_default();
+            if *count >= PORT_CONFLICTS {
+                return;
+            }
+            *count += 1;
         }
-        let fresh = || Conflict { reason, stays_at: stays_at.clone(), sightings: BTreeMap::new() };
+        let fresh = || Conflict { reason, stays_at: Arc::clone(&stays_at), sightings: BTreeMap::new() };
         let conflict = self.stations.entry(key).or_insert_with(fresh);
-        conflict.sightings.remove(&stays_at);
+        if let (Some(_), Some(count)) = (conflict.sightings.remove(&stays_at), counts.get_mut(&stays_at)) {
+            *count -= 1;
+        }
         (conflict.reason, conflict.stays_at) = (reason, stays_at);
         let sighting = conflict.sightings.entry(port).or_default();
         sighting.last = now;
@@ -116,8 +145,8 @@ impl Conflicts {
                 }
                 let count = std::mem::take(&mut sighting.untold);
                 sighting.told = Some(now);
-                let (network, mac) = (network.clone(), mac.to_string());
-                let (port, other_port) = (port.clone(), stays_at.clone());
+                let (network, mac) = (network.to_string(), mac.to_string());
+                let (port, other_port) = (port.to_string(), stays_at.to_string());
                 events.record(match reason {
                     ConflictReason::Damped => Event::AddressDamped { network, mac, port, other_port, count },
                     ConflictReason::Pinned => Event::AddressPinned { network, mac, port, other_port, count },
@@ -143,7 +172,7 @@ impl Conflicts {
             (suspected.last, suspected.stations) = (now, suspected.stations.max(count));
             if is_due(now, suspected.told) {
                 suspected.told = Some(now);
-                let (network, port, other_port) = ports;
+                let (network, port, other_port) = (ports.0.to_string(), ports.1.to_string(), ports.2.to_string());
                 events.record(Event::LoopSuspected { network, port, other_port, count });
             }
         }
@@ -156,40 +185,6 @@ impl Conflicts {
         self.stations.retain(|_, conflict| !conflict.sightings.is_empty());
         self.loops.retain(|_, suspected| now.since(suspected.last) < FLAP_HOLD_DOWN);
     }
-
-    /// The conflicts that port `port` has a part in.
-    pub(super) fn of_port(&self, port: &str) -> Vec<ConflictReport> {
-        self.all().filter(|report| report.port == port || report.stays_at == port).collect()
-    }
-
-    /// The ports where a station is seen, too.
-    pub(super) fn also_at(&self, network: &str, mac: MacAddr) -> Vec<String> {
-        let conflict = self.stations.get(&(network.to_string(), mac));
-        conflict.map(|conflict| conflict.sightings.keys().cloned().collect()).unwrap_or_default()
-    }
-
-    /// Ports that seem to be connected to each other.
-    pub(super) fn loops(&self) -> Vec<LoopReport> {
-        let report = |((network, first, second), suspected): (&(String, String, String), &Loop)| LoopReport {
-            network: network.clone(),
-            ports: [first.clone(), second.clone()].into(),
-            stations: suspected.stations,
-        };
-        self.loops.iter().map(report).collect()
-    }
-
-    fn all(&self) -> impl Iterator<Item = ConflictReport> {
-        self.stations.iter().flat_map(move |((_, mac), conflict)| {
-            conflict.sightings.iter().map(move |(port, sighting)| ConflictReport {
-                mac: mac.to_string(),
-                reason: conflict.reason,
-                port: port.clone(),
-                stays_at: conflict.stays_at.clone(),
-                count: sighting.count,
-                seconds_ago: self.now.since(sighting.last).as_secs(),
-            })
-        })
-    }
 }
 
 /// Whether something that was told at `told` is to be told again.
@@ -198,12 +193,6 @@ fn is_due(now: Instant, told: Option<Instant>) -> bool {
 }
 
 impl Controller {
-    /// What was noted last.
-    pub(super) fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
-        // Whole between two statements, and nobody holds it for long.
-        self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes in what the shards noted of stations since the last call.
     pub(super) fn note_conflicts(&self) {
         let (view, (incidents, lost)) = (self.shown.ports.load(), self.shown.fdb().take_incidents());
@@ -214,10 +203,14 @@ impl Controller {
         let networks: BTreeMap<NetworkIndex, _> = numbered.collect();
         let ports: BTreeMap<PortIndex, _> = view.ports.iter().map(|(name, port)| (port.number, name)).collect();
         let name = |incident: &Incident| {
-            let port = |port| ports.get(port).map(|name| name.to_string());
-            Some((networks.get(&incident.network)?.to_string(), port(&incident.port)?, port(&incident.other)?))
+            let port = |port| ports.get(port).map(|name| Arc::from(name.as_str()));
+            let network = Arc::from(networks.get(&incident.network)?.as_str());
+            Some(Named { network, port: port(&incident.port)?, other: port(&incident.other)? })
         };
-        self.conflicts().note(self.clock.now(), &incidents, name, &self.events);
+        // Whole between two statements.
+        let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
+        conflicts.note(self.clock.now(), &incidents, name, &self.events);
+        self.shown.conflicts.store(Arc::new(ConflictsView::of(&conflicts)));
     }
 }
 
@@ -225,16 +218,17 @@ impl Controller {
 mod tests {
     use super::*;
 
-    fn incident(kind: IncidentKind, last: u8, port: u16, other: u16, count: u32) -> Incident {
+    pub(super) fn incident(kind: IncidentKind, last: u8, port: u16, other: u16, count: u32) -> Incident {
         let mac = MacAddr([2, 0, 0, 0, 0, last]);
         Incident { kind, network: NetworkIndex(0), mac, port: PortIndex(port), other: PortIndex(other), count }
     }
 
     /// Has `conflicts` note these at second `at`; what was recorded.
-    fn note(conflicts: &mut Conflicts, at: u64, incidents: &[Incident]) -> Vec<String> {
+    pub(super) fn note(conflicts: &mut Conflicts, at: u64, incidents: &[Incident]) -> Vec<String> {
         let events = Events::default();
-        let port = |port: PortIndex| format!("p{}", port.0);
-        let name = |i: &Incident| (i.port.0 < 90).then(|| ("lan".to_string(), port(i.port), port(i.other)));
+        let port = |port: PortIndex| Arc::from(format!("p{}", port.0));
+        let named = |i: &Incident| Named { network: "lan".into(), port: port(i.port), other: port(i.other) };
+        let name = |i: &Incident| (i.port.0 < 90).then(|| named(i));
         conflicts.note(Instant(at * 1_000_000_000), incidents, name, &events);
         events.since(0).iter().map(|record| format!("{} {}", record.event.kind(), record.event)).collect()
     }
@@ -253,14 +247,15 @@ mod tests {
         assert!((1..60).all(|at| note(&mut conflicts, at, &again(1)).is_empty()));
         assert_eq!(note(&mut conflicts, 60, &again(1)), [told(60)]);
         assert!(note(&mut conflicts, 65, &[]).is_empty());
+        let view = ConflictsView::of(&conflicts);
         let report = |port: &str| {
-            let of_port = conflicts.of_port(port);
+            let of_port = view.of_port(port);
             of_port.iter().map(|c| (c.port.clone(), c.stays_at.clone(), c.count, c.seconds_ago)).collect::<Vec<_>>()
         };
         assert_eq!(report("p1"), [("p2".to_string(), "p1".to_string(), 63, 5)]);
         assert_eq!((report("p2"), report("p3").len()), (report("p1"), 0));
-        assert_eq!(conflicts.also_at("lan", MacAddr([2, 0, 0, 0, 0, 1])), ["p2"]);
-        assert!(conflicts.loops().is_empty(), "one port that borrows an address is no loop");
+        assert_eq!(view.also_at("lan", MacAddr([2, 0, 0, 0, 0, 1])), ["p2"]);
+        assert!(view.loops().is_empty(), "one port that borrows an address is no loop");
         // Nothing is left of it after the hold-down, and a port that has gone is not named.
         assert!(note(&mut conflicts, 180, &[incident(IncidentKind::Pinned, 1, 99, 1, 1)]).is_empty());
         assert!(conflicts.stations.is_empty());
@@ -283,11 +278,12 @@ mod tests {
                      the addresses of 2 stations of other ports";
         assert_eq!(told.iter().filter(|line| line.starts_with("loop")).collect::<Vec<_>>(), [found]);
         assert_eq!(told.iter().filter(|line| line.starts_with("address-pinned")).count(), 2);
-        let loops = conflicts.loops();
+        let view = ConflictsView::of(&conflicts);
+        let loops = view.loops();
         assert_eq!((loops.len(), loops[0].ports.clone(), loops[0].stations), (1, vec!["p3".into(), "p4".into()], 2));
         assert!(note(&mut conflicts, 5, &[]).is_empty());
         note(&mut conflicts, 200, &[]);
-        assert!(conflicts.loops().is_empty() && conflicts.stations.is_empty());
+        assert!(conflicts.loops.is_empty() && conflicts.stations.is_empty());
     }
 
     #[test]

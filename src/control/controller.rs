@@ -157,8 +157,9 @@ pub struct Controller {
     pub(super) events: Arc<Events>,
     /// What others see without waiting for the lock.
     pub(super) shown: Arc<Shown>,
-    /// These are held for no longer than it takes to copy what is in them.
+    /// Held for no longer than it takes to copy a sample.
     samples: Mutex<Samples>,
+    /// These are taken by the thread that sees to the daemon's upkeep, and by nobody else.
     pub(super) links: Mutex<Links>,
     pub(super) conflicts: Mutex<Conflicts>,
     /// Threads for requests.

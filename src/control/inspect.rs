@@ -57,7 +57,7 @@ impl Controller {
             ports_stopped: stopped,
             shards: shards.readings.count(),
             fdb: fdb_totals(&self.shown.fdb()),
-            loops: self.conflicts().loops(),
+            loops: self.shown.conflicts.load().loops().to_vec(),
             frames,
         }
     }
@@ -66,7 +66,7 @@ impl Controller {
     pub fn ports(&self) -> Vec<PortReport> {
         let (view, shards) = (self.shown.ports.load(), self.shown.shards.load());
         let mut links = view.ask(&self.shown.calls, |port| port.link());
-        let conflicts = self.conflicts();
+        let conflicts = self.shown.conflicts.load();
         let report = |(name, port): (&Name, &PortView)| PortReport {
             conflicts: conflicts.of_port(name.as_str()),
             ..report(&shards, name, port, links.remove(name).flatten())
@@ -86,7 +86,7 @@ impl Controller {
         let handles = port.port.iter().cloned().collect();
         let asked = self.shown.calls.ask(handles, |_, port| (port.link(), port.detail()));
         let (link, detail) = asked.into_iter().next().flatten().unzip();
-        let conflicts = self.conflicts().of_port(name.as_str());
+        let conflicts = self.shown.conflicts.load().of_port(name.as_str());
         Ok(PortReport { detail, conflicts, ..report(&shards, name, port, link) })
     }
 
@@ -124,7 +124,7 @@ impl Controller {
         });
         let keyed = entries.filter_map(|entry| Some((order.key(entry.network, entry.mac)?, entry)));
         let (first, more) = lowest(keyed.filter(|(key, _)| *key >= begin));
-        let (ports, conflicts) = (view.names(), self.conflicts());
+        let (ports, conflicts) = (view.names(), self.shown.conflicts.load());
         let end = first.last().filter(|_| more).map(|(key, _)| order.place(*key));
         let items = first.into_iter().filter_map(|(key, entry)| {
             let network = order.network(key).to_string();

@@ -69,9 +69,9 @@ impl Bench {
         }
     }
 
-    /// Everything that can be looked at is shown.
+    /// Everything that can be looked at is shown, though this hangs.
     fn look_at_everything(&self, call: &str) {
-        let what = |of: &str| format!("{of}, while a port hangs in {call},");
+        let what = |of: &str| format!("{of}, while {call} hangs,");
         let status = self.in_time(&what("status"), Controller::status);
         assert_eq!(status.networks, 1);
         let ports = self.in_time(&what("port list"), Controller::ports);
@@ -132,6 +132,16 @@ fn a_port_that_hangs_keeps_nobody_from_looking() {
         bench.until("the port", |bench| bench.port("bad").state == PortState::Up);
         assert_eq!(bench.port("bad").mtu, Some(9000));
     }
+}
+
+#[test]
+fn noting_conflicts_keeps_nobody_from_looking() {
+    let bench = Bench::new("");
+    bench.controller.begin().unwrap();
+    let noting = bench.controller.conflicts.lock().unwrap();
+    bench.look_at_everything("noting conflicts");
+    drop(noting);
+    bench.in_time("upkeep", Controller::upkeep);
 }
 
 #[test]

@@ -45,7 +45,8 @@ impl Controller {
         if swept.aged > 0 {
             log::debug!("FDB: {} stations were silent for too long", swept.aged);
         }
-        let number = self.samples().note(self.shown.shards.load().readings.report());
+        let reports = self.shown.shards.load().readings.report();
+        let number = self.samples().note(reports);
         if let Some(run) = self.started.daemon.api.parent().filter(|_| number % SWEEP == 1) {
             kinds::sweep(run);
         }

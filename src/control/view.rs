@@ -1,4 +1,4 @@
-//! What runs, as whoever looks sees it: [`Shown`], published after each change.
+//! What runs, as whoever looks sees it: [`Shown`], published after each change, and what was noted of conflicts, once a second.
 //!
 //! Looking takes no lock that a change holds, so a change that hangs, on a port, a shard or the kernel, keeps nobody from seeing
 //! that. What changes by itself is read where it lies: counters from the shards, links from the ports, stations from the FDB.
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::calls::{Calls, Handle};
+use super::conflicts::ConflictsView;
 use super::desired::Wish;
 use super::diff::Change;
 use crate::config::NetworkPlan;
@@ -23,6 +24,7 @@ pub(super) struct Shown {
     pub(super) ports: ArcSwap<PortsView>,
     pub(super) shards: ArcSwap<ShardsView>,
     pub(super) facts: ArcSwap<Facts>,
+    pub(super) conflicts: ArcSwap<ConflictsView>,
     pub(super) calls: Calls,
 }
 
@@ -80,6 +82,7 @@ impl Shown {
             ports: ArcSwap::default(),
             shards: ArcSwap::from_pointee(ShardsView { readings, moves: Vec::new() }),
             facts: ArcSwap::default(),
+            conflicts: ArcSwap::default(),
             calls: Calls::start()?,
         })
     }
