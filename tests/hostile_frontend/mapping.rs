@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,11 @@ use rustix::fs::FallocateFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::frontend::daemon::{Daemon, port as more_port};
+use super::frontend::doorbell::Doorbell;
 use super::frontend::nic::{Nic, NicConfig};
-use super::frontend::ram::{Region, memfd};
+use super::frontend::ram::{GuestRam, Region, memfd};
+use super::frontend::ring::Ring;
+use super::frontend::session::feature;
 use super::frontend::witness::Witness;
 use super::frontend::{DEADLINE, eventually};
 use super::stalls::{Hog, Wait, schedule, step_back, waits};
@@ -34,31 +38,40 @@ const BAD: [&str; 6] = ["bad-1", "bad-2", "bad-3", "bad-4", "bad-5", "bad-6"];
 /// A file of which there are very many mappings.
 struct Crowd {
     file: Arc<File>,
+    /// Its length, and of its beginning that of each mapping.
+    len: u64,
     start: *mut std::ffi::c_void,
+    bytes: usize,
 }
 
 impl Crowd {
     fn new() -> Self {
-        let file = memfd(LEN);
+        Self::of(LEN, MAPPINGS)
+    }
+
+    /// So many mappings of the beginning of a file of that length.
+    fn of(bytes_of_file: u64, mappings: usize) -> Self {
+        let file = memfd(bytes_of_file);
         let len = LEN as usize;
         // SAFETY: new mappings at a place that the kernel chooses, and others in their place, of which nobody knows.
         let start = unsafe {
             let how = MapFlags::PRIVATE | MapFlags::NORESERVE;
-            let start = mmap_anonymous(ptr::null_mut(), len * MAPPINGS, ProtFlags::empty(), how).unwrap();
-            let how = MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE;
-            for at in 0..MAPPINGS {
+            let start = mmap_anonymous(ptr::null_mut(), len * mappings, ProtFlags::empty(), how).unwrap();
+            let how = MapFlags::SHARED | MapFlags::FIXED;
+            let how = if bytes_of_file == LEN { how | MapFlags::POPULATE } else { how };
+            for at in 0..mappings {
                 mmap(start.byte_add(at * len), len, ProtFlags::READ | ProtFlags::WRITE, how, &file, 0).unwrap();
             }
             start
         };
-        Self { file, start }
+        Self { file, len: bytes_of_file, start, bytes: len * mappings }
     }
 }
 
 impl Drop for Crowd {
     fn drop(&mut self) {
         // SAFETY: what `new` has mapped, which nobody accesses.
-        unsafe { munmap(self.start, LEN as usize * MAPPINGS).unwrap() };
+        unsafe { munmap(self.start, self.bytes).unwrap() };
     }
 }
 
@@ -198,6 +211,76 @@ fn point_13_a_file_that_keeps_whoever_maps_it_waiting() {
          the kernel keeps nobody waiting for a file that is mapped {MAPPINGS} times"
     );
     assert!(witness.finish() > 0);
+}
+
+/// Sessions of three front ends that start a ring on pages which nobody has touched, over and over, while holes are punched into
+/// their file: a page fault that the kernel has tried twice waits with the process's table of mappings held.
+struct Faults {
+    _crowd: Crowd,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Faults {
+    fn begin(daemon: &Daemon, ports: [&str; 3]) -> Self {
+        let crowd = Crowd::of(256 << 20, 50_000);
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        for port in ports {
+            let session = super::session(daemon, port);
+            session.set_features(feature::VERSION_1 | feature::PROTOCOL_FEATURES, true).unwrap();
+            let (gpa, file) = (0x1_0000_0000, Arc::clone(&crowd.file));
+            session.set_mem_table(&[Region { gpa, uva: gpa, len: crowd.len, offset: 0, file }], true).unwrap();
+            let (stop, len) = (Arc::clone(&stop), crowd.len);
+            threads.push(std::thread::spawn(move || {
+                // For its addresses only: what is written there is seen by nobody.
+                let ram = GuestRam::new(vec![Region::new(gpa, gpa, len)]);
+                let kick = Doorbell::new();
+                for _ in (0..8000).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                    ram.alloc(8192, 8192);
+                    let ring = Ring::alloc(&ram, 256);
+                    let started = (session.set_vring_num(0, 256, true))
+                        .and_then(|()| session.set_vring_base(0, 0, true))
+                        .and_then(|()| session.set_vring_addr(0, &ring, true))
+                        .and_then(|()| session.set_vring_kick(0, &kick, true))
+                        .and_then(|()| session.get_vring_base(0));
+                    // It may be sent away for it.
+                    if started.is_err() {
+                        break;
+                    }
+                }
+            }));
+        }
+        let (file, stopped, len) = (Arc::clone(&crowd.file), Arc::clone(&stop), crowd.len);
+        threads.push(std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                rustix::fs::fallocate(&*file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, len).unwrap();
+            }
+        }));
+        Self { _crowd: crowd, stop, threads }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}
+
+#[test]
+fn who_waits_behind_a_page_fault_of_another_front_end_is_not_barred() {
+    let daemon = Daemon::with_ports(&["bad-1", "bad-2", "bad-3", "victim"]);
+    let faults = Faults::begin(&daemon, ["bad-1", "bad-2", "bad-3"]);
+    let (thread, end) = ("vhost-victim", Instant::now() + Duration::from_secs(8));
+    let mut waited = 0;
+    while Instant::now() < end {
+        let victim = Nic::up(&daemon.socket("victim"), &NicConfig::default());
+        waited += waits(&daemon, thread).len();
+        drop(victim);
+        waited += waits(&daemon, thread).len();
+    }
+    faults.end();
+    let barred = daemon.events("port-barred");
+    assert!(!barred.iter().any(|event| event["port"].as_str() == Some("victim")), "{waited} waits seen: {barred:?}");
 }
 
 #[test]
