@@ -204,6 +204,17 @@ impl Daemon {
         Duration::from_nanos(tasks.flatten().map(of).sum())
     }
 
+    /// How often threads of a process have begun to wait so far, as whoever is woken does again (proc_pid_status).
+    pub fn waits_of(process: Pid) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).expect("procfs");
+        let of = |task: fs::DirEntry| {
+            let text = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let count = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            count.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        tasks.flatten().map(of).sum()
+    }
+
     /// What the daemon has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
