@@ -6,13 +6,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::process::has_ended;
@@ -70,12 +70,18 @@ pub fn make_way(path: &Path) -> Result<(), Obstacle> {
     }
 }
 
-/// Connects to the socket at `path`. Never waits: a listener whose backlog is full is an error (`WouldBlock`).
+/// Connects to the socket at `path`, which may be no symbolic link: its owner could lead us to the socket of somebody else. Does not
+/// wait for a listener (one whose backlog is full is an error, `WouldBlock`), but for whatever keeps the kernel from finding the path.
 ///
 /// # Errors
 /// What the kernel says; `NotFound` and `ConnectionRefused` mean that nobody listens.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(path)?;
+    let there = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&there)?.st_mode) == FileType::Symlink {
+        return Err(io::Error::other("it is a symbolic link, and a socket has to be there itself"));
+    }
+    // What was looked at is connected to, whatever may be at the path by now.
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
     let socket = unbound()?;
     rustix::net::connect(&socket, &address)?;
     // From here on its user may wait for the other end.
@@ -166,6 +172,21 @@ mod tests {
         for name in ["live", "datagrams", "full", "file", "dir", "link"] {
             assert!(fs::symlink_metadata(at(name)).is_ok(), "{name} is gone");
         }
+    }
+
+    #[test]
+    fn a_link_is_not_followed_to_a_socket_but_one_on_the_way_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("real")).unwrap();
+        let listener = UnixListener::bind(at("real/socket")).unwrap();
+        std::os::unix::fs::symlink("real", at("way")).unwrap();
+        std::os::unix::fs::symlink(at("real/socket"), at("link")).unwrap();
+        drop((connect(&at("way/socket")).unwrap(), listener.accept().unwrap()));
+        let error = connect(&at("link")).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "somebody came by the link");
     }
 
     #[test]

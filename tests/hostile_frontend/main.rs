@@ -8,9 +8,11 @@
 
 mod crowd;
 mod descriptors;
+mod directories;
 #[path = "../frontend/mod.rs"]
 mod frontend;
 mod fuse;
+mod held_page;
 mod held_set;
 mod holes;
 mod host;

@@ -1,8 +1,8 @@
 //! Where connections come from: [`Acceptor`], one thread for the sockets of all ports.
 //!
-//! It sleeps in epoll on the listening sockets of ports in server mode, and wakes by the clock for ports in client mode
-//! that look for their VM. What it accepts or reaches it hands to the port's [`Attachment`], which has a thread of its own
-//! for it; so nothing here ever waits for a front end, and a thousand idle ports cost one sleeping thread.
+//! It sleeps in epoll on the listening sockets of ports in server mode. What it accepts it hands to the port's [`Attachment`], which
+//! has a thread of its own for it; so nothing here ever waits for a front end, and a thousand idle ports cost one sleeping
+//! thread. For a port in client mode it starts the [`Dialler`], and looks for no path itself: that may take for ever.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -18,21 +18,17 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags};
 
 use super::attachment::Attachment;
-use super::offence::Offence;
+use super::dialler::Dialler;
 use crate::port::rate_limit::{Admission, RateLimit, log_limited};
 use crate::sys::eventfd::EventFd;
-use crate::sys::socket_file;
-use crate::sys::toll::{Toll, thread_time};
 
 /// Connections that one port takes in a period; more wait in the socket's backlog. One costs about 0.2 ms of a control
 /// thread, so a front end that does nothing but connect gets a twentieth of one CPU, none of it a shard's. VMs that come
 /// and go, and supervisors that restart them at once, stay far below.
 const CONNECTIONS: (u32, Duration) = (25, Duration::from_millis(100));
 
-/// How long a port in client mode waits before it looks for its VM again: at first, and at most.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// How long a listening socket rests after accept(2) failed, in practice for want of descriptors.
+/// How long a listening socket rests after accept(2) failed, in practice for want of descriptors; and a port in client mode that
+/// got no thread.
 const REST: Duration = Duration::from_millis(500);
 
 /// Events that are taken from the kernel at once.
@@ -73,10 +69,9 @@ impl Acceptor {
         self.register(Way::Listen(listener), attachment)
     }
 
-    /// Looks for the socket of `attachment`'s configuration again and again.
+    /// Has the socket of `attachment`'s configuration looked for, again and again.
     pub(super) fn dial(&self, attachment: Arc<Attachment>) -> io::Result<Registration> {
-        let dialling = Dialling { wait: BACK_OFF.0, toll: Toll::default() };
-        self.register(Way::Dial(Mutex::new(dialling)), attachment)
+        self.register(Way::Dial(Dialler::new(Arc::clone(&attachment))), attachment)
     }
 
     fn register(&self, way: Way, attachment: Arc<Attachment>) -> io::Result<Registration> {
@@ -108,7 +103,7 @@ impl Drop for Acceptor {
     }
 }
 
-/// A port's place at the acceptor. Dropping it closes the listening socket.
+/// A port's place at the acceptor. Dropping it closes the listening socket, or ends the search for the VM.
 pub(super) struct Registration {
     shared: Arc<Shared>,
     id: u64,
@@ -117,14 +112,18 @@ pub(super) struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let endpoint = self.shared.table().endpoints.remove(&self.id);
-        if let Some(Endpoint { way: Way::Listen(listener), attachment, .. }) = endpoint.as_deref() {
-            // The thread may hold the endpoint a moment longer, so closing alone would not end the events.
-            let _ = epoll::delete(&self.shared.epoll, listener);
-            // Nobody comes any more, and who has come already is not closed together with the socket: see `FarEnd`.
-            let _ = rustix::net::shutdown(listener, Shutdown::Read);
-            while let Ok(stream) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
-                attachment.send_away(UnixStream::from(stream));
+        match endpoint.as_deref() {
+            Some(Endpoint { way: Way::Listen(listener), attachment, .. }) => {
+                // The thread may hold the endpoint a moment longer, so closing alone would not end the events.
+                let _ = epoll::delete(&self.shared.epoll, listener);
+                // Nobody comes any more, and who has come already is not closed together with the socket: see `FarEnd`.
+                let _ = rustix::net::shutdown(listener, Shutdown::Read);
+                while let Ok(stream) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
+                    attachment.send_away(UnixStream::from(stream));
+                }
             }
+            Some(Endpoint { way: Way::Dial(dialler), .. }) => dialler.stop(),
+            None => {}
         }
     }
 }
@@ -153,15 +152,7 @@ struct Endpoint {
 
 enum Way {
     Listen(OwnedFd),
-    Dial(Mutex<Dialling>),
-}
-
-/// Where a port is that looks for its VM.
-struct Dialling {
-    /// How long to wait before the next attempt.
-    wait: Duration,
-    /// What attempts have taken: connecting wakes all who wait for the VM's socket, and others' connections wait for that.
-    toll: Toll,
+    Dial(Arc<Dialler>),
 }
 
 impl Shared {
@@ -212,7 +203,7 @@ impl Shared {
         }
         match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
             Ok(stream) => {
-                endpoint.attachment.offer(UnixStream::from(stream), |_| {});
+                endpoint.attachment.offer(UnixStream::from(stream));
             }
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
             Err(errno) => {
@@ -226,6 +217,11 @@ impl Shared {
     /// Does not look at a listening socket for some time.
     fn rest(&self, endpoint: &Endpoint, listener: &OwnedFd, time: Duration) {
         self.watch(endpoint.id, listener, epoll::EventFlags::empty());
+        self.look_after(endpoint, time);
+    }
+
+    /// Has [`Shared::expire`] look after it when this time has passed.
+    fn look_after(&self, endpoint: &Endpoint, time: Duration) {
         self.table().timers.insert((Instant::now() + time, endpoint.id));
     }
 
@@ -247,62 +243,18 @@ impl Shared {
                 Some(Endpoint { id, way: Way::Listen(listener), .. }) => {
                     self.watch(*id, listener, epoll::EventFlags::IN);
                 }
-                Some(endpoint @ Endpoint { way: Way::Dial(dialling), .. }) => self.dial(endpoint, dialling),
+                Some(endpoint @ Endpoint { way: Way::Dial(dialler), .. }) => self.dial(endpoint, dialler),
                 None => {}
             }
         }
     }
 
-    fn dial(self: &Arc<Self>, endpoint: &Endpoint, dialling: &Mutex<Dialling>) {
-        let nic = endpoint.attachment.nic();
-        let path = &nic.config.socket;
-        if !endpoint.attachment.is_open() {
-            return self.try_later(endpoint.id, dialling);
-        }
-        let before = thread_time();
-        let connected = socket_file::connect(path);
-        if locked(dialling).toll.charge_at_once(thread_time().saturating_sub(before)) {
-            connected.into_iter().for_each(|stream| endpoint.attachment.send_away(stream));
-            let time = endpoint.attachment.keep_away(Offence::SlowSocket);
-            self.table().timers.insert((Instant::now() + time, endpoint.id));
-            return;
-        }
-        match connected {
-            Ok(stream) => {
-                let (shared, id) = (Arc::clone(self), endpoint.id);
-                if !endpoint.attachment.offer(stream, move |lasted| shared.redial(id, lasted)) {
-                    self.try_later(endpoint.id, dialling);
-                }
-            }
-            Err(error) => {
-                let waiting = format!("looking for the VM at {}: {error}", path.display());
-                if endpoint.attachment.note_waiting(waiting) {
-                    log_limited!(nic.log, log::Level::Info, "{}: looking for the VM: {error}", nic.config.name);
-                }
-                self.try_later(endpoint.id, dialling);
-            }
+    fn dial(&self, endpoint: &Endpoint, dialler: &Arc<Dialler>) {
+        if let Err(error) = dialler.start() {
+            let nic = endpoint.attachment.nic();
+            endpoint.attachment.note_waiting(format!("no thread to look for the VM: {error}"));
+            log_limited!(nic.log, log::Level::Error, "{}: no thread to look for the VM: {error}", nic.config.name);
+            self.look_after(endpoint, REST);
         }
     }
-
-    /// A connection that this side made has ended.
-    fn redial(&self, id: u64, lasted: Duration) {
-        let endpoint = self.table().endpoints.get(&id).cloned();
-        if let Some(Endpoint { way: Way::Dial(dialling), .. }) = endpoint.as_deref() {
-            if lasted > BACK_OFF.1 {
-                locked(dialling).wait = BACK_OFF.0;
-            }
-            self.try_later(id, dialling);
-            self.wake.signal();
-        }
-    }
-
-    fn try_later(&self, id: u64, dialling: &Mutex<Dialling>) {
-        let wait = &mut locked(dialling).wait;
-        self.table().timers.insert((Instant::now() + *wait, id));
-        *wait = (*wait * 2).min(BACK_OFF.1);
-    }
-}
-
-fn locked(dialling: &Mutex<Dialling>) -> MutexGuard<'_, Dialling> {
-    dialling.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,11 +30,14 @@ use crate::port::rate_limit::log_limited;
 use crate::sys::socket::{Peer, peer};
 
 /// Stack of a session's thread: its deepest call is the crate's decoding of one message of 4 KiB.
-const STACK_BYTES: usize = 256 * 1024;
+pub(super) const STACK_BYTES: usize = 256 * 1024;
 
 /// How long the end of a port waits for its session. It takes some milliseconds, but for a session that waits in the kernel for
 /// memory of its front end.
 const CLOSING: Duration = Duration::from_secs(2);
+
+/// How long looking for a socket may take before that is told. The kernel takes microseconds.
+const LONG_LOOK: Duration = Duration::from_secs(1);
 
 /// Why a connection was ended that the relay could not go on with.
 const HELD: &str =
@@ -57,11 +61,28 @@ struct Slot {
     closed: bool,
     /// What the port waits for while there is no connection.
     waiting: String,
+    /// Since when the kernel is looking for the VM's socket, if it is.
+    looking: Option<Instant>,
+}
+
+impl Slot {
+    /// Why there is no connection to the socket at `path`.
+    fn why_down(&self, path: &Path) -> String {
+        match self.looking.map(|since| since.elapsed()) {
+            Some(time) if time >= LONG_LOOK => {
+                let (path, seconds) = (path.display(), time.as_secs());
+                format!(
+                    "looking for the VM at {path}: the kernel has not found it for {seconds} s; who may read a directory on the way can hold it up, and so can a file system"
+                )
+            }
+            _ => self.waiting.clone(),
+        }
+    }
 }
 
 /// A thread that serves a connection.
 struct SessionThread {
-    /// `None` while it is being started.
+    /// `None` while it is being started, and if it is the port's own dialler.
     thread: Option<JoinHandle<()>>,
     /// Disconnected when the thread is about to return.
     end: mpsc::Receiver<()>,
@@ -99,7 +120,7 @@ impl Connection {
 impl Attachment {
     /// A port that waits for its first front end.
     pub(super) fn new(nic: Arc<Nic>, waiting: String) -> Self {
-        let slot = Slot { connection: None, next: None, thread: None, closed: false, waiting };
+        let slot = Slot { connection: None, next: None, thread: None, closed: false, waiting, looking: None };
         Self {
             number: PortNumber::next(&nic.docket),
             nic,
@@ -146,19 +167,41 @@ impl Attachment {
         time
     }
 
-    /// Takes a new connection on, or closes it if the port has one; `false` if it was closed. `ended` hears how long a
-    /// connection that was taken on has lasted, once the port is free again.
-    pub(super) fn offer(self: &Arc<Self>, stream: UnixStream, ended: impl FnOnce(Duration) + Send + 'static) -> bool {
+    /// What `look` finds at the VM's socket. It may have to wait there, and is told to while it does.
+    pub(super) fn while_looking<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
+        self.slot().looking = Some(Instant::now());
+        let found = look(&self.nic.config.socket);
+        self.slot().looking = None;
+        found
+    }
+
+    /// Takes a new connection on, or closes it if the port has one.
+    pub(super) fn offer(self: &Arc<Self>, stream: UnixStream) {
+        if let Some((first, alive)) = self.take_on(stream) {
+            self.start(first, alive);
+        }
+    }
+
+    /// The same, but the calling thread serves it. Returns for how long it did; nothing if the connection was closed.
+    pub(super) fn serve(&self, stream: UnixStream) -> Option<Duration> {
+        let (first, _alive) = self.take_on(stream)?;
+        let started = Instant::now();
+        self.run(first);
+        Some(started.elapsed())
+    }
+
+    /// The connection that has the port now, and what is to be dropped when its thread has let go of it.
+    fn take_on(&self, stream: UnixStream) -> Option<(Arc<Connection>, mpsc::Sender<()>)> {
         let far_end = FarEnd::new(stream, self.number);
         let mut slot = self.slot();
         if slot.closed {
-            return false;
+            return None;
         }
         let name = &self.nic.config.name;
         if let Some(current) = &slot.connection {
             if current.has_hung_up() {
                 slot.next = Some(far_end);
-                return true;
+                return None;
             }
             self.refused.fetch_add(1, Ordering::Relaxed);
             let pid = current.peer.pid;
@@ -167,29 +210,23 @@ impl Attachment {
                 log::Level::Warn,
                 "{name}: closed a second front end; process {pid} is connected"
             );
-            return false;
+            return None;
         }
-        let Some(first) = self.connect(far_end, &mut slot) else { return false };
+        let first = self.connect(far_end, &mut slot)?;
         let (alive, end) = mpsc::channel();
         slot.connection = Some(Arc::clone(&first));
         // The thread of the last connection has let go of the port, so it is about to return, and nobody waits for that here.
         slot.thread = Some(SessionThread { thread: None, end });
-        drop(slot);
-        self.start(first, alive, ended)
+        Some((first, alive))
     }
 
     /// Starts the thread of a connection that has the port. The kernel may keep whoever starts a thread waiting for as long as a
     /// session waits for its front end's file (`sys/mapping_turn.rs`), so nobody may need to wait for this: the slot is free.
-    fn start(
-        self: &Arc<Self>,
-        first: Arc<Connection>,
-        alive: mpsc::Sender<()>,
-        ended: impl FnOnce(Duration) + Send + 'static,
-    ) -> bool {
+    fn start(self: &Arc<Self>, first: Arc<Connection>, alive: mpsc::Sender<()>) {
         let name = &self.nic.config.name;
         let attachment = Arc::clone(self);
         let run = move || {
-            attachment.run(first, ended);
+            attachment.run(first);
             drop(alive);
         };
         let started = std::thread::Builder::new().name(format!("vhost-{name}")).stack_size(STACK_BYTES).spawn(run);
@@ -200,7 +237,6 @@ impl Attachment {
                 if let Some(place) = &mut slot.thread {
                     place.thread = Some(thread);
                 }
-                true
             }
             Err(error) => {
                 let unserved = slot.connection.take();
@@ -209,7 +245,6 @@ impl Attachment {
                 drop(slot);
                 drop(unserved);
                 log_limited!(self.nic.log, log::Level::Error, "{name}: no thread for the front end: {error}");
-                false
             }
         }
     }
@@ -232,8 +267,7 @@ impl Attachment {
     }
 
     /// The session thread.
-    fn run(&self, first: Arc<Connection>, ended: impl FnOnce(Duration)) {
-        let started = Instant::now();
+    fn run(&self, first: Arc<Connection>) {
         let mut connection = Some(first);
         while let Some(current) = connection {
             let serve = || session::serve(&current.stream, &self.nic, &current.handler, &self.stopping);
@@ -250,7 +284,6 @@ impl Attachment {
             log_limited!(self.nic.log, log::Level::Info, "{}: front end gone: {end}{held}", self.nic.config.name);
             connection = self.finish(&end);
         }
-        ended(started.elapsed());
     }
 
     /// Serves nobody for a while: what a front end can take of a shard by holding it up is then bounded in each such time,
@@ -332,7 +365,7 @@ impl Attachment {
             let slot = self.slot();
             match &slot.connection {
                 Some(connection) => Arc::clone(connection),
-                None => return LinkState::Down(slot.waiting.clone()),
+                None => return LinkState::Down(slot.why_down(&self.nic.config.socket)),
             }
         };
         connection.handler.view().link(&self.nic.queues)

@@ -1,8 +1,8 @@
 //! A vNIC: a port whose far end is a VM's virtio-net device over vhost-user.
 //!
-//! The control side: the [`Acceptor`]'s one thread gets connections for all ports (`endpoint` makes their socket files),
-//! `attachment` takes one on at a time and gives it a thread, on which `session` reads messages and `handler` turns them
-//! into calls of `device` (features, memory) and its `vring`s. The data side is the `queue` of each ring, which shards
+//! The control side: the [`Acceptor`]'s one thread gets connections for all ports in server mode (`endpoint` makes their socket
+//! files), a `dialler` those of one port in client mode; `attachment` takes one on at a time and gives it a thread, on which
+//! `session` reads messages and `handler` turns them into calls of `device` (features, memory) and its `vring`s. The data side is the `queue` of each ring, which shards
 //! run through `receive` and `transmit`. A [`Vnic`] outlives its connections: queues stay, rings come and go.
 //!
 //! Two threads meet only in a `queue`, under its lock: a session starts, stops and changes rings there, shards move
@@ -11,6 +11,7 @@
 mod acceptor;
 mod attachment;
 mod device;
+mod dialler;
 mod endpoint;
 #[cfg(any(test, fuzzing))]
 pub mod exercise;
