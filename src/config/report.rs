@@ -125,21 +125,24 @@ impl Report {
 
     /// Where that is in the text, if there is one.
     fn place(&self, path: &KeyPath, at: At) -> Option<Place> {
-        let Mark { line, column, length } = match (at, &self.index) {
+        let mark = match (at, &self.index) {
             (At::Mark(mark), _) => mark,
             (At::Key, Some(index)) => index.key(path),
             (At::Value, Some(index)) => index.value(path),
             (At::Key | At::Value, None) => return None,
         };
-        let (line, column) = self.within(line, column);
+        let Mark { line, column, length } = self.within(mark);
         Some(Place { file: self.file.clone(), line, column, length })
     }
 
-    /// A place that an editor can go to: the parser may count one line more than there is at the end of the text.
-    fn within(&self, line: usize, column: usize) -> (usize, usize) {
+    /// A place that an editor can go to: the parser may count one line more than there is at the end of the text, and columns beyond
+    /// the end of a line of which it was looking for the end.
+    fn within(&self, Mark { line, column, length }: Mark) -> Mark {
         // A lone carriage return ends a line too (YAML 1.2, 5.4).
         let text = self.text.replace("\r\n", "\n").replace('\r', "\n");
-        let (lines, last) = text.split('\n').fold((0, ""), |(count, _), line| (count + 1, line));
-        if line > lines { (lines, last.chars().count() + 1) } else { (line, column) }
+        let lines = text.split('\n').count();
+        let columns = text.split('\n').nth(line.min(lines).saturating_sub(1)).map_or(0, |line| line.chars().count());
+        let column = if line > lines { columns + 1 } else { column.min(columns + 1) };
+        Mark { line: line.min(lines), column, length: length.min(columns + 1 - column).max(1) }
     }
 }
