@@ -14,7 +14,7 @@ demo:
 
 # The daemon alone, with configs/quickstart.yaml; Ctrl-C ends it.
 run: build
-	mkdir -p /run/linecard
+	mkdir -p -m 711 /run/linecard
 	./target/release/linecardd --config configs/quickstart.yaml
 
 build:

@@ -1,5 +1,5 @@
 //! The daemon's own threads: [`Changes`], which applies the file, [`Upkeep`], which does what has to be done every second, and
-//! [`Closing`], which ends ports and shards.
+//! [`Closing`], which ends ports and shards and removes the API's socket.
 //!
 //! All may have to wait, for a shard, for the kernel, or for another change, so none is the thread that hears signals. They end
 //! when these handles are dropped, or else with the process.
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::logging;
 use super::service::Manager;
 use crate::control::{ControlError, Controller};
+use crate::sys::socket_file::SocketFile;
 
 /// The thread that carries out the configuration that the daemon was started with, and then the file again whenever it is told.
 pub(super) struct Changes {
@@ -86,28 +87,29 @@ fn keep_up(controller: &Controller, manager: &Manager, end: &Receiver<()>) {
     }
 }
 
-/// The thread that ends ports and shards. It is there from the start: when the daemon ends, the host may have none to give.
+/// The thread that ends ports and shards and removes the API's socket. It is there from the start: when the daemon ends, the host may
+/// have none to give.
 pub(super) struct Closing {
     controller: Sender<Arc<Controller>>,
     closed: Receiver<()>,
 }
 
 impl Closing {
-    /// Starts the thread.
-    pub(super) fn start() -> io::Result<Self> {
+    /// Starts the thread, which has charge of `file`.
+    pub(super) fn start(file: SocketFile) -> io::Result<Self> {
         let (controller, given) = channel();
         let (done, closed) = channel();
-        thread::Builder::new().name("closing".into()).spawn(move || close(&given, &done))?;
+        thread::Builder::new().name("closing".into()).spawn(move || close(&given, file, &done))?;
         Ok(Self { controller, closed })
     }
 
-    /// Has every port ended and then the shards. Returns whether that was done within `patience`.
+    /// Has every port ended, then the shards, and the file removed. Returns whether that was done within `patience`.
     pub(super) fn close(self, controller: Arc<Controller>, patience: Duration) -> bool {
         self.controller.send(controller).is_ok() && self.closed.recv_timeout(patience).is_ok()
     }
 }
 
-fn close(given: &Receiver<Arc<Controller>>, done: &Sender<()>) {
+fn close(given: &Receiver<Arc<Controller>>, file: SocketFile, done: &Sender<()>) {
     // It is dropped if the daemon does not get so far.
     let Ok(controller) = given.recv() else { return };
     controller.close();
@@ -115,6 +117,7 @@ fn close(given: &Receiver<Arc<Controller>>, done: &Sender<()>) {
     if let Some(controller) = Arc::into_inner(controller) {
         controller.stop();
     }
+    drop(file);
     // Nobody waits any more if it took too long.
     let _ = done.send(());
 }

@@ -12,6 +12,7 @@
 //! of their own (`duties`), and an end that takes too long is cut short.
 
 mod descriptors;
+mod directories;
 mod duties;
 mod logging;
 mod service;
@@ -46,6 +47,7 @@ use crate::sys::arguments;
 use crate::sys::heap;
 use crate::sys::regular_file::{self, FileError, Symlinks};
 use crate::sys::signal;
+use crate::sys::socket_file::SocketFile;
 use duties::{Changes, Closing, Upkeep};
 use service::Manager;
 
@@ -105,13 +107,14 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     // other signals are let through, whatever this process was started with.
     signal::hold_hangup();
     let plan = read(file)?;
-    let file = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error.into()))?;
+    let config = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error.into()))?;
     logging::start(plan.daemon.log);
     if let Err(error) = arguments::hide() {
         log::debug!("who reads /proc/PID/cmdline of linecardd can keep it from mapping memory meanwhile: {error}");
     }
     descriptors::prepare();
     descriptors::compare(&plan);
+    directories::compare(&plan);
     let (store, moved) = Store::open(&plan.daemon.state_dir)?;
     if let Some(corrupt) = moved {
         log::error!("{}", logging::chain(&corrupt));
@@ -127,10 +130,10 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
         .map_err(DaemonError::Runtime)?;
     let signals = runtime.block_on(async { Signals::catch() })?;
     signal::release_hangup();
-    let listeners = runtime.block_on(Listeners::bind(&plan))?;
+    let (listeners, file) = runtime.block_on(Listeners::bind(&plan))?;
     let controller =
-        Arc::new(Controller::new(plan, &file, store, shards, clock, host, chosen).map_err(DaemonError::Runtime)?);
-    let closing = Closing::start().map_err(DaemonError::Runtime)?;
+        Arc::new(Controller::new(plan, &config, store, shards, clock, host, chosen).map_err(DaemonError::Runtime)?);
+    let closing = Closing::start(file).map_err(DaemonError::Runtime)?;
     let manager = Arc::new(Manager::of_environment());
     let ended = serve(&runtime, &controller, listeners, signals, &manager);
     close(controller, closing);
@@ -141,7 +144,7 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     ended
 }
 
-/// Ends every port and then the shards, or leaves what does not end in time to the end of the process.
+/// Ends every port and then the shards, and removes the API's socket, or leaves what does not end in time to the end of the process.
 fn close(controller: Arc<Controller>, closing: Closing) {
     if !closing.close(controller, CLOSING) {
         log::error!("ports or shards did not end within {} s: the process ends without them", CLOSING.as_secs());
@@ -192,9 +195,10 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn bind(plan: &Plan) -> Result<Self, DaemonError> {
+    /// Also returns the file of the API's socket.
+    async fn bind(plan: &Plan) -> Result<(Self, SocketFile), DaemonError> {
         let daemon = &plan.daemon;
-        let api = ApiSocket::bind(&daemon.api, daemon.api_mode, daemon.api_group.as_deref())?;
+        let (api, file) = ApiSocket::bind(&daemon.api, daemon.api_mode, daemon.api_group.as_deref())?;
         let metrics = match daemon.metrics {
             None => None,
             Some(address) => {
@@ -205,7 +209,7 @@ impl Listeners {
             }
         };
         log::info!("API on {}", daemon.api.display());
-        Ok(Self { api, metrics })
+        Ok((Self { api, metrics }, file))
     }
 }
 

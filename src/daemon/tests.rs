@@ -40,11 +40,11 @@ fn run_with(call: &'static str, meanwhile: impl FnOnce(&Path)) {
     let controller = Arc::new(Controller::for_test(&file, stand_in));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let signals = runtime.block_on(async { Signals::catch() }).unwrap();
-    let listeners = runtime.block_on(Listeners::bind(&read(&file).unwrap())).unwrap();
+    let (listeners, socket) = runtime.block_on(Listeners::bind(&read(&file).unwrap())).unwrap();
     let (ended, end) = channel();
     std::thread::spawn(move || {
         let served = serve(&runtime, &controller, listeners, signals, &Arc::new(Manager::of_environment()));
-        close(controller, Closing::start().unwrap());
+        close(controller, Closing::start(socket).unwrap());
         runtime.shutdown_background();
         let _ = ended.send(served.is_ok());
     });

@@ -6,12 +6,13 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
 use super::frontend::daemon::{Daemon, port, preamble};
@@ -135,6 +136,31 @@ fn a_directory_that_is_held_keeps_its_own_port_only_from_its_vm() {
     assert!(daemon.linecard(&["port", "show", "bad"]).is_err());
     drop(held);
     eventually("its thread is gone", || (threads() < before).then_some(()));
+}
+
+#[test]
+fn the_daemon_ends_although_the_directory_of_its_sockets_is_held() {
+    let (daemon, ..) = daemon(None);
+    let held = HeldDirectory::new(daemon.dir());
+    kill_process(daemon.pid(), Signal::TERM).unwrap();
+    eventually("no thread of it runs any more", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid().as_raw_nonzero())).unwrap();
+        stat.rsplit_once(')').unwrap().1.starts_with(" Z").then_some(())
+    });
+    drop(held);
+}
+
+#[test]
+fn a_directory_that_everybody_may_read_is_told() {
+    let told = |mode| {
+        let mut daemon = Daemon::start(|dir| {
+            fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
+            preamble(dir) + "networks: { lan: {} }\nports:\n" + &port(dir, "a", "lan")
+        });
+        assert!(daemon.terminate().success());
+        daemon.log().matches("every user of this host may read").count()
+    };
+    assert_eq!((told(0o755), told(0o711)), (1, 0));
 }
 
 #[test]

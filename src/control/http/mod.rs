@@ -62,9 +62,9 @@ impl Routes {
     }
 }
 
-/// Serves `routes` on `socket` until `stop` becomes true; then the socket's file is gone.
+/// Serves `routes` on `socket` until `stop` becomes true.
 pub async fn serve(socket: ApiSocket, routes: Routes, stop: watch::Receiver<bool>) {
-    let (listener, access, _file) = socket.into_parts();
+    let (listener, access) = socket.into_parts();
     server::serve(Listener::Unix(listener, access), routes.service(), stop).await;
 }
 

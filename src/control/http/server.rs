@@ -297,7 +297,8 @@ mod tests {
     async fn nobody_comes_in_after_the_end_though_a_child_has_the_sockets_still() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
-        let (unix, access, _file) = ApiSocket::bind(&path, 0o600, None).unwrap().into_parts();
+        let (socket, _file) = ApiSocket::bind(&path, 0o600, None).unwrap();
+        let (unix, access) = socket.into_parts();
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
         let _child = [unix.as_fd(), tcp.as_fd()].map(|listener| listener.try_clone_to_owned().unwrap());

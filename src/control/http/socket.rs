@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, chmod, chown, fchmod};
@@ -20,6 +21,9 @@ use crate::sys::socket_file::{Obstacle, SocketFile, make_way, unbound};
 /// Connections that may wait until they are accepted: a burst, which whoever may connect can make. More than net.core.somaxconn are
 /// not (listen(2)); that is 4096 unless somebody changed it.
 const BACKLOG: i32 = 4096;
+
+/// Permission bits of the socket's directory if there is none yet: who may read a directory can keep others from using it.
+const DIRECTORY: u32 = 0o711;
 
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
@@ -41,34 +45,34 @@ pub enum SocketError {
     Group(#[from] AccountError),
 }
 
-/// A listening socket; its file goes when this is dropped, if it is still ours.
+/// A listening socket.
 #[derive(Debug)]
 pub struct ApiSocket {
     listener: UnixListener,
     access: Access,
-    file: SocketFile,
 }
 
 impl ApiSocket {
-    /// Makes the socket at `path` with these permission bits and, if given, this group. Needs a tokio runtime.
+    /// Makes the socket at `path` with these permission bits and, if given, this group. Needs a tokio runtime. The file is to be
+    /// dropped where nobody waits: removing it takes the lock of its directory.
     ///
     /// # Errors
     /// The path is taken, cannot be used, or the group does not exist.
-    pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, SocketError> {
+    pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<(Self, SocketFile), SocketError> {
         let group = group.map(account::group).transpose()?;
         let failed = |error: io::Error| SocketError::Make(path.into(), error);
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(failed)?;
+            fs::DirBuilder::new().recursive(true).mode(DIRECTORY).create(directory).map_err(failed)?;
         }
         make_way(path).map_err(|obstacle| refusal(path, obstacle))?;
-        let made = make(path, mode, group).map_err(failed)?;
-        let (listener, file) = (UnixListener::from_std(made.0).map_err(failed)?, made.1);
-        Ok(Self { listener, access: made.2, file })
+        let (listener, file, access) = make(path, mode, group).map_err(failed)?;
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
+        Ok((Self { listener, access }, file))
     }
 
-    /// The listener, whom it lets change something, and what removes the file when it is dropped.
-    pub(super) fn into_parts(self) -> (UnixListener, Access, SocketFile) {
-        (self.listener, self.access, self.file)
+    /// The listener, and whom it lets change something.
+    pub(super) fn into_parts(self) -> (UnixListener, Access) {
+        (self.listener, self.access)
     }
 }
 

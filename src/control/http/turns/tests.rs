@@ -33,7 +33,8 @@ impl Server {
         let directory = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let inside = runtime.enter();
-        let (listener, access, file) = ApiSocket::bind(&path(&directory), 0o600, None).unwrap().into_parts();
+        let (socket, file) = ApiSocket::bind(&path(&directory), 0o600, None).unwrap();
+        let (listener, access) = socket.into_parts();
         let (stop, stopped) = watch::channel(false);
         runtime.spawn(async move {
             let _file = file;
