@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,10 @@ const LEN: u64 = 128 << 10;
 /// How often it is mapped: a third of what the kernel lets a process have.
 const MAPPINGS: usize = 20_000;
 
+/// How many of them the tests here have at once, of the 65,530 that this process can have (vm.max_map_count).
+const MOST_MAPPINGS: usize = 60_000;
+static ROOM: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
 /// Ports that a front end can be hostile at: each is barred after the first time.
 const BAD: [&str; 6] = ["bad-1", "bad-2", "bad-3", "bad-4", "bad-5", "bad-6"];
 
@@ -49,8 +53,10 @@ impl Crowd {
         Self::of(LEN, MAPPINGS)
     }
 
-    /// So many mappings of the beginning of a file of that length.
+    /// So many mappings of the beginning of a file of that length, once there is room for them.
     fn of(bytes_of_file: u64, mappings: usize) -> Self {
+        let taken = ROOM.0.lock().unwrap();
+        *ROOM.1.wait_while(taken, |taken| *taken + mappings > MOST_MAPPINGS).unwrap() += mappings;
         let file = memfd(bytes_of_file);
         let len = LEN as usize;
         // SAFETY: new mappings at a place that the kernel chooses, and others in their place, of which nobody knows.
@@ -72,6 +78,8 @@ impl Drop for Crowd {
     fn drop(&mut self) {
         // SAFETY: what `new` has mapped, which nobody accesses.
         unsafe { munmap(self.start, self.bytes).unwrap() };
+        *ROOM.0.lock().unwrap() -= self.bytes / LEN as usize;
+        ROOM.1.notify_all();
     }
 }
 
