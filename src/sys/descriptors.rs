@@ -34,7 +34,16 @@ pub fn is_of_reserve(descriptor: impl AsFd) -> bool {
 }
 
 fn is_above(number: i32, limit: u64) -> bool {
-    u64::try_from(number).unwrap_or(0) >= limit - RESERVE.min(limit / 4)
+    u64::try_from(number).unwrap_or(0) >= without_reserve(limit)
+}
+
+/// How many descriptors this process may have of what others have sent.
+pub fn for_others() -> u64 {
+    without_reserve(limit())
+}
+
+fn without_reserve(limit: u64) -> u64 {
+    limit - RESERVE.min(limit / 4)
 }
 
 /// Has what this process inherited be closed in the programs that it starts, but for standard input, output and error.

@@ -2,14 +2,19 @@
 //! end, and one thread moves the messages of all ports.
 
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use super::Scene;
+use rustix::process::{Resource, Rlimit, Signal, kill_process, prlimit};
+
 use super::crowd::Crowd;
 use super::frontend::daemon::{Daemon, port_with, preamble};
 use super::frontend::eventually;
+use super::frontend::message;
 use super::frontend::nic::{Nic, NicConfig, exchange, meet};
-use super::frontend::session::Session;
+use super::frontend::session::{Session, request};
+use super::fuse::Fuse;
+use super::{Scene, fds};
 
 /// Answers that a front end gets at most until its port is found out: some are under way.
 const ANSWERS: usize = 64;
@@ -92,4 +97,71 @@ fn a_vm_whose_listening_socket_a_crowd_waits_for_is_not_looked_for() {
     listener.set_nonblocking(false).unwrap();
     let _nic = Nic::start(Session::new(listener.accept().unwrap().0).unwrap(), &NicConfig::default()).unwrap();
     daemon.port_when("bad", "it is served", |port| port.state() == "up");
+}
+
+/// Descriptors that the relay may have: four times what one port may have in hand, and some more.
+const FEW: u64 = 2048;
+
+/// Most descriptors that the kernel lets come at once (SCM_MAX_FD).
+const MOST_AT_ONCE: usize = 253;
+
+/// Connects again and again, and sends a header in pieces with as many descriptors as it can of a file that nobody can close.
+fn pile_up(daemon: &Daemon, fuse: &Fuse, stop: &AtomicBool) {
+    let header = message::encode(request::SET_MEM_TABLE, message::VERSION, &[0; 8]);
+    while !stop.load(Ordering::SeqCst) {
+        for port in ["bad", "bad-2"] {
+            let (Ok(stream), file) = (UnixStream::connect(daemon.socket(port)), fuse.open()) else { continue };
+            // Nobody may read it; and it may have been closed already.
+            stream.set_nonblocking(true).unwrap();
+            for piece in header[..5].chunks(1) {
+                let _ = message::send(&stream, piece, &fds(&file, MOST_AT_ONCE));
+            }
+            drop((file, stream));
+            std::thread::sleep(Duration::from_millis(3));
+        }
+    }
+}
+
+/// Ends the attack when this goes. Whoever waits for a place at a port that takes nobody gets one then.
+struct Stop<'a>(&'a AtomicBool, &'a Fuse);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+        self.1.release();
+    }
+}
+
+#[test]
+fn descriptors_that_pile_up_at_one_port_leave_room_for_others() {
+    let daemon = Daemon::with_ports(&["bad", "bad-2", "victim"]);
+    // The next relay has as many as the daemon.
+    let few = Rlimit { current: Some(FEW), maximum: Some(FEW) };
+    prlimit(Some(daemon.pid()), Resource::Nofile, few).unwrap();
+    kill_process(daemon.relay(), Signal::KILL).unwrap();
+    eventually("it is started again", || daemon.log().contains("the relay has ended").then_some(()));
+    let relay = daemon.relay();
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", relay.as_raw_nonzero())).unwrap().count();
+    let at_rest = descriptors();
+    let fuse = Fuse::mount();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| pile_up(&daemon, &fuse, &stop));
+        let _stopped = Stop(&stop, &fuse);
+        eventually("two are waited for", || (fuse.held() >= 2).then_some(()));
+        // Some time before the daemon is told that something is held up, and some after.
+        let begun = Instant::now();
+        let mut most = 0;
+        while begun.elapsed() < Duration::from_secs(8) {
+            drop(Nic::up(&daemon.socket("victim"), &NicConfig::default()));
+            daemon.port_when("victim", "it has left", |port| port.state() == "down");
+            most = most.max(descriptors());
+        }
+        assert!(most < FEW as usize / 2, "{most} descriptors");
+        daemon.port_when("bad", "it says why", |port| {
+            port.reason().is_some_and(|reason| reason.contains("no connections"))
+        });
+    });
+    eventually("all are let go of", || (descriptors() <= at_rest).then_some(()));
+    drop(Nic::up(&daemon.socket("bad"), &NicConfig::default()));
 }

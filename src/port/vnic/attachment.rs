@@ -149,7 +149,11 @@ impl Attachment {
                 log_limited!(self.nic.log, log::Level::Error, "{}: {what}", self.nic.config.name);
             }
         }
-        held < MOST_HELD
+        let full = self.number.is_full();
+        if full && held < MOST_HELD {
+            self.note_waiting("no connections: descriptors of earlier ones are still being closed".into());
+        }
+        held < MOST_HELD && !full
     }
 
     /// Lets go of a connection that nobody wants.

@@ -40,9 +40,19 @@ pub(super) struct Kept {
 impl Kept {
     /// Nothing yet, of a connection to a port with so many rings.
     pub(super) fn new(lease: OwnedFd, rings: u32) -> Self {
-        let most = RING * rings as usize + TOGETHER;
+        let most = Self::most(rings);
         let (passed_on, released) = Default::default();
         Self { lease, message: 0, passed_on, count: 0, released, closing: 0, most }
+    }
+
+    /// How many there can be of a connection to a port with so many rings, until a message has more.
+    pub(super) fn most(rings: u32) -> usize {
+        RING * rings as usize + TOGETHER
+    }
+
+    /// How many descriptors there are here.
+    pub(super) fn len(&self) -> usize {
+        1 + self.count + self.released.len()
     }
 
     /// Where the daemon is heard.

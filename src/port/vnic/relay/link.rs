@@ -24,8 +24,8 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    Shutdown,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, Shutdown,
 };
 
 use super::super::message::{DESCRIPTORS, HEADER_BYTES, Header};
@@ -39,8 +39,8 @@ const TURN: usize = 16;
 /// Bytes that are taken from a session at once; replies are shorter.
 const REPLY_BYTES: usize = 4096;
 
-/// Descriptors with one message, in however many pieces, after which it is not read to its end.
-const MOST: usize = 4 * MOST_AT_ONCE;
+/// Descriptors with one message, in however many pieces: one that has more than it may, and brings more, is not read on.
+pub(super) const MOST: usize = DESCRIPTORS + MOST_AT_ONCE;
 
 /// How a step of a link ended.
 #[derive(Debug)]
@@ -79,6 +79,8 @@ pub(super) struct Link {
     looked: bool,
     /// Eventfds that were sent on.
     pub(super) kept: Kept,
+    /// There is room for the descriptors of another message.
+    pub(super) has_room: bool,
     /// Nothing more is read: what came is no message, or the front end has ended.
     deaf: bool,
     reply: Vec<u8>,
@@ -103,6 +105,7 @@ impl Link {
             busy: false,
             looked: false,
             kept,
+            has_room: true,
             deaf: false,
             reply: Vec::new(),
             toll: Toll::default(),
@@ -204,7 +207,7 @@ impl Link {
     /// Whether there may be more of the front end's messages.
     fn may_read(&self) -> bool {
         let begun = !self.message.is_empty() || !self.header.is_empty();
-        !self.deaf && (begun || !self.kept.is_full())
+        !self.deaf && self.has_room && (begun || !self.kept.is_full())
     }
 
     /// Reads or sends a part of a message; `false` if that cannot be now.
@@ -216,7 +219,12 @@ impl Link {
             return self.send_on();
         }
         if !self.may_read() {
-            return Ok(false);
+            // What there is of a message is shown, as when the rest has not come.
+            self.sending = !self.message.is_empty();
+            return if self.sending { self.look_first() } else { Ok(false) };
+        }
+        if self.descriptors.len() + self.kept.of_message() > DESCRIPTORS && self.brings_more() {
+            return Err(Step::Ended);
         }
         match self.read_on() {
             Ok(0) => {
@@ -235,6 +243,14 @@ impl Link {
             Err(_) => return Err(Step::Ended),
         }
         self.look_first()
+    }
+
+    /// Whether descriptors come with what is read next. None is taken.
+    fn brings_more(&self) -> bool {
+        let (mut byte, mut no_space) = ([0], RecvAncillaryBuffer::default());
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = rustix::net::recvmsg(&self.front_end, &mut [IoSliceMut::new(&mut byte)], &mut no_space, flags);
+        peeked.is_ok_and(|peeked| peeked.flags.contains(ReturnFlags::CTRUNC))
     }
 
     /// Reads up to the end of the message, or of its header. Returns how many bytes that were.
@@ -283,9 +299,6 @@ impl Link {
 
     /// Descriptors of a message that is to be sent are looked at before.
     fn look_first(&mut self) -> Result<bool, Step> {
-        if self.descriptors.len() + self.kept.of_message() > MOST {
-            return Err(Step::Ended);
-        }
         if !self.sending || self.descriptors.iter().all(vetting::is_eventfd) {
             return Ok(true);
         }
@@ -303,6 +316,8 @@ impl Link {
                     let _ = rustix::net::shutdown(&self.session, Shutdown::Write);
                 }
                 // They went with the first byte.
+                // What the next may bring is asked for first.
+                self.has_room &= self.descriptors.is_empty();
                 let files = self.keep_events();
                 if !self.sending && self.header.is_empty() {
                     self.kept.next_message();
@@ -335,6 +350,11 @@ impl Link {
         let fits = descriptors.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         fits.then(|| rustix::net::sendmsg(&self.session, &[IoSlice::new(&self.message)], &mut ancillary, flags))
+    }
+
+    /// How many descriptors it has.
+    pub(super) fn descriptors(&self) -> usize {
+        self.sockets().len() + self.descriptors.len() + self.kept.len()
     }
 
     /// Whether replies wait for a front end that does not read.

@@ -17,10 +17,12 @@
 //!
 //! - [`process`]: its one thread, and what it does with each connection; the `link` of a connection, both directions of it
 //! - [`vetting`]: what descriptors are, found out on threads that may never come back; two of a port's at most
+//! - [`ledger`]: how many descriptors it has in hand, of which port
 //! - [`kept`]: eventfds that it has passed on; the [`lease`] of a connection, by which this process says which of them it has
 
 mod kept;
 pub(super) mod lease;
+mod ledger;
 mod link;
 pub mod process;
 pub(super) mod vetting;
@@ -112,6 +114,8 @@ enum News {
     Held(u32),
     /// Its front end's socket takes too much to use, and is not used any more.
     Costly,
+    /// Whether the relay has as many descriptors of it in hand as it may have.
+    Full(bool),
 }
 
 impl News {
@@ -119,6 +123,7 @@ impl News {
         match self {
             Self::Held(count) => word(1, port, count),
             Self::Costly => word(2, port, 0),
+            Self::Full(is_full) => word(3, port, is_full.into()),
         }
     }
 
@@ -127,6 +132,7 @@ impl News {
         match parse(bytes) {
             (1, port, count) => Some((port, Self::Held(count))),
             (2, port, _) => Some((port, Self::Costly)),
+            (3, port, is_full) => Some((port, Self::Full(is_full != 0))),
             _ => None,
         }
     }
@@ -145,6 +151,8 @@ pub(super) struct Relay {
 struct Told {
     /// Descriptors that are held up.
     held: u32,
+    /// It has its share of descriptors in hand.
+    full: bool,
     docket: Weak<Docket>,
 }
 
@@ -199,7 +207,7 @@ fn watch(mut started: Started) {
         relay.hear(&started.news);
         let status = reap(started.child);
         log::error!("the relay has ended ({status}): front ends are cut off and have to connect again");
-        relay.ports().values_mut().for_each(|told| told.held = 0);
+        relay.ports().values_mut().for_each(|told| (told.held, told.full) = (0, false));
         let (control, next) = loop {
             std::thread::sleep(BACK_OFF);
             match launch(&relay.program) {
@@ -258,6 +266,7 @@ impl Relay {
         let Some(told) = ports.get_mut(&port) else { return };
         match news {
             News::Held(count) => told.held = count,
+            News::Full(is_full) => told.full = is_full,
             News::Costly => {
                 let docket = told.docket.upgrade();
                 drop(ports);
@@ -289,13 +298,18 @@ impl PortNumber {
         let number = relay.last_port.fetch_add(1, Ordering::Relaxed) + 1;
         let mut ports = relay.ports();
         ports.retain(|_, told| told.docket.strong_count() > 0);
-        ports.insert(number, Told { held: 0, docket: Arc::downgrade(docket) });
+        ports.insert(number, Told { held: 0, full: false, docket: Arc::downgrade(docket) });
         Self(number)
     }
 
     /// Descriptors of its front ends that the kernel has not let go of for some seconds.
     pub(super) fn held(self) -> u32 {
         running().and_then(|relay| relay.ports().get(&self.0).map(|told| told.held)).unwrap_or(0)
+    }
+
+    /// Whether the relay has as many descriptors of it in hand as it may have.
+    pub(super) fn is_full(self) -> bool {
+        running().is_some_and(|relay| relay.ports().get(&self.0).is_some_and(|told| told.full))
     }
 }
 

@@ -9,7 +9,7 @@
 //! the eventfds that are [kept](Kept) may go. Its end is that of the last of its threads ([`Daemon::wait`]); neither the end of a
 //! socket nor that of the thread that has started this process says as much.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,10 +24,11 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::message::DESCRIPTORS;
 use super::kept::Kept;
+use super::ledger::Ledger;
 use super::link::{Link, Step};
 use super::{News, ORDER_DESCRIPTORS, Order, WORD_BYTES, vetting};
 use crate::sys::eventfd::EventFd;
-use crate::sys::{arguments, process, socket, stop_signals};
+use crate::sys::{arguments, descriptors, process, socket, stop_signals};
 
 /// How long a descriptor may take to be looked at or let go of. Then its connection is ended, and the daemon hears of it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -120,6 +121,8 @@ fn serve(control: OwnedFd) -> io::Result<Process> {
         last: 0,
         jobs: HashMap::new(),
         waiting: VecDeque::new(),
+        ledger: Ledger::new(descriptors::for_others().try_into().unwrap_or(usize::MAX)),
+        starved: BTreeSet::new(),
     };
     let read = epoll::EventFlags::IN;
     epoll::add(&process.epoll, &process.control, epoll::EventData::new_u64(CONTROL), read)?;
@@ -143,8 +146,12 @@ struct Process {
     /// The last number that was given to a link or a job.
     last: u64,
     jobs: HashMap<u64, Job>,
-    /// What waits until a job of its port has ended.
-    waiting: VecDeque<(Job, Vec<OwnedFd>)>,
+    /// What waits until a job of its port has ended, by number.
+    waiting: VecDeque<(u64, Job, Vec<OwnedFd>)>,
+    /// What links and jobs have.
+    ledger: Ledger,
+    /// Links that are not read until there is room.
+    starved: BTreeSet<u64>,
 }
 
 /// A link, and what the epoll set waits for at its two sockets.
@@ -181,6 +188,11 @@ impl Work {
     /// The link that it ends if it takes for too long.
     fn link(self) -> Option<u64> {
         if let Self::Look(link) | Self::Close(link) | Self::LetGo(link) = self { Some(link) } else { None }
+    }
+
+    /// How many more descriptors it has at a time, beside those that it is given.
+    fn opens(self) -> usize {
+        if self == Self::Drain { vetting::DRAINED } else { 0 }
     }
 
     /// Does it.
@@ -233,6 +245,9 @@ impl Process {
                 }
             }
             self.expire();
+            for (port, is_full) in self.ledger.news() {
+                self.tell(port, News::Full(is_full));
+            }
         }
     }
 
@@ -266,6 +281,7 @@ impl Process {
         let mut descriptors = descriptors.into_iter();
         match (order, descriptors.next(), descriptors.next(), descriptors.next()) {
             (Order::Connect(rings), Some(front_end), Some(session), Some(lease)) => {
+                self.ledger.admit(port, rings);
                 self.connect(port, front_end, session, Kept::new(lease, rings));
             }
             // One that nobody wants; or no room for all descriptors was left in this process, and the daemon sees the end of its pair.
@@ -312,6 +328,15 @@ impl Process {
         }
     }
 
+    /// Counts what a link has, or what is kept of it when it has ended.
+    fn count(&mut self, id: u64) {
+        if let Some(Linked { link, .. }) = self.links.get(&id) {
+            self.ledger.set(id, link.port, link.descriptors());
+        } else if let Some((port, kept)) = self.ended.get(&id) {
+            self.ledger.set(id, *port, kept.len());
+        }
+    }
+
     /// The daemon has closed something of a link, or everything.
     fn hear(&mut self, id: u64) {
         let Some((_, kept)) = self.kept(id) else { return };
@@ -320,6 +345,7 @@ impl Process {
         }
         self.end(id);
         let Some((port, kept)) = self.ended.remove(&id) else { return };
+        self.ledger.set(id, port, 0);
         let _ = epoll::delete(&self.epoll, kept.lease());
         if process::has_ended(self.daemon) {
             // It was killed, and may be about to let go of what lies in its sockets.
@@ -333,12 +359,14 @@ impl Process {
     fn close_released(&mut self, id: u64) {
         let Some((port, kept)) = self.kept(id) else { return };
         let released = kept.take_released();
+        self.count(id);
         self.let_go(port, id, released);
     }
 
     /// Moves what a link can move, and waits for what it then needs.
     fn step(&mut self, id: u64) {
         let Some(Linked { link, .. }) = self.links.get_mut(&id) else { return };
+        link.has_room = self.ledger.has_room(link.port);
         match link.step() {
             Step::Waits => {}
             Step::Look(descriptors) => {
@@ -358,6 +386,7 @@ impl Process {
             }
             Step::Ended => return self.end(id),
         }
+        self.count(id);
         if !self.watch(id) {
             self.end(id);
         }
@@ -367,6 +396,8 @@ impl Process {
     /// end whether asked or not, and again and again.
     fn watch(&mut self, id: u64) -> bool {
         let Some(Linked { link, watched }) = self.links.get_mut(&id) else { return true };
+        link.has_room = self.ledger.has_room(link.port);
+        self.starved.extend((!link.has_room).then_some(id));
         for ((side, socket), (reads, writes)) in (0..).zip(link.sockets()).zip(link.interest()) {
             let mut flags = epoll::EventFlags::empty();
             flags.set(epoll::EventFlags::IN, reads);
@@ -397,6 +428,7 @@ impl Process {
         let port = link.port;
         let (front_end, descriptors, kept) = link.end();
         self.ended.insert(id, (port, kept));
+        self.count(id);
         self.let_go(port, id, descriptors);
         self.discard(port, front_end);
     }
@@ -405,7 +437,7 @@ impl Process {
     fn hang_up(&mut self) {
         let links: Vec<u64> = self.links.keys().copied().collect();
         links.into_iter().for_each(|link| self.end(link));
-        while self.jobs.values().chain(self.waiting.iter().map(|(job, _)| job)).any(|job| job.work == Work::HangUp) {
+        while self.jobs.values().chain(self.waiting.iter().map(|(_, job, _)| job)).any(|job| job.work == Work::HangUp) {
             let Ok(done) = self.reports.recv() else { return };
             self.take(done);
         }
@@ -423,16 +455,22 @@ impl Process {
         }
     }
 
-    /// Begins a job, or puts it off if its port has as many as it may. Hanging up is not kept waiting by what may take for ever.
+    /// Begins a job, or puts it off if its port has as many as it may.
     fn begin(&mut self, job: Job, descriptors: Vec<OwnedFd>) {
+        self.last += 1;
+        self.ledger.set(self.last, job.port, descriptors.len() + job.work.opens());
+        self.go(self.last, job, descriptors);
+    }
+
+    /// Hanging up is not kept waiting by what may take for ever.
+    fn go(&mut self, id: u64, job: Job, descriptors: Vec<OwnedFd>) {
         let hangs_up = |job: &Job| job.work == Work::HangUp;
         let alike = |other: &&Job| other.port == job.port && hangs_up(other) == hangs_up(&job);
         if self.jobs.values().filter(alike).count() >= vetting::THREADS as usize {
-            self.waiting.push_back((job, descriptors));
+            self.waiting.push_back((id, job, descriptors));
             return;
         }
-        self.last += 1;
-        let (id, work) = (self.last, job.work);
+        let work = job.work;
         let (report, wake) = (self.report.clone(), Arc::clone(&self.wake));
         let started = vetting::elsewhere(descriptors, move |descriptors| {
             // Nobody is left to be told only when the process ends.
@@ -462,13 +500,15 @@ impl Process {
     /// A job was done.
     fn take(&mut self, (id, outcome): Done) {
         let Some(job) = self.jobs.remove(&id) else { return };
+        self.ledger.set(id, job.port, 0);
         if job.held {
             self.tell_held(job.port);
         }
         self.go_on(id, &job, outcome);
-        for (job, descriptors) in std::mem::take(&mut self.waiting) {
-            self.begin(job, descriptors);
+        for (id, job, descriptors) in std::mem::take(&mut self.waiting) {
+            self.go(id, job, descriptors);
         }
+        std::mem::take(&mut self.starved).into_iter().for_each(|link| self.step(link));
     }
 
     /// Goes on with what came of a job.
@@ -497,7 +537,7 @@ impl Process {
 
     /// How long the oldest job may still take.
     fn patience(&self) -> Option<Duration> {
-        let waiting = self.waiting.iter().map(|(job, _)| job).filter(|job| job.work.link().is_some());
+        let waiting = self.waiting.iter().map(|(_, job, _)| job).filter(|job| job.work.link().is_some());
         let oldest = self.jobs.values().chain(waiting).filter(|job| job.may_be_late()).map(|job| job.since).min();
         oldest.map(|since| (since + PATIENCE).saturating_duration_since(Instant::now()))
     }
@@ -506,7 +546,7 @@ impl Process {
     fn expire(&mut self) {
         let mut ended = Vec::new();
         let mut told = Vec::new();
-        let waiting = self.waiting.iter_mut().map(|(job, _)| (false, job));
+        let waiting = self.waiting.iter_mut().map(|(_, job, _)| (false, job));
         let late = |job: &Job| job.may_be_late() && job.since.elapsed() >= PATIENCE;
         for (running, job) in self.jobs.values_mut().map(|job| (true, job)).chain(waiting).filter(|(_, job)| late(job))
         {

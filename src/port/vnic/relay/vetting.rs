@@ -163,9 +163,13 @@ pub(super) fn hang_up(stream: OwnedFd) -> Option<OwnedFd> {
     Some(stream).filter(|_| !is_empty)
 }
 
-/// Reads what lies in a connection that was shut down, and lets go of all that came with it.
+/// Descriptors that [`drain`] has at a time.
+pub(super) const DRAINED: usize = 16;
+
+/// Reads what lies in a connection that was shut down, and lets go of all that came with it. The kernel does so with those that are
+/// too many at once.
 pub(super) fn drain(stream: &OwnedFd) {
-    let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_AT_ONCE))]);
+    let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DRAINED))]);
     loop {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
