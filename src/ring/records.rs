@@ -108,7 +108,7 @@ pub struct Records {
 }
 
 /// A file that this process has to itself. flock(2) locks the open file, which a process that is being started has as well from
-/// its fork(2) until its execve(2) has closed it, and a mapping too; so it is unlocked in words, and not by being closed.
+/// its fork(2) until its execve(2) has closed it, and a mapping too; so it is unlocked explicitly (LOCK_UN), and not by being closed.
 #[derive(Debug)]
 struct Lock(Arc<File>);
 

@@ -170,7 +170,8 @@ pub struct MappedFile {
 // SAFETY: an address and a length of memory that is mapped for as long as `self`; this type does not access it, and
 // mapping and unmapping is for any thread.
 unsafe impl Send for MappedFile {}
-// SAFETY: as above: `&self` gives nothing but numbers.
+// SAFETY: as above. What `&self` changes is what is mapped there (`settle`, `cover`), which is system calls on pages that
+// whoever uses the address may find to have any contents at any time; the table of replaced pages and `locked` are atomics.
 unsafe impl Sync for MappedFile {}
 
 impl MappedFile {

@@ -11,7 +11,7 @@
 //! Where the kernel has not a single page left, touching the file would be the next SIGBUS, in a loop. Then one of a few
 //! pages that were allocated at the start stands in for the page in question ([`spare`]).
 //!
-//! All but [`prepare`] and [`release`] are called in a signal handler: plain system calls, no locks, no allocation.
+//! All but [`prepare`] and [`release`] may be called in a signal handler: plain system calls, no locks, no allocation.
 
 #![allow(unsafe_code)] // mmap over mappings that are in use.
 
