@@ -61,6 +61,10 @@ struct Queue {
 }
 
 impl Queue {
+    fn is_short_of_kept_threads(&self) -> bool {
+        self.jobs.len() > self.idle
+    }
+
     fn is_short_of_threads(&self) -> bool {
         self.jobs.len() > self.idle + self.idle_others + self.coming
     }
@@ -89,7 +93,7 @@ impl Pool {
         let Handle(shared) = &*self.0;
         let mut queue = shared.queue();
         queue.jobs.push_back(Box::new(job));
-        let idle = if queue.jobs.len() <= queue.idle { &shared.more } else { &shared.overflow };
+        let idle = if queue.is_short_of_kept_threads() { &shared.overflow } else { &shared.more };
         idle.notify_one();
         if queue.is_short_of_threads() {
             shared.wanted.notify_one();
@@ -137,18 +141,20 @@ impl Shared {
 
     fn next(&self, patience: Option<Duration>) -> Option<Job> {
         let mut queue = self.queue();
-        let none_yet = |queue: &mut Queue| queue.jobs.is_empty() && !queue.closed;
         let Some(patience) = patience else {
             queue.idle += 1;
-            queue = self.more.wait_while(queue, none_yet).unwrap_or_else(PoisonError::into_inner);
+            let none = |queue: &mut Queue| queue.jobs.is_empty() && !queue.closed;
+            queue = self.more.wait_while(queue, none).unwrap_or_else(PoisonError::into_inner);
             queue.idle -= 1;
             return queue.jobs.pop_front();
         };
+        // Also one that has just ended a job leaves the next to those that are kept, or it would depend on who comes first.
+        let none = |queue: &mut Queue| !queue.is_short_of_kept_threads() && !queue.closed;
         queue.idle_others += 1;
-        let waited = self.overflow.wait_timeout_while(queue, patience, none_yet);
+        let waited = self.overflow.wait_timeout_while(queue, patience, none);
         queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         queue.idle_others -= 1;
-        queue.jobs.pop_front()
+        if none(&mut queue) { None } else { queue.jobs.pop_front() }
     }
 
     /// The thread that starts others.
@@ -157,7 +163,7 @@ impl Shared {
             let queue = self.queue();
             let enough = |queue: &mut Queue| !queue.is_short_of_threads() && !queue.closed;
             let mut queue = self.wanted.wait_while(queue, enough).unwrap_or_else(PoisonError::into_inner);
-            if queue.closed {
+            if !queue.is_short_of_threads() {
                 return;
             }
             queue.coming += 1;
@@ -237,11 +243,13 @@ mod tests {
         assert_eq!(runtime.block_on(pool.call(|| panic!("to be expected"))), None::<()>);
         assert_eq!(runtime.block_on(pool.call(|| 7)), Some(7));
         let (done, last) = channel();
-        let hung = hang(&pool, 1);
+        let hung: Vec<_> = (0..9).map(|_| channel::<()>()).collect();
+        let (ends, hung): (Vec<_>, Vec<_>) = hung.into_iter().unzip();
+        hung.into_iter().for_each(|hung| pool.run(move || drop(hung.recv())));
         pool.run(move || done.send(()).unwrap());
         drop(pool);
-        drop(hung);
         last.recv().unwrap();
         assert!(last.recv().is_err());
+        drop(ends);
     }
 }
