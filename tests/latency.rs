@@ -279,8 +279,9 @@ fn everything_but_shards_leaves_a_cpu_that_becomes_exclusive() {
     let exclusive = shared.replace("idle: adaptive", &format!("idle: adaptive, exclusive: \"{spare}\""));
     std::fs::write(daemon.dir().join("linecard.yaml"), exclusive).unwrap();
     daemon.linecard(&["apply"]).unwrap();
-    // The one that serves, and who stands in for it.
-    assert_eq!(on_it(), [format!("shard-{spare}"), format!("shard-{spare}")]);
+    // The one that serves, and those that are there to stand in for it.
+    let there = on_it();
+    assert!(there.len() > 1 && there.iter().all(|name| *name == format!("shard-{spare}")), "{there:?}");
 }
 
 #[test]

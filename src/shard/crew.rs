@@ -5,8 +5,8 @@
 //! for the first one. That one, once it is free, finds itself evicted before it visits anything else, and ends; what it counted is kept, and
 //! what was left to it goes to whoever serves then ([`Crew::readmit`]).
 //!
-//! The other thread is there beforehand, asleep, with all that it needs: to start one the kernel needs the lock of the
-//! process's memory map, which may be held for as long as the fault that it is to help against. So neither the watchdog nor
+//! [Several](STAND_INS) others are there beforehand, asleep, with all that they need: to start one the kernel needs the lock of the
+//! process's memory map, which may be held for as long as the faults that they are to help against. So neither the watchdog nor
 //! whoever holds the lock of a crew starts or joins a thread or maps memory. Who may wait for that does it afterwards
 //! ([`Crew::replenish`], [`super::recruiter`]).
 //!
@@ -32,8 +32,15 @@ use crate::sys::numa::node_here;
 /// elsewhere, and each costs a counter block. Tests have one.
 const HELD_UP: usize = if cfg!(test) { 1 } else { 64 };
 
+/// Threads of a shard that are there to take its queues over. So many ports can hold it up one after the other while another one
+/// keeps threads from being started. Each costs 2.8 MiB, most of it a counter block, and sleeps.
+const STAND_INS: usize = 4;
+
 /// Queues that a shard has room for from the start, so that a stand-in takes that many over without asking for memory.
 pub(super) const QUEUES_AT_HAND: usize = 256;
+
+/// Bytes of its stack that a shard uses at most, with a margin for builds without optimisation.
+const STACK_IN_USE: usize = 128 * 1024;
 
 /// How long the end of a thread is waited for that does not move any more.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -66,8 +73,8 @@ pub(super) struct Crew {
 /// Who they are, and what they serve.
 struct Members {
     server: Server,
-    /// Serves nothing yet, and is next.
-    stand_in: Option<Server>,
+    /// They serve nothing yet, and the last is next.
+    stand_ins: Vec<Server>,
     engaged: Vec<Engagement>,
     held_up: Vec<(Server, Vec<Engagement>)>,
     /// Those that were held up and have ended, to be joined.
@@ -85,7 +92,7 @@ pub(super) enum Eviction {
     Done,
     /// It is not the one that serves any more, or too many are held up.
     Refused,
-    /// The last stand-in has just been taken, and there is no other one yet.
+    /// The last stand-in was taken, and there is no other one yet.
     Nobody,
 }
 
@@ -94,12 +101,15 @@ impl Recipe {
     fn start(&self, shared: Arc<Shared>) -> Result<(Server, u16), ShardError> {
         let Self { cpu, exclusive, policy, clock, .. } = *self;
         let failed = |what| move |source| ShardError::Setup { cpu, what, source };
+        // What enrolls needs the handler of its signal.
+        crate::sys::doorbell::watch().map_err(failed("a thread that watches doorbells"))?;
         let bell = Arc::new(Bell::new().map_err(failed("epoll and eventfd"))?);
         let stamp = Arc::<Stamp>::default();
         let worker = Worker::new(&bell, &shared, &self.tables, policy.idle, clock, &stamp, &self.alarm);
         let (started, start) = std::sync::mpsc::channel();
         let own = Arc::clone(&stamp);
         let run = move || {
+            touch_stack();
             own.enroll();
             crate::sys::doorbell::enroll();
             let pinned = crate::sys::cpu::pin_to(cpu).map_err(|source| ("pin its thread", source));
@@ -117,6 +127,14 @@ impl Recipe {
         let node = start.recv().unwrap_or(Ok(0)).map_err(|(what, source)| ShardError::Setup { cpu, what, source })?;
         Ok((Server { bell, stamp, shared, thread: Some(thread) }, node))
     }
+}
+
+/// Writes to the part of the stack that a shard uses. Where the kernel itself finds a page of it missing, as when it puts events
+/// there that were waited for, it takes the lock of the memory map, which a fault in user mode does not (do_user_addr_fault in
+/// arch/x86/mm/fault.c), and that is what a stand-in must not wait for.
+#[inline(never)]
+fn touch_stack() {
+    std::hint::black_box(&mut [0_u8; STACK_IN_USE]);
 }
 
 /// Runs a worker to its end. A panic on a shard is a bug of ours that leaves its ports dead and the control side waiting
@@ -162,19 +180,20 @@ impl Server {
 }
 
 impl Crew {
-    /// Starts a crew: the thread that serves and its stand-in. They go on counting in `blocks`. Returns the NUMA node that they
+    /// Starts a crew: the thread that serves and its stand-ins. They go on counting in `blocks`. Returns the NUMA node that they
     /// are on, too.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn start(recipe: Recipe, mut blocks: Vec<Arc<Shared>>) -> Result<(Self, u16), ShardError> {
         let mut block = || blocks.pop().unwrap_or_else(|| Arc::new(Shared::new()));
-        let (mut server, node) = recipe.start(block())?;
-        let (stand_in, _) = recipe.start(block()).inspect_err(|_| server.end())?;
+        let (server, node) = recipe.start(block())?;
         let (engaged, held_up, ended) = (Vec::with_capacity(QUEUES_AT_HAND), Vec::new(), Vec::new());
-        let stand_in = Some(stand_in);
-        let members = Members { server, stand_in, engaged, held_up, ended, blocks, evictions: 0, ends: false };
-        Ok((Self { recipe, members: Mutex::new(members) }, node))
+        let stand_ins = Vec::with_capacity(STAND_INS);
+        let members = Members { server, stand_ins, engaged, held_up, ended, blocks, evictions: 0, ends: false };
+        let crew = Self { recipe, members: Mutex::new(members) };
+        crew.replenish().inspect_err(|_| crew.end())?;
+        Ok((crew, node))
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
@@ -226,14 +245,14 @@ impl Crew {
         bell.refresh();
     }
 
-    /// Gives the queues of a thread that is held up to the stand-in, but for those of `port`, in whose memory it is, if that is
+    /// Gives the queues of a thread that is held up to a stand-in, but for those of `port`, in whose memory it is, if that is
     /// known. Starts nothing and waits for nobody: [`Crew::replenish`] is to be called by somebody else then.
     pub fn evict(&self, stamp: &Arc<Stamp>, port: Option<PortIndex>) -> Eviction {
         let mut members = self.members();
         if members.ends || members.held_up.len() >= HELD_UP || !Arc::ptr_eq(&members.server.stamp, stamp) {
             return Eviction::Refused;
         }
-        let Some(server) = members.stand_in.take() else { return Eviction::Nobody };
+        let Some(server) = members.stand_ins.pop() else { return Eviction::Nobody };
         let old = std::mem::replace(&mut members.server, server);
         old.stamp.evict();
         old.bell.close();
@@ -262,37 +281,43 @@ impl Crew {
         ended.len() > before
     }
 
-    /// Joins threads that have ended, and starts a stand-in if there is none. For a thread that may wait.
+    /// Joins threads that have ended, and starts the stand-ins that are missing. For a thread that may wait, and for one at a time.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn replenish(&self) -> Result<(), ShardError> {
-        let mut members = self.members();
-        let ended = std::mem::take(&mut members.ended);
-        let block = if members.ends || members.stand_in.is_some() { None } else { Some(members.blocks.pop()) };
-        drop(members);
+        let ended = std::mem::take(&mut self.members().ended);
         ended.into_iter().for_each(|mut server| server.end());
-        let Some(block) = block else { return Ok(()) };
-        let block = block.unwrap_or_else(|| Arc::new(Shared::new()));
-        let started = self.recipe.start(Arc::clone(&block));
-        let mut members = self.members();
-        let (mut fresh, _) = started.inspect_err(|_| members.blocks.push(block))?;
-        if !members.ends && members.stand_in.is_none() {
-            members.stand_in = Some(fresh);
-            return Ok(());
+        while let Some(block) = self.next_block() {
+            let block = block.unwrap_or_else(|| Arc::new(Shared::new()));
+            let started = self.recipe.start(Arc::clone(&block));
+            let mut members = self.members();
+            let (mut fresh, _) = started.inspect_err(|_| members.blocks.push(block))?;
+            if !members.ends {
+                members.stand_ins.push(fresh);
+                continue;
+            }
+            members.blocks.push(Arc::clone(&fresh.shared));
+            drop(members);
+            fresh.end();
         }
-        members.blocks.push(Arc::clone(&fresh.shared));
-        drop(members);
-        fresh.end();
         Ok(())
+    }
+
+    /// Where another stand-in is to count, if one is missing and there is such a place.
+    #[allow(clippy::option_option)] // Whether one is missing, and whether there is.
+    fn next_block(&self) -> Option<Option<Arc<Shared>>> {
+        let mut members = self.members();
+        let missing = !members.ends && members.stand_ins.len() < STAND_INS;
+        missing.then(|| members.blocks.pop())
     }
 
     /// What all its threads have counted, block by block; those that somebody may be counting in, held up, last.
     pub fn blocks(&self) -> Vec<Arc<Shared>> {
         // Room before the lock is taken, under which nothing large is allocated.
-        let mut all = Vec::with_capacity(2 * HELD_UP + 2);
+        let mut all = Vec::with_capacity(2 * HELD_UP + 1 + STAND_INS);
         let members = self.members();
-        let serving = std::iter::once(&members.server).chain(&members.stand_in).map(|server| &server.shared);
+        let serving = std::iter::once(&members.server).chain(&members.stand_ins).map(|server| &server.shared);
         let held_up = members.held_up.iter().map(|(server, _)| &server.shared);
         all.extend(serving.chain(&members.blocks).chain(held_up).map(Arc::clone));
         all
@@ -310,9 +335,9 @@ impl Crew {
         if std::mem::replace(&mut members.ends, true) {
             return;
         }
-        let (mut server, stand_in) = (members.server.leave(), members.stand_in.as_mut().map(Server::leave));
+        let mut all = vec![members.server.leave()];
+        all.extend(members.stand_ins.iter_mut().map(Server::leave));
         drop(members);
-        server.end();
-        stand_in.into_iter().for_each(|mut stand_in| stand_in.end());
+        all.into_iter().for_each(|mut server| server.end());
     }
 }

@@ -1,4 +1,4 @@
-//! Keeps a stand-in at hand for each crew ([`super::crew`]): [`Recruiter`], a thread that may wait.
+//! Keeps stand-ins at hand for each crew ([`super::crew`]): [`Recruiter`], a thread that may wait.
 //!
 //! To start a thread, or to join one, the kernel needs the lock of the process's memory map, and a front end may have somebody
 //! hold that for as long as it holds a shard up. So the watchdog does neither: it takes stand-ins that are there, and calls

@@ -119,9 +119,11 @@ thread_local! {
     };
 }
 
-/// Makes the calling thread known ahead of its first doorbell, which then does not allocate.
+/// Makes the calling thread known ahead of its first doorbell, which then does not allocate, and sends it the signal once, so that
+/// the pages are there that the kernel puts the frame of one on: where it finds such a page missing it takes the lock of the memory
+/// map, and a peer may have somebody hold that.
 pub fn enroll() {
-    OWN.with(|_| {});
+    OWN.with(|own| own.interrupt());
 }
 
 /// Starts the watchdog unless it runs. To be called before the first eventfd of a peer is rung, by a thread that is not

@@ -26,6 +26,7 @@ mod names;
 mod pace;
 mod relay;
 mod stalls;
+mod together;
 mod waiters;
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -40,7 +40,7 @@ static ROOM: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 const BAD: [&str; 6] = ["bad-1", "bad-2", "bad-3", "bad-4", "bad-5", "bad-6"];
 
 /// A file of which there are very many mappings.
-struct Crowd {
+pub(super) struct Crowd {
     file: Arc<File>,
     /// Its length, and of its beginning that of each mapping.
     len: u64,
@@ -84,7 +84,7 @@ impl Drop for Crowd {
 }
 
 /// A hole that is being punched, for as long as the hog runs and then a moment.
-struct Hole {
+pub(super) struct Hole {
     puncher: JoinHandle<()>,
     thread: libc::pid_t,
     hog: Hog,
@@ -115,7 +115,7 @@ impl Hole {
         Duration::from_nanos(text.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0))
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         drop(self.hog);
         if !self.puncher.is_finished() {
             // It may have that CPU to itself now, or share it with others that are as busy.
@@ -127,7 +127,7 @@ impl Hole {
 
 /// The front end of `port` has the file mapped, or unmapped if it is `leaving`, while a hole is punched into it. Returns the hole
 /// and the wait of the port's session, unless the hole was there too soon.
-fn hold_up(daemon: &Daemon, port: &str, leaving: bool) -> Option<(Crowd, Hole, Wait)> {
+pub(super) fn hold_up(daemon: &Daemon, port: &str, leaving: bool) -> Option<(Crowd, Hole, Wait)> {
     let crowd = Crowd::new();
     let nic = Nic::up(&daemon.socket(port), &NicConfig::default());
     let file = Arc::clone(&crowd.file);

@@ -22,7 +22,7 @@ use super::frontend::ring::Desc;
 use super::{MIB, Scene};
 
 /// Bytes of the file that is punched.
-const LEN: u64 = 256 * MIB;
+pub(super) const LEN: u64 = 256 * MIB;
 
 /// Puts the calling thread on the last CPU, which is not the shard's where there are two, to run when nobody else wants to.
 pub(super) fn step_back(idle: bool) {
@@ -42,7 +42,7 @@ pub(super) fn schedule(thread: libc::pid_t, policy: libc::c_int) -> bool {
 }
 
 /// A hole that is being punched, slowly while the hog runs.
-struct Punch {
+pub(super) struct Punch {
     puncher: JoinHandle<()>,
     hog: Hog,
 }
@@ -90,7 +90,7 @@ impl Punch {
         self.puncher.is_finished()
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         drop(self.hog);
         self.puncher.join().unwrap();
     }
@@ -124,7 +124,8 @@ pub(super) fn waits(daemon: &Daemon, of: &str) -> Vec<Wait> {
 
 /// Has the guest of `bad` send out of a file that is being punched until a shard is held up there; returns the hole and the
 /// shard's wait.
-fn hold_up(scene: &Scene, bad: &mut Nic, file: &Arc<File>, at: u64) -> (Punch, Wait) {
+pub(super) fn hold_up(daemon: &Daemon, bad: &mut Nic, file: &Arc<File>, at: u64) -> (Punch, Wait) {
+    let before = waits(daemon, "shard-");
     let ring = bad.vmm.vrings[1].ring.clone();
     ring.set_desc(0, Desc::readable(at, 1412));
     for _ in 0..50 {
@@ -135,9 +136,10 @@ fn hold_up(scene: &Scene, bad: &mut Nic, file: &Arc<File>, at: u64) -> (Punch, W
             ring.offer(0);
             bad.vmm.vrings[1].kick.ring();
             // A fault that waits for something else, a lock or a page, does not do so for long.
-            let seen = waits(&scene.daemon, "shard-");
+            let seen = waits(daemon, "shard-");
             std::thread::sleep(Duration::from_millis(10));
-            if let Some(wait) = waits(&scene.daemon, "shard-").into_iter().find(|wait| seen.contains(wait)) {
+            let held = |wait: &Wait| seen.contains(wait) && !before.contains(wait);
+            if let Some(wait) = waits(daemon, "shard-").into_iter().find(held) {
                 return (punch, wait);
             }
         }
@@ -154,7 +156,7 @@ fn others_go_on(scene: &mut Scene, other: &mut Nic) -> bool {
     let region = Region { gpa: 0x8_0000_0000, uva: 0x7777_0000_0000, len: 2 * MIB, offset: 0, file: file.clone() };
     bad.plug(region.clone()).unwrap();
     let at = bad.vmm.ram.alloc_in(region.gpa, 4096, 4096);
-    let (punch, wait) = hold_up(scene, &mut bad, &file, at);
+    let (punch, wait) = hold_up(&scene.daemon, &mut bad, &file, at);
     // Another network, the same network, and the control side.
     scene.witness.keeps_going();
     exchange(other, &mut scene.peer, 32);
