@@ -245,7 +245,9 @@ mod tests {
         let (done, last) = channel();
         let hung: Vec<_> = (0..9).map(|_| channel::<()>()).collect();
         let (ends, hung): (Vec<_>, Vec<_>) = hung.into_iter().unzip();
-        hung.into_iter().for_each(|hung| pool.run(move || drop(hung.recv())));
+        for hung in hung {
+            pool.run(move || assert!(hung.recv().is_err()));
+        }
         pool.run(move || done.send(()).unwrap());
         drop(pool);
         last.recv().unwrap();
