@@ -165,7 +165,7 @@ fn link_off_and_on_moves_the_base() {
                 assert!(a.pairs[0].tx.send(&frame(b.mac, a.mac, 60, at)));
             }
             // The link is down: QEMU takes what the guest sends and drops it.
-            a.vmm.vrings[1].base += a.pairs[0].tx.queue.serve_as_vmm(6);
+            a.vmm.vrings[1].base = a.pairs[0].tx.queue.serve_as_vmm(a.vmm.vrings[1].base, 6);
             let last = frame(b.mac, a.mac, 90, round);
             assert!(a.pairs[0].tx.send(&last));
             a.cont().unwrap();

@@ -183,6 +183,55 @@ fn a_daemon_killed_in_the_middle_of_traffic_leaves_rings_that_go_on() {
     }
 }
 
+/// Has the guest send until its ring is full, and its VMM take what it finds from where it believes the ring to be.
+fn send_to_nobody(nic: &mut Nic, to: [u8; 6], most: u16) {
+    let mut at = 0;
+    while nic.pairs[0].tx.queue_frame(&frame(to, nic.mac, 60, at)) {
+        at += 1;
+    }
+    let queue = &mut nic.pairs[0].tx.queue;
+    queue.publish();
+    let vring = &mut nic.vmm.vrings[1];
+    vring.base = queue.serve_as_vmm(vring.base, most);
+    // It was for the VMM.
+    queue.kick.take();
+}
+
+#[test]
+fn rings_go_on_when_their_vmm_takes_frames_while_the_daemon_is_away() {
+    const SIZE: u16 = 16;
+    let mut daemon = Daemon::with_ports(&["a", "b"]);
+    let packed = LINUX | feature::RING_PACKED;
+    let mut overtaken = 0;
+    for features in [packed, packed | feature::IN_ORDER, LINUX] {
+        let config = NicConfig { features, size: SIZE, ..NicConfig::default() };
+        let mut a = Nic::up(&daemon.socket("a"), &config);
+        let mut b = Nic::up(&daemon.socket("b"), &config);
+        meet(&mut a, &mut b);
+        for round in 0..16 {
+            // All places in two laps.
+            exchange(&mut a, &mut b, 3 + 2 * round);
+            daemon.kill();
+            for (nic, to, most) in [(&mut a, b.mac, 1 + round as u16), (&mut b, BROADCAST, SIZE)] {
+                let before = nic.vmm.vrings[1].base;
+                send_to_nobody(nic, to, most);
+                overtaken += u32::from(before != nic.vmm.vrings[1].base);
+            }
+            daemon.restart();
+            b.reconnect(&daemon.socket("b"));
+            a.reconnect(&daemon.socket("a"));
+            for nic in [&mut a, &mut b] {
+                nic.drain();
+            }
+            meet(&mut a, &mut b);
+            a.poll();
+            b.poll();
+            exchange(&mut a, &mut b, usize::from(SIZE) + 5);
+        }
+    }
+    assert!(overtaken > 20, "{overtaken} rings were taken from");
+}
+
 /// The file in which port `name` of a daemon notes where its packed rings are.
 fn record(daemon: &Daemon, name: &str) -> std::path::PathBuf {
     daemon.dir().join("rings").join(daemon.socket(name).to_str().unwrap().replace('/', "!"))

@@ -20,13 +20,15 @@
 
 #![allow(unsafe_code)] // The ring is raw guest memory.
 
+mod resume;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, add_buffer, check_table, find, finish};
 use super::device::area;
 use super::place::{AVAIL, Place, USED, passes};
-use super::record::{Element, Record, Stand};
+use super::record::{Element, Record};
 use super::{Chain, Chains, DeviceRing, Direction, RingConfig, RingError, RingFault};
 use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, RING_SIZE};
 use crate::mem::GuestMemory;
@@ -163,78 +165,6 @@ impl PackedRing {
         if let Some(first) = self.record.element(0) {
             self.write(first, Ordering::Release);
         }
-    }
-
-    /// Keeps `record` from now on, and goes on where it says instead of at the base, if the ring in memory bears it out:
-    /// its front end may have lost track (see [`super::record`]).
-    pub fn resume(&mut self, record: Record) {
-        self.record = record;
-        let file = self.memory.file_at(self.config.descriptors);
-        let stand = self.record.stand(&self.config, file).filter(|stand| self.bears_out(stand));
-        let mut last = Element::default();
-        if let Some(stand) = stand {
-            last = stand.last;
-            let place = self.recover(&stand);
-            (self.next, self.used, self.published) = (place, place, place);
-        }
-        self.record.bind(&self.config, file, self.next.0, last);
-    }
-
-    /// Whether the ring cannot stand where it is to go on: the driver counts from another place, and neither side will ever
-    /// see what the other does. Only for a ring from which nothing was taken since it was started.
-    ///
-    /// The descriptor where we go on was not used in this lap. The one before it was made available in its lap, whether or not
-    /// it was written when it was used, and so is not as it was used in the lap before; in a ring that is new, its lap is one
-    /// that no driver has made, with all bits zero.
-    pub fn is_misplaced(&self) -> bool {
-        let flags = |place: Place| (self.tail(place.slot()) >> 48) as u16;
-        let before = self.next.back(1, self.size);
-        let is_used = |place: Place| flags(place) & (AVAIL | USED) == place.used_bits();
-        is_used(self.next) || is_used(Place(before.0 ^ Place::WRAP))
-    }
-
-    /// Whether the descriptors are such as they must be where a ring was left that stood there. A driver that has made the
-    /// ring anew at the same place has written zeros and AVAIL only, and begins at the first slot.
-    fn bears_out(&self, stand: &Stand) -> bool {
-        let flags = |slot| (self.tail(slot) >> 48) as u16;
-        let (place, target) = (Place(stand.place), Place(stand.target));
-        let within = |place: Place| place.slot() < self.size;
-        if !within(place) || stand.count > 0 && !within(target) || stand.count > self.size {
-            return false;
-        }
-        let listed = |at| self.record.element(at).filter(|element| element.slot < self.size);
-        if (0..stand.count).any(|at| listed(at).is_none()) {
-            return false;
-        }
-        // What is used here now can only be the publication that was on its way.
-        if stand.count == 0 && flags(place.slot()) & (AVAIL | USED) == place.used_bits() {
-            return false;
-        }
-        // What was published last is as it was written, or was made available anew, which leaves USED as it is.
-        let Element { slot, word } = stand.last;
-        let rewritten = (0..stand.count).filter_map(listed).any(|element| element.slot == slot);
-        if word != 0 && !rewritten && (slot >= self.size || (flags(slot) ^ (word >> 48) as u16) & USED != 0) {
-            return false;
-        }
-        let ours = |Element { slot, word }: Element| slot < self.size && word != 0 && self.tail(slot) == word;
-        let used = |slot| flags(slot) & USED != 0;
-        self.next.0 != Place::WRAP
-            || ours(stand.last)
-            || (0..stand.count).filter_map(listed).any(ours)
-            || (0..self.size).any(used)
-    }
-
-    /// Finishes a publication that was on its way; returns where the ring stands.
-    fn recover(&self, stand: &Stand) -> Place {
-        let place = Place(stand.place);
-        if stand.count == 0 {
-            return place;
-        }
-        let first = (self.tail(place.slot()) >> 48) as u16;
-        if first & (AVAIL | USED) == place.available_bits() {
-            self.write_list(stand.count);
-        }
-        Place(stand.target)
     }
 
     /// What the driver says about interrupts.

@@ -14,11 +14,12 @@
 //! the driver, and all are written (again); if not, all were. Only the order of the stores matters for that, not when they
 //! reach memory: a process that dies takes no store with it.
 //!
-//! A record counts only for a ring of the same addresses and size, in the same memory file, whose front end says the same
-//! base as when the record was begun: one that has lost track repeats it, and one that brings a ring from another host, or
-//! from a saved state, knows better. A VM that is restored twice from one state says the same twice, but has other memory.
-//! And it counts only until the front end stops the ring by asking for its base, which is then the truth, or is gone
-//! ([`super::records`]). Whether the ring in memory bears the record out is for [`super::packed`] to see.
+//! A record counts only for a ring of the same addresses and size, in the same memory file, and says where the ring is to go on
+//! only if its front end says the same base as when the record was begun: one that has lost track repeats it, and one that
+//! brings a ring from another host, or from a saved state, knows better. A VM that is restored twice from one state says the
+//! same twice, but has other memory. And it counts only until the front end stops the ring by asking for its base, which is
+//! then the truth, or is gone ([`super::records`]). Whether the ring in memory bears the record out, and what becomes of the
+//! descriptors before another base, is for [`super::packed`] to see.
 
 #![allow(unsafe_code)] // The file is memory that another process may map as well, so it is no Rust slice.
 
@@ -57,6 +58,8 @@ pub(super) struct Element {
 /// What a record says of its ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stand {
+    /// What the front end said when the record was begun.
+    pub(super) base: u16,
     /// Where the ring stood, as its base would be.
     pub(super) place: u16,
     /// Where it was about to stand, if `count` is not zero.
@@ -181,14 +184,15 @@ impl Record {
     /// What it says of the ring of `config`, if it is about that one.
     pub(super) fn stand(&self, config: &RingConfig, file: FileIdentity) -> Option<Stand> {
         let state = self.read(STATE);
-        let same = identity(config, file).into_iter().all(|(at, word)| self.read(at) == word);
+        let same = identity(config, file).into_iter().all(|(at, word)| at == BASE || self.read(at) == word);
         let last = Element { slot: self.read(LAST_SLOT) as u16, word: self.read(LAST_WORD) };
-        let stand = Stand { place: state as u16, target: (state >> 16) as u16, count: (state >> 32) as u16, last };
+        let [place, target, count] = [state, state >> 16, state >> 32].map(|word| word as u16);
+        let stand = Stand { base: self.read(BASE) as u16, place, target, count, last };
         (state & VALID != 0 && same).then_some(stand)
     }
 }
 
-/// What tells one ring from another, in the first words of a record. `file` is what holds the memory that the ring lies in.
+/// What tells one ring from another, and its base, in the first words of a record. `file` is what holds the memory that the ring lies in.
 fn identity(config: &RingConfig, file: FileIdentity) -> [(usize, u64); 8] {
     let RingConfig { descriptors, available, used, size, base, .. } = *config;
     let FileIdentity { device, inode, born } = file;

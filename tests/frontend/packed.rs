@@ -109,6 +109,22 @@ impl Packed {
         Some((ring.ram.load_u16(slot + 12), ring.ram.u32(slot + 8)))
     }
 
+    /// Uses up to `most` chains of one slot each from `base` on, as QEMU does (virtqueue_packed_drop_all); where it would go on.
+    pub fn serve(ring: &Ring, base: u16, most: u16) -> u16 {
+        let mut place = Place { slot: base & !FIRST_BASE, wrap: base & FIRST_BASE != 0 };
+        for _ in 0..most {
+            let flags = ring.slot_flags(place.slot);
+            if flags & (AVAIL | USED) != place.available() {
+                break;
+            }
+            assert_eq!(flags & NEXT, 0, "a chain of one slot");
+            ring.ram.write(ring.desc + DESC_LEN * u64::from(place.slot) + 8, &[0; 4]);
+            ring.set_slot_flags(place.slot, if place.wrap { AVAIL | USED } else { 0 });
+            place = place.on(1, ring.size);
+        }
+        place.word()
+    }
+
     /// Asks for interrupts in this way, at the next used descriptor if it is by place.
     pub fn ask(&self, ring: &Ring, flags: u16) {
         ring.ram.store_u16(ring.avail, self.used.word());

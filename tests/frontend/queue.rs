@@ -311,9 +311,12 @@ impl Queue {
         self.calls
     }
 
-    /// Serves up to `most` available entries in the device's place, as QEMU does with a stopped TX ring whose link is
-    /// down. Returns how many; the ring's base moves on by as many.
-    pub fn serve_as_vmm(&self, most: u16) -> u16 {
+    /// Serves up to `most` available entries in the device's place, as QEMU does with a TX ring whose link is down, stopped or
+    /// without a back end. It begins at `base`, wherever the device got since, and returns where it would go on.
+    pub fn serve_as_vmm(&self, base: u16, most: u16) -> u16 {
+        if self.packed.is_some() {
+            return Packed::serve(&self.ring, base, most);
+        }
         let mut idx = self.ring.used_idx();
         let count = self.ring.avail_idx().wrapping_sub(idx).min(most);
         for _ in 0..count {
@@ -321,7 +324,7 @@ impl Queue {
             idx = idx.wrapping_add(1);
         }
         self.ring.set_used_idx(idx);
-        count
+        base.wrapping_add(count)
     }
 }
 

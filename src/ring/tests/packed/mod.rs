@@ -1,7 +1,8 @@
 //! The same rules for packed rings, where what they say is about another layout: [`walk`] what is read, [`used`] what is
-//! written, [`record`] what outlives us, [`alike`] that frames fare alike in rings of both forms.
+//! written, [`record`] and [`overtaken`] what outlives us, [`alike`] that frames fare alike in rings of both forms.
 
 mod alike;
+mod overtaken;
 mod record;
 mod record_file;
 mod used;

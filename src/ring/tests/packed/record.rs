@@ -183,6 +183,8 @@ fn a_record_that_was_scribbled_over_is_survived() {
         let record = records.record(0, 5).unwrap();
         record.set_element((random() % 5) as u16, Element { slot: random() as u16, word: random() });
         record.begin((random() % 7) as u16 | 0x8000, random() as u16 & 0x8007, (random() % 7) as u16);
+        // The front end has lost track or says another base.
+        driver.config.base = [0x8000, 3, 0x8004][(random() % 3) as usize];
         let ring = resumed(&driver, record);
         assert!(ring.base() & 0x7fff < 5);
     }
