@@ -1,5 +1,5 @@
-//! Who changes this process's mappings of peers' files, one thread at a time: [`in_turn`]; and how long the kernel kept each
-//! waiting for its peer's file: [`take_wait`].
+//! Who changes this process's mappings of peers' files, one thread at a time: [`in_turn`]; who may be in a page fault of one:
+//! [`in_faults`]; and how long the kernel kept each waiting for its peer's file: [`take_wait`].
 //!
 //! Whoever maps or unmaps a file waits for the kernel's list of all its mappings (`i_mmap_rwsem`), in whichever process they are,
 //! and holds this process's own table of mappings meanwhile (`mmap_lock`). The owner of a file can have that list held for many
@@ -11,6 +11,9 @@
 //! peer must not be charged. The kernel does: it names the function in which a thread waits (proc_pid_wchan(5)). So a thread
 //! that does nothing else looks every [`LOOK`] at those that are long in a change, and what one waits outside of the functions that take
 //! the table ([`TABLE_TAKERS`]) is charged. Where the kernel names none (no CONFIG_KALLSYMS), nobody is charged.
+//!
+//! Who serves a peer also touches its memory, and a page fault there waits as long as the file's owner punches a hole at that place. It
+//! keeps the table for that once the kernel has tried it twice, so it counts as well, in whatever of [`FAULTS`] the thread waits.
 //!
 //! A signal handler that replaces pages of a peer's file ([`super::sigbus`]) can wait for no turn, but is looked at in the same
 //! way ([`out_of_turn`]). The turn is for threads that serve one peer each. None that others wait for takes it, and nobody takes it
@@ -32,8 +35,10 @@ use rustix::time::{ClockId, clock_gettime};
 /// How often those are looked at that are long in a change; one that takes less than that is not seen. Changes take microseconds.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// How many can be in a change at once: the one whose turn it is, and shards in their signal handlers.
+/// How many can be in a change at once: the one whose turn it is, and shards in their signal handlers. And how many of those who
+/// touch memory are looked at: sessions that are in the middle of a message, which those that wait for their turn are as well.
 const PLACES: usize = 64;
+const TOUCHERS: usize = 256;
 
 /// Functions of the kernel in which a thread waits for `mmap_lock` that maps, unmaps, advises or locks (mm/util.c, mm/vma.c,
 /// mm/mmap.c, mm/madvise.c, mm/mlock.c; the lock's own functions are not named).
@@ -49,11 +54,18 @@ const TABLE_TAKERS: [&str; 9] = [
     "__arm64_sys_munlock",
 ];
 
+/// Functions of the kernel in which a page fault waits for who punches a hole there: in tmpfs (mm/shmem.c), and in hugetlbfs
+/// (mm/hugetlb.c). A fault that waits for something else, like a page that was swapped out, is nobody's fault.
+const FAULTS: [&str; 5] =
+    ["shmem_fault", "shmem_falloc_wait", "hugetlb_fault", "hugetlb_no_page", "hugetlb_vma_lock_read"];
+
 static TURN: Mutex<()> = Mutex::new(());
 
 static WATCHER: OnceLock<Option<Thread>> = OnceLock::new();
 
-static CHANGES: [Change; PLACES] = [const { Change::none() }; PLACES];
+static CHANGES: [Deed; PLACES] = [const { Deed::none() }; PLACES];
+
+static TOUCHES: [Deed; TOUCHERS] = [const { Deed::none() }; TOUCHERS];
 
 thread_local! {
     static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
@@ -63,7 +75,14 @@ thread_local! {
 pub fn in_turn<T>(change: impl FnOnce() -> T) -> T {
     let watcher = watcher();
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let (done, waited) = watched(watcher, change);
+    let (done, waited) = watched(watcher, Kind::Change, change);
+    add_wait(waited);
+    done
+}
+
+/// Runs `work`, which may touch memory of this thread's peer, and nobody else's.
+pub fn in_faults<T>(work: impl FnOnce() -> T) -> T {
+    let (done, waited) = watched(watcher(), Kind::Touch, work);
     add_wait(waited);
     done
 }
@@ -71,7 +90,7 @@ pub fn in_turn<T>(change: impl FnOnce() -> T) -> T {
 /// Runs `change`, which replaces pages of a peer's file, at once; and says for how long the kernel kept it waiting for that file.
 /// Async-signal-safe if `change` is.
 pub(super) fn out_of_turn<T>(change: impl FnOnce() -> T) -> (T, Duration) {
-    watched(WATCHER.get().and_then(Option::as_ref), change)
+    watched(WATCHER.get().and_then(Option::as_ref), Kind::Change, change)
 }
 
 /// Has [`take_wait`] tell of a wait in another thread, for this one's peer.
@@ -84,16 +103,46 @@ pub fn take_wait() -> Duration {
     WAITED.take()
 }
 
-/// A change that is under way.
-struct Change {
-    /// Who makes it; [`Change::FREE`] if nobody, [`Change::TAKEN`] if somebody is about to or has just done so.
+/// What somebody does to a peer's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Changes how it is mapped.
+    Change,
+    /// Reads and writes it.
+    Touch,
+}
+
+impl Kind {
+    /// Those that are looked at.
+    fn places(self) -> &'static [Deed] {
+        match self {
+            Self::Change => &CHANGES,
+            Self::Touch => &TOUCHES,
+        }
+    }
+
+    /// Whether a thread that does it waits for its peer's file if it waits in this function; the kernel says "0" of one that does
+    /// not wait.
+    fn waits_for_file(self, function: &str) -> bool {
+        // The compiler's copies of a function have its name, a dot and more.
+        let function = function.split('.').next().unwrap_or_default();
+        match self {
+            Self::Change => !matches!(function, "" | "0") && !TABLE_TAKERS.contains(&function),
+            Self::Touch => FAULTS.contains(&function),
+        }
+    }
+}
+
+/// Something of the kind that is under way.
+struct Deed {
+    /// Who does it; [`Deed::FREE`] if nobody, [`Deed::TAKEN`] if somebody is about to or has just done so.
     thread: AtomicI32,
     /// When it was begun, and for how long its thread was seen to wait for its peer's file: nanoseconds.
     begun: AtomicU64,
     waited: AtomicU64,
 }
 
-impl Change {
+impl Deed {
     const FREE: i32 = 0;
     const TAKEN: i32 = -1;
 
@@ -101,8 +150,8 @@ impl Change {
         Self { thread: AtomicI32::new(Self::FREE), begun: AtomicU64::new(0), waited: AtomicU64::new(0) }
     }
 
-    /// Looks at who makes it, and counts the time since `last` if that waits for its peer's file. Whether there is one.
-    fn look(&self, last: u64, now: u64) -> bool {
+    /// Looks at who does it, and counts the time since `last` if that waits for its peer's file. Whether there is one.
+    fn look(&self, kind: Kind, last: u64, now: u64) -> bool {
         let (thread, begun) = (self.thread.load(Ordering::SeqCst), self.begun.load(Ordering::SeqCst));
         if thread == Self::FREE {
             return false;
@@ -110,7 +159,7 @@ impl Change {
         let unseen = now.saturating_sub(last.max(begun));
         if thread != Self::TAKEN
             && now.saturating_sub(begun) >= LOOK.as_nanos() as u64
-            && waits_for_file(thread)
+            && kind.waits_for_file(&waits_in(thread))
             // It still is the same.
             && (self.thread.load(Ordering::SeqCst), self.begun.load(Ordering::SeqCst)) == (thread, begun)
         {
@@ -121,11 +170,11 @@ impl Change {
 }
 
 /// Runs `change` under the eyes of `watcher`. Async-signal-safe if `change` is.
-fn watched<T>(watcher: Option<&Thread>, change: impl FnOnce() -> T) -> (T, Duration) {
-    let taken = |place: &&Change| {
-        place.thread.compare_exchange(Change::FREE, Change::TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+fn watched<T>(watcher: Option<&Thread>, kind: Kind, change: impl FnOnce() -> T) -> (T, Duration) {
+    let taken = |place: &&Deed| {
+        place.thread.compare_exchange(Deed::FREE, Deed::TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     };
-    let (Some(watcher), Some(place)) = (watcher, CHANGES.iter().find(taken)) else {
+    let (Some(watcher), Some(place)) = (watcher, kind.places().iter().find(taken)) else {
         return (change(), Duration::ZERO);
     };
     place.begun.store(monotonic(), Ordering::SeqCst);
@@ -133,9 +182,9 @@ fn watched<T>(watcher: Option<&Thread>, change: impl FnOnce() -> T) -> (T, Durat
     place.thread.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
     watcher.unpark();
     let done = change();
-    place.thread.store(Change::TAKEN, Ordering::SeqCst);
+    place.thread.store(Deed::TAKEN, Ordering::SeqCst);
     let waited = Duration::from_nanos(place.waited.load(Ordering::SeqCst));
-    place.thread.store(Change::FREE, Ordering::SeqCst);
+    place.thread.store(Deed::FREE, Ordering::SeqCst);
     (done, waited)
 }
 
@@ -156,7 +205,8 @@ fn watch() {
         loop {
             thread::sleep(LOOK);
             let now = monotonic();
-            if CHANGES.iter().filter(|change| change.look(last, now)).count() == 0 {
+            let look = |kind: Kind| kind.places().iter().filter(|deed| deed.look(kind, last, now)).count();
+            if look(Kind::Change) + look(Kind::Touch) == 0 {
                 break;
             }
             last = now;
@@ -164,19 +214,11 @@ fn watch() {
     }
 }
 
-/// Whether this thread waits in the kernel, and not for the process's table of mappings.
-fn waits_for_file(thread: i32) -> bool {
+/// The function of the kernel in which this thread waits.
+fn waits_in(thread: i32) -> String {
     let mut name = [0; 64];
     let read = File::open(format!("/proc/self/task/{thread}/wchan")).and_then(|mut file| file.read(&mut name));
-    let name = name.get(..read.unwrap_or(0)).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or_default();
-    is_a_files(name.trim())
-}
-
-/// Whether a thread waits for a file that waits in this function; the kernel says "0" of one that does not wait.
-fn is_a_files(function: &str) -> bool {
-    // The compiler's copies of a function have its name, a dot and more.
-    let function = function.split('.').next().unwrap_or_default();
-    !matches!(function, "" | "0") && !TABLE_TAKERS.contains(&function)
+    String::from_utf8_lossy(name.get(..read.unwrap_or(0)).unwrap_or_default()).trim().into()
 }
 
 /// Nanoseconds since some moment.
@@ -269,7 +311,19 @@ mod tests {
 
     #[test]
     fn who_waits_for_the_table_of_mappings_waits_for_no_file() {
-        assert!(["vm_mmap_pgoff", "__vm_munmap", "do_madvise.part.0", "0", ""].iter().all(|name| !is_a_files(name)));
-        assert!(["vma_prepare", "unlink_file_vma", "shmem_fault"].iter().all(|name| is_a_files(name)));
+        let is_a_files = |name: &&str| Kind::Change.waits_for_file(name);
+        assert!(!["vm_mmap_pgoff", "__vm_munmap", "do_madvise.part.0", "0", ""].iter().any(is_a_files));
+        assert!(["vma_prepare", "unlink_file_vma", "shmem_fault"].iter().all(is_a_files));
+    }
+
+    #[test]
+    fn of_the_waits_of_who_touches_memory_only_those_for_holes_are_its_peers() {
+        let is_a_files = |name: &&str| Kind::Touch.waits_for_file(name);
+        assert!(["shmem_fault", "shmem_fault.constprop.0", "hugetlb_fault"].iter().all(is_a_files));
+        let others = ["lock_mm_and_find_vma", "folio_wait_bit_common", "futex_wait_queue", "vm_mmap_pgoff", "0", ""];
+        assert!(!others.iter().any(is_a_files));
+        take_wait();
+        in_faults(|| thread::sleep(LONG));
+        assert_eq!(take_wait(), Duration::ZERO);
     }
 }

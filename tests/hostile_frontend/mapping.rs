@@ -275,12 +275,14 @@ impl Faults {
 }
 
 #[test]
-fn who_waits_behind_a_page_fault_of_another_front_end_is_not_barred() {
+fn who_has_a_page_fault_wait_is_barred_and_who_waits_behind_it_is_not() {
     let daemon = Daemon::with_ports(&["bad-1", "bad-2", "bad-3", "victim"]);
     let faults = Faults::begin(&daemon, ["bad-1", "bad-2", "bad-3"]);
-    let (thread, end) = ("vhost-victim", Instant::now() + Duration::from_secs(8));
+    let (thread, began) = ("vhost-victim", Instant::now());
     let mut waited = 0;
-    while Instant::now() < end {
+    // How long a hole takes is the machine's affair.
+    let too_short = || daemon.events("port-barred").is_empty() && began.elapsed() < DEADLINE;
+    while began.elapsed() < Duration::from_secs(8) || too_short() {
         let victim = Nic::up(&daemon.socket("victim"), &NicConfig::default());
         waited += waits(&daemon, thread).len();
         drop(victim);
@@ -289,6 +291,7 @@ fn who_waits_behind_a_page_fault_of_another_front_end_is_not_barred() {
     faults.end();
     let barred = daemon.events("port-barred");
     assert!(!barred.iter().any(|event| event["port"].as_str() == Some("victim")), "{waited} waits seen: {barred:?}");
+    assert!(!barred.is_empty(), "{waited} waits seen");
 }
 
 #[test]

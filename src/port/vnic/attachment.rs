@@ -27,6 +27,7 @@ use super::session;
 use crate::mem::NodePages;
 use crate::port::LinkState;
 use crate::port::rate_limit::log_limited;
+use crate::sys::mapping_turn::in_faults;
 use crate::sys::socket::{Peer, peer};
 
 /// Stack of a session's thread: its deepest call is the crate's decoding of one message of 4 KiB.
@@ -277,7 +278,7 @@ impl Attachment {
             let serve = || session::serve(&current.stream, &self.nic, &current.handler, &self.stopping);
             // The last resort: a panic costs the connection, and the port can take another.
             let end = catch_unwind(AssertUnwindSafe(serve)).unwrap_or(session::End::Panicked);
-            current.handler.device().tear_down();
+            in_faults(|| current.handler.device().tear_down());
             self.nic.docket.acquit();
             // What was still mapped is not any more, and that may have been waited for as well.
             let end = if self.nic.was_kept_waiting() { session::End::Offence(Offence::Mapping) } else { end };

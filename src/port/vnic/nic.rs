@@ -125,7 +125,7 @@ impl Nic {
         let too_long = self.docket.kept_waiting(waited);
         if too_long {
             let (name, millis) = (&self.config.name, waited.as_millis());
-            log_limited!(self.log, log::Level::Warn, "{name}: waited {millis} ms to map or unmap the VM's memory file");
+            log_limited!(self.log, log::Level::Warn, "{name}: waited {millis} ms for the VM's memory file");
         }
         too_long
     }

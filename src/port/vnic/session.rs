@@ -22,6 +22,7 @@ use super::message::{self, Arrival, Header, Request};
 use super::nic::{Mode, Nic};
 use super::offence::Offence;
 use crate::port::rate_limit::log_limited;
+use crate::sys::mapping_turn::in_faults;
 
 /// How long a front end that connected to us may keep silent before it makes room for others.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
@@ -180,13 +181,13 @@ impl<'a> Session<'a> {
     /// keep a port going that has lost its memory.
     fn look(&self) {
         if self.nic.attention.drain() > 0 {
-            self.handler.device().attend();
+            in_faults(|| self.handler.device().attend());
         }
     }
 
     /// Handles one message, which has arrived as a whole; `Some` ends the connection.
     pub(super) fn message(&mut self, header: &Header) -> io::Result<Option<End>> {
-        let end = self.handle(header);
+        let end = in_faults(|| self.handle(header));
         self.handler.next_message();
         end
     }
