@@ -142,6 +142,9 @@ fn descriptors_that_pile_up_at_one_port_leave_room_for_others() {
     eventually("it is started again", || daemon.log().contains("the relay has ended").then_some(()));
     let relay = daemon.relay();
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", relay.as_raw_nonzero())).unwrap().count();
+    // A relay that has only been started has not all of its own yet.
+    drop(Nic::up(&daemon.socket("victim"), &NicConfig::default()));
+    daemon.port_when("victim", "it has left", |port| port.state() == "down");
     let at_rest = descriptors();
     let fuse = Fuse::mount();
     let stop = AtomicBool::new(false);
