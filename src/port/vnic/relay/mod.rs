@@ -20,6 +20,7 @@
 //! - [`ledger`]: how many descriptors it has in hand, of which port
 //! - [`kept`]: eventfds that it has passed on; the [`lease`] of a connection, by which this process says which of them it has
 
+mod job;
 mod kept;
 pub(super) mod lease;
 mod ledger;

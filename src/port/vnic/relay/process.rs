@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::super::message::DESCRIPTORS;
+use super::job::{Done, Job, Work};
 use super::kept::Kept;
 use super::ledger::Ledger;
 use super::link::{Link, Step};
@@ -32,6 +32,9 @@ use crate::sys::{arguments, descriptors, process, socket, stop_signals};
 
 /// How long a descriptor may take to be looked at or let go of. Then its connection is ended, and the daemon hears of it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// When jobs are tried again for which the kernel had no thread.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Stack of the thread that waits for the daemon.
 const STACK_BYTES: usize = 64 * 1024;
@@ -74,7 +77,7 @@ pub fn run() -> io::Result<()> {
     };
     std::thread::Builder::new().name("daemon".into()).stack_size(STACK_BYTES).spawn(watch)?;
     // Closing may take for ever, and nobody is to be left in the belief that he is still served.
-    let mut process = serve(control)?;
+    let mut process = serve(control, vetting::elsewhere)?;
     process.hang_up();
     daemon.wait();
     Ok(())
@@ -106,8 +109,13 @@ impl Daemon {
     }
 }
 
-/// Serves the daemon at the other end of `control`, until it has ended or is about to. What comes back has all connections.
-fn serve(control: OwnedFd) -> io::Result<Process> {
+/// Gives descriptors to what is to be done with them, on another thread; they come back if there is none.
+type Elsewhere = fn(Vec<OwnedFd>, Task) -> Result<(), Vec<OwnedFd>>;
+type Task = Box<dyn FnOnce(Vec<OwnedFd>) + Send>;
+
+/// Serves the daemon at the other end of `control`, until it has ended or is about to, with threads that come from `elsewhere`. What
+/// comes back has all connections.
+fn serve(control: OwnedFd, elsewhere: Elsewhere) -> io::Result<Process> {
     let (report, reports) = mpsc::channel();
     let mut process = Process {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -119,8 +127,10 @@ fn serve(control: OwnedFd) -> io::Result<Process> {
         links: HashMap::new(),
         ended: HashMap::new(),
         last: 0,
+        elsewhere,
         jobs: HashMap::new(),
         waiting: VecDeque::new(),
+        refused: None,
         ledger: Ledger::new(descriptors::for_others().try_into().unwrap_or(usize::MAX)),
         starved: BTreeSet::new(),
     };
@@ -145,9 +155,12 @@ struct Process {
     ended: HashMap<u64, (u64, Kept)>,
     /// The last number that was given to a link or a job.
     last: u64,
+    elsewhere: Elsewhere,
     jobs: HashMap<u64, Job>,
-    /// What waits until a job of its port has ended, by number.
+    /// What waits until a job of its port has ended, or for a thread, by number.
     waiting: VecDeque<(u64, Job, Vec<OwnedFd>)>,
+    /// When the kernel last had no thread for one of them.
+    refused: Option<Instant>,
     /// What links and jobs have.
     ledger: Ledger,
     /// Links that are not read until there is room.
@@ -159,67 +172,6 @@ struct Linked {
     link: Link,
     watched: [epoll::EventFlags; 2],
 }
-
-/// Something that may take for ever.
-struct Job {
-    port: u64,
-    work: Work,
-    since: Instant,
-    /// It has taken for too long.
-    held: bool,
-}
-
-/// What a job does with its descriptors.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Work {
-    /// They came with a message of this link, which waits for them to be looked at.
-    Look(u64),
-    /// They went with a message of this link, which waits for them to be closed.
-    Close(u64),
-    /// They are a link's, which does not wait for them to be closed and may have ended.
-    LetGo(u64),
-    /// They are connections to be shut down. That takes time, perhaps, and waits for nobody.
-    HangUp,
-    /// They are such connections, in which something lies.
-    Drain,
-}
-
-impl Work {
-    /// The link that it ends if it takes for too long.
-    fn link(self) -> Option<u64> {
-        if let Self::Look(link) | Self::Close(link) | Self::LetGo(link) = self { Some(link) } else { None }
-    }
-
-    /// How many more descriptors it has at a time, beside those that it is given.
-    fn opens(self) -> usize {
-        if self == Self::Drain { vetting::DRAINED } else { 0 }
-    }
-
-    /// Does it.
-    fn run(self, descriptors: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
-        match self {
-            Self::Look(_) => {
-                let mut looked = vetting::look(descriptors)?;
-                // The others are let go of here.
-                looked.truncate(DESCRIPTORS + 1);
-                Ok(looked)
-            }
-            Self::Close(_) | Self::LetGo(_) => {
-                descriptors.into_iter().for_each(vetting::close);
-                Ok(Vec::new())
-            }
-            Self::HangUp => Ok(descriptors.into_iter().filter_map(vetting::hang_up).collect()),
-            Self::Drain => {
-                descriptors.iter().for_each(vetting::drain);
-                descriptors.into_iter().for_each(vetting::close);
-                Ok(Vec::new())
-            }
-        }
-    }
-}
-
-/// A job that was done, with the descriptors that came of it.
-type Done = (u64, io::Result<Vec<OwnedFd>>);
 
 impl Process {
     fn run(&mut self) -> io::Result<()> {
@@ -245,6 +197,9 @@ impl Process {
                 }
             }
             self.expire();
+            if self.refused.is_some_and(|refused| refused.elapsed() >= RETRY) {
+                self.go_on_waiting();
+            }
             for (port, is_full) in self.ledger.news() {
                 self.tell(port, News::Full(is_full));
             }
@@ -438,8 +393,10 @@ impl Process {
         let links: Vec<u64> = self.links.keys().copied().collect();
         links.into_iter().for_each(|link| self.end(link));
         while self.jobs.values().chain(self.waiting.iter().map(|(_, job, _)| job)).any(|job| job.work == Work::HangUp) {
-            let Ok(done) = self.reports.recv() else { return };
-            self.take(done);
+            match self.reports.recv_timeout(RETRY) {
+                Ok(done) => self.take(done),
+                Err(_) => self.go_on_waiting(),
+            }
         }
     }
 
@@ -472,19 +429,32 @@ impl Process {
         }
         let work = job.work;
         let (report, wake) = (self.report.clone(), Arc::clone(&self.wake));
-        let started = vetting::elsewhere(descriptors, move |descriptors| {
+        let task = move |descriptors| {
             // Nobody is left to be told only when the process ends.
             let _ = report.send((id, work.run(descriptors)));
             wake.signal();
-        });
-        match started {
+        };
+        match (self.elsewhere)(descriptors, Box::new(task)) {
             Ok(()) => drop(self.jobs.insert(id, job)),
             Err(descriptors) => {
+                // A host without threads may stay so for long, and whoever is at the other end is to know.
                 if hangs_up(&job) {
                     descriptors.iter().for_each(vetting::shut_down);
                 }
-                vetting::keep(descriptors);
-                work.link().into_iter().for_each(|link| self.end(link));
+                self.waiting.push_back((id, job, descriptors));
+                self.refused = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Begins what waits, as far as its ports may have so many jobs and until the kernel has no thread.
+    fn go_on_waiting(&mut self) {
+        self.refused = None;
+        for (id, job, descriptors) in std::mem::take(&mut self.waiting) {
+            if self.refused.is_some() {
+                self.waiting.push_back((id, job, descriptors));
+            } else {
+                self.go(id, job, descriptors);
             }
         }
     }
@@ -505,9 +475,7 @@ impl Process {
             self.tell_held(job.port);
         }
         self.go_on(id, &job, outcome);
-        for (id, job, descriptors) in std::mem::take(&mut self.waiting) {
-            self.go(id, job, descriptors);
-        }
+        self.go_on_waiting();
         std::mem::take(&mut self.starved).into_iter().for_each(|link| self.step(link));
     }
 
@@ -535,11 +503,12 @@ impl Process {
         }
     }
 
-    /// How long the oldest job may still take.
+    /// How long the oldest job may still take, or until what waits for a thread is tried again.
     fn patience(&self) -> Option<Duration> {
         let waiting = self.waiting.iter().map(|(_, job, _)| job).filter(|job| job.work.link().is_some());
         let oldest = self.jobs.values().chain(waiting).filter(|job| job.may_be_late()).map(|job| job.since).min();
-        oldest.map(|since| (since + PATIENCE).saturating_duration_since(Instant::now()))
+        let due = oldest.map(|since| since + PATIENCE).into_iter().chain(self.refused.map(|refused| refused + RETRY));
+        due.min().map(|due| due.saturating_duration_since(Instant::now()))
     }
 
     /// Ends connections whose descriptors take too long, and tells the daemon.
@@ -568,18 +537,6 @@ impl Process {
     /// Tells the daemon something of a port. `false` if it does not listen: it has ended, or is about to.
     fn tell(&self, port: u64, news: News) -> bool {
         rustix::net::send(&self.control, &news.bytes(port), SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok()
-    }
-}
-
-impl Job {
-    /// One that begins now.
-    fn new(port: u64, work: Work) -> Self {
-        Self { port, work, since: Instant::now(), held: false }
-    }
-
-    /// Whether it could be found to take too long.
-    fn may_be_late(&self) -> bool {
-        !self.held && self.work != Work::HangUp
     }
 }
 
@@ -624,9 +581,13 @@ mod tests {
 
     impl Rig {
         fn new() -> Self {
+            Self::with(vetting::elsewhere)
+        }
+
+        fn with(elsewhere: Elsewhere) -> Self {
             let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
             let (control, theirs) = pair.unwrap();
-            let thread = Some(std::thread::spawn(move || serve(theirs).map(drop)));
+            let thread = Some(std::thread::spawn(move || serve(theirs, elsewhere).map(drop)));
             let (front_end, relayed) = UnixStream::pair().unwrap();
             let (session, end) = UnixStream::pair().unwrap();
             let (notes, lease) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
@@ -722,6 +683,44 @@ mod tests {
         let mut rest = Vec::new();
         rig.session.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, half);
+    }
+
+    #[test]
+    fn what_finds_no_thread_is_tried_again_and_nothing_is_kept() {
+        use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+        static REFUSES: AtomicBool = AtomicBool::new(false);
+        static REFUSED: AtomicUsize = AtomicUsize::new(0);
+        let rig = Rig::with(|descriptors, task| {
+            if REFUSES.load(Ordering::SeqCst) {
+                REFUSED.fetch_add(1, Ordering::SeqCst);
+                return Err(descriptors);
+            }
+            vetting::elsewhere(descriptors, task)
+        });
+        let refused = |times| {
+            let end = Instant::now() + Duration::from_secs(30);
+            while REFUSED.load(Ordering::SeqCst) < times {
+                assert!(Instant::now() < end, "it was tried {} times, not {times}", REFUSED.load(Ordering::SeqCst));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        // The other end of what is sent is told when nobody has it any more.
+        let (other, sent) = io::pipe().unwrap();
+        let kick = message(12, &[2; 8]);
+        REFUSES.store(true, Ordering::SeqCst);
+        send(&rig.front_end, &kick, &[sent.as_fd()]);
+        drop(sent);
+        refused(3);
+        REFUSES.store(false, Ordering::SeqCst);
+        assert_eq!(rig.take(20), (kick, 1));
+        // A connection that is over is let go of as soon as there are threads.
+        REFUSES.store(true, Ordering::SeqCst);
+        rig.front_end.shutdown(std::net::Shutdown::Both).unwrap();
+        rig.session.shutdown(std::net::Shutdown::Both).unwrap();
+        refused(REFUSED.load(Ordering::SeqCst) + 3);
+        REFUSES.store(false, Ordering::SeqCst);
+        let (mut other, mut rest) = (other, Vec::new());
+        assert_eq!(other.read_to_end(&mut rest).unwrap(), 0);
     }
 
     #[test]
