@@ -22,7 +22,7 @@ use super::nic::Nic;
 use super::offence::Offence;
 use super::refusal::Refusal;
 use super::relay::lease::Lease;
-use super::relay::{FarEnd, MOST_HELD, PortNumber};
+use super::relay::{FarEnd, Obstacle, PortNumber};
 use super::session;
 use crate::mem::NodePages;
 use crate::port::LinkState;
@@ -64,6 +64,8 @@ struct Slot {
     waiting: String,
     /// Since when the kernel is looking for the VM's socket, if it is.
     looking: Option<Instant>,
+    /// Why no connection was taken when last one could have come.
+    obstacle: Option<Obstacle>,
 }
 
 impl Slot {
@@ -121,7 +123,8 @@ impl Connection {
 impl Attachment {
     /// A port that waits for its first front end.
     pub(super) fn new(nic: Arc<Nic>, waiting: String) -> Self {
-        let slot = Slot { connection: None, next: None, thread: None, closed: false, waiting, looking: None };
+        let (connection, next, thread, looking, obstacle) = Default::default();
+        let slot = Slot { connection, next, thread, closed: false, waiting, looking, obstacle };
         Self {
             number: PortNumber::next(&nic.docket),
             nic,
@@ -141,20 +144,15 @@ impl Attachment {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether connections may come. Not while descriptors of earlier ones hold the relay up: each connection could leave another.
+    /// Whether connections may come. Tells why not, when that is news.
     pub(super) fn is_open(&self) -> bool {
-        let held = self.number.held();
-        if held >= MOST_HELD {
-            let what = format!("no connections: {held} descriptors of earlier ones cannot be closed");
-            if self.note_waiting(format!("{what}, for the file systems they are on do not answer")) {
-                log_limited!(self.nic.log, log::Level::Error, "{}: {what}", self.nic.config.name);
-            }
+        let obstacle = self.number.obstacle();
+        let told = std::mem::replace(&mut self.slot().obstacle, obstacle);
+        let Some(obstacle) = obstacle else { return true };
+        if told != Some(obstacle) {
+            log_limited!(self.nic.log, log::Level::Error, "{}: {obstacle}", self.nic.config.name);
         }
-        let full = self.number.is_full();
-        if full && held < MOST_HELD {
-            self.note_waiting("no connections: descriptors of earlier ones are still being closed".into());
-        }
-        held < MOST_HELD && !full
+        false
     }
 
     /// Lets go of a connection that nobody wants.
@@ -366,14 +364,21 @@ impl Attachment {
 
     /// Whether frames flow.
     pub(super) fn link(&self) -> LinkState {
+        // What keeps connections away is over when the relay says so, whether anybody comes or not.
+        let obstacle = self.number.obstacle();
         let connection = {
             let slot = self.slot();
-            match &slot.connection {
-                Some(connection) => Arc::clone(connection),
-                None => return LinkState::Down(slot.why_down(&self.nic.config.socket)),
+            match (&slot.connection, obstacle) {
+                (Some(connection), _) => Arc::clone(connection),
+                (None, Some(obstacle)) => return LinkState::Down(obstacle.to_string()),
+                (None, None) => return LinkState::Down(slot.why_down(&self.nic.config.socket)),
             }
         };
-        connection.handler.view().link(&self.nic.queues)
+        match (connection.handler.view().link(&self.nic.queues), obstacle) {
+            // Nor does one get on that has been taken.
+            (LinkState::Down(_), Some(obstacle @ Obstacle::NoThreads)) => LinkState::Down(obstacle.to_string()),
+            (link, _) => link,
+        }
     }
 
     /// What the front end shares now, if one is connected.

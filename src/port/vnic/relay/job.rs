@@ -15,6 +15,8 @@ pub(super) struct Job {
     pub since: Instant,
     /// It has taken for too long.
     pub held: bool,
+    /// The kernel had no thread for it.
+    pub refused: bool,
 }
 
 /// What a job does with its descriptors.
@@ -72,7 +74,7 @@ pub(super) type Done = (u64, io::Result<Vec<OwnedFd>>);
 impl Job {
     /// One that begins now.
     pub fn new(port: u64, work: Work) -> Self {
-        Self { port, work, since: Instant::now(), held: false }
+        Self { port, work, since: Instant::now(), held: false, refused: false }
     }
 
     /// Whether it could be found to take too long.

@@ -52,7 +52,24 @@ impl Ledger {
 
     /// A connection comes to a port with so many rings.
     pub(super) fn admit(&mut self, port: u64, rings: u32) {
-        self.ports.entry(port).or_insert_with(|| Port::new(rings)).share = Port::new(rings).share;
+        self.change(port, |entry| entry.share = Port::new(rings).share);
+    }
+
+    /// Changes what a port has or may have, and notes whether it is full as news.
+    fn change(&mut self, port: u64, change: impl FnOnce(&mut Port)) {
+        let entry = self.ports.entry(port).or_insert_with(|| Port::new(0));
+        let was_full = entry.is_full();
+        change(entry);
+        if was_full != entry.is_full() {
+            self.toggle(port);
+        }
+    }
+
+    /// What was last told of a port is not so any more, or so again; or it could not be told.
+    pub(super) fn toggle(&mut self, port: u64) {
+        if !self.changed.remove(&port) {
+            self.changed.insert(port);
+        }
     }
 
     /// A link or job of a port has so many now.
@@ -63,13 +80,8 @@ impl Ledger {
         };
         let before = before.map_or(0, |(_, before)| before);
         self.total = self.total + count - before;
-        let entry = self.ports.entry(port).or_insert_with(|| Port::new(0));
-        let was_full = entry.is_full();
-        entry.count = entry.count + count - before;
-        if was_full != entry.is_full() && !self.changed.remove(&port) {
-            self.changed.insert(port);
-        }
-        if entry.count == 0 {
+        self.change(port, |entry| entry.count = entry.count + count - before);
+        if self.ports.get(&port).is_some_and(|entry| entry.count == 0) {
             self.ports.remove(&port);
         }
     }
@@ -113,6 +125,24 @@ mod tests {
         assert!(ledger.news().is_empty());
         ledger.set(10, 1, 0);
         assert!(ledger.ports.is_empty() && ledger.holders.is_empty() && ledger.total == 0);
+    }
+
+    #[test]
+    fn a_port_that_may_have_more_is_not_full_any_more_and_says_so() {
+        let mut ledger = Ledger::new(10_000);
+        // Connections that nobody wants are here before the first that comes to its rings.
+        ledger.set(10, 1, Port::new(0).share);
+        assert_eq!(ledger.news(), [(1, true)]);
+        ledger.admit(1, 2);
+        assert_eq!(ledger.news(), [(1, false)]);
+        // What could not be told is news until it is, or is over.
+        ledger.set(11, 1, MOST);
+        assert_eq!(ledger.news(), [(1, true)]);
+        ledger.toggle(1);
+        assert_eq!(ledger.news(), [(1, true)]);
+        ledger.toggle(1);
+        ledger.set(11, 1, 0);
+        assert!(ledger.news().is_empty());
     }
 
     #[test]

@@ -62,7 +62,22 @@ const ENDING: Duration = Duration::from_secs(1);
 const TAKE_OVER: Duration = Duration::from_secs(2);
 
 /// Descriptors of one port that the relay could not let go of, from which on the port takes no connections.
-pub(super) const MOST_HELD: u32 = vetting::THREADS;
+const MOST_HELD: u32 = vetting::THREADS;
+
+/// Why a port takes no connections: each could leave more in the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Obstacle {
+    #[error(
+        "no connections: {0} descriptors of earlier ones cannot be closed, for the file systems they are on do not answer"
+    )]
+    Held(u32),
+    #[error(
+        "no connections: the kernel gives the relay no threads: raise TasksMax= of its unit (pids.max of its cgroup), or have fewer tasks on this host"
+    )]
+    NoThreads,
+    #[error("no connections: descriptors of earlier ones are still being closed")]
+    Full,
+}
 
 /// Bytes of what the two tell each other: a kind, the number of a port, and what there is to say.
 const WORD_BYTES: usize = 13;
@@ -117,6 +132,8 @@ enum News {
     Costly,
     /// Whether the relay has as many descriptors of it in hand as it may have.
     Full(bool),
+    /// Whether something of it waits because the kernel has no thread.
+    NoThreads(bool),
 }
 
 impl News {
@@ -125,6 +142,7 @@ impl News {
             Self::Held(count) => word(1, port, count),
             Self::Costly => word(2, port, 0),
             Self::Full(is_full) => word(3, port, is_full.into()),
+            Self::NoThreads(lacks) => word(4, port, lacks.into()),
         }
     }
 
@@ -134,6 +152,7 @@ impl News {
             (1, port, count) => Some((port, Self::Held(count))),
             (2, port, _) => Some((port, Self::Costly)),
             (3, port, is_full) => Some((port, Self::Full(is_full != 0))),
+            (4, port, lacks) => Some((port, Self::NoThreads(lacks != 0))),
             _ => None,
         }
     }
@@ -154,7 +173,20 @@ struct Told {
     held: u32,
     /// It has its share of descriptors in hand.
     full: bool,
+    /// Something of it waits because the kernel has no thread.
+    no_threads: bool,
     docket: Weak<Docket>,
+}
+
+impl Told {
+    fn obstacle(&self) -> Option<Obstacle> {
+        match self {
+            Self { held: MOST_HELD.., .. } => Some(Obstacle::Held(self.held)),
+            Self { no_threads: true, .. } => Some(Obstacle::NoThreads),
+            Self { full: true, .. } => Some(Obstacle::Full),
+            _ => None,
+        }
+    }
 }
 
 /// A relay that was started.
@@ -208,7 +240,7 @@ fn watch(mut started: Started) {
         relay.hear(&started.news);
         let status = reap(started.child);
         log::error!("the relay has ended ({status}): front ends are cut off and have to connect again");
-        relay.ports().values_mut().for_each(|told| (told.held, told.full) = (0, false));
+        relay.ports().values_mut().for_each(|told| (told.held, told.full, told.no_threads) = Default::default());
         let (control, next) = loop {
             std::thread::sleep(BACK_OFF);
             match launch(&relay.program) {
@@ -268,6 +300,7 @@ impl Relay {
         match news {
             News::Held(count) => told.held = count,
             News::Full(is_full) => told.full = is_full,
+            News::NoThreads(lacks) => told.no_threads = lacks,
             News::Costly => {
                 let docket = told.docket.upgrade();
                 drop(ports);
@@ -299,7 +332,7 @@ impl PortNumber {
         let number = relay.last_port.fetch_add(1, Ordering::Relaxed) + 1;
         let mut ports = relay.ports();
         ports.retain(|_, told| told.docket.strong_count() > 0);
-        ports.insert(number, Told { held: 0, full: false, docket: Arc::downgrade(docket) });
+        ports.insert(number, Told { held: 0, full: false, no_threads: false, docket: Arc::downgrade(docket) });
         Self(number)
     }
 
@@ -308,9 +341,9 @@ impl PortNumber {
         running().and_then(|relay| relay.ports().get(&self.0).map(|told| told.held)).unwrap_or(0)
     }
 
-    /// Whether the relay has as many descriptors of it in hand as it may have.
-    pub(super) fn is_full(self) -> bool {
-        running().is_some_and(|relay| relay.ports().get(&self.0).is_some_and(|told| told.full))
+    /// What keeps connections away now.
+    pub(super) fn obstacle(self) -> Option<Obstacle> {
+        running().and_then(|relay| relay.ports().get(&self.0).and_then(Told::obstacle))
     }
 }
 

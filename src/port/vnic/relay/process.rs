@@ -131,6 +131,8 @@ fn serve(control: OwnedFd, elsewhere: Elsewhere) -> io::Result<Process> {
         jobs: HashMap::new(),
         waiting: VecDeque::new(),
         refused: None,
+        without_thread: BTreeSet::new(),
+        untold: false,
         ledger: Ledger::new(descriptors::for_others().try_into().unwrap_or(usize::MAX)),
         starved: BTreeSet::new(),
     };
@@ -161,6 +163,10 @@ struct Process {
     waiting: VecDeque<(u64, Job, Vec<OwnedFd>)>,
     /// When the kernel last had no thread for one of them.
     refused: Option<Instant>,
+    /// Ports of such jobs, as the daemon was told.
+    without_thread: BTreeSet<u64>,
+    /// There is news that the daemon had no room for.
+    untold: bool,
     /// What links and jobs have.
     ledger: Ledger,
     /// Links that are not read until there is room.
@@ -200,9 +206,8 @@ impl Process {
             if self.refused.is_some_and(|refused| refused.elapsed() >= RETRY) {
                 self.go_on_waiting();
             }
-            for (port, is_full) in self.ledger.news() {
-                self.tell(port, News::Full(is_full));
-            }
+            let told = [self.tell_full(), self.tell_refused()];
+            self.untold = told.contains(&false);
         }
     }
 
@@ -420,7 +425,7 @@ impl Process {
     }
 
     /// Hanging up is not kept waiting by what may take for ever.
-    fn go(&mut self, id: u64, job: Job, descriptors: Vec<OwnedFd>) {
+    fn go(&mut self, id: u64, mut job: Job, descriptors: Vec<OwnedFd>) {
         let hangs_up = |job: &Job| job.work == Work::HangUp;
         let alike = |other: &&Job| other.port == job.port && hangs_up(other) == hangs_up(&job);
         if self.jobs.values().filter(alike).count() >= vetting::THREADS as usize {
@@ -437,10 +442,12 @@ impl Process {
         match (self.elsewhere)(descriptors, Box::new(task)) {
             Ok(()) => drop(self.jobs.insert(id, job)),
             Err(descriptors) => {
-                // A host without threads may stay so for long, and whoever is at the other end is to know.
-                if hangs_up(&job) {
+                // A host without threads may stay so for long, and whoever is at the other end is to know: once, as it wakes all who
+                // wait there.
+                if hangs_up(&job) && !job.refused {
                     descriptors.iter().for_each(vetting::shut_down);
                 }
+                job.refused = true;
                 self.waiting.push_back((id, job, descriptors));
                 self.refused = Some(Instant::now());
             }
@@ -503,12 +510,13 @@ impl Process {
         }
     }
 
-    /// How long the oldest job may still take, or until what waits for a thread is tried again.
+    /// How long the oldest job may still take, or until what waits for a thread, or for the daemon to hear of it, is tried again.
     fn patience(&self) -> Option<Duration> {
         let waiting = self.waiting.iter().map(|(_, job, _)| job).filter(|job| job.work.link().is_some());
         let oldest = self.jobs.values().chain(waiting).filter(|job| job.may_be_late()).map(|job| job.since).min();
         let due = oldest.map(|since| since + PATIENCE).into_iter().chain(self.refused.map(|refused| refused + RETRY));
-        due.min().map(|due| due.saturating_duration_since(Instant::now()))
+        let now = Instant::now();
+        due.chain(self.untold.then_some(now + RETRY)).min().map(|due| due.saturating_duration_since(now))
     }
 
     /// Ends connections whose descriptors take too long, and tells the daemon.
@@ -532,6 +540,31 @@ impl Process {
     fn tell_held(&self, port: u64) {
         let held = self.jobs.values().filter(|job| job.port == port && job.held).count();
         self.tell(port, News::Held(u32::try_from(held).unwrap_or(u32::MAX)));
+    }
+
+    /// Tells the daemon which ports are full, where that is news. `false` if some of it has to be told again.
+    fn tell_full(&mut self) -> bool {
+        let untold = self.ledger.news().into_iter().filter(|(port, is_full)| !self.tell(*port, News::Full(*is_full)));
+        let untold: Vec<_> = untold.collect();
+        untold.iter().for_each(|(port, _)| self.ledger.toggle(*port));
+        untold.is_empty()
+    }
+
+    /// The same of ports that have something for which the kernel has no thread.
+    fn tell_refused(&mut self) -> bool {
+        let refused = self.waiting.iter().filter(|(_, job, _)| self.refused.is_some() && job.refused);
+        let now: BTreeSet<u64> = refused.map(|(_, job, _)| job.port).collect();
+        let news: Vec<u64> = self.without_thread.symmetric_difference(&now).copied().collect();
+        let mut all = true;
+        for port in news {
+            let is_refused = now.contains(&port);
+            match self.tell(port, News::NoThreads(is_refused)) {
+                true if is_refused => drop(self.without_thread.insert(port)),
+                true => drop(self.without_thread.remove(&port)),
+                false => all = false,
+            }
+        }
+        all
     }
 
     /// Tells the daemon something of a port. `false` if it does not listen: it has ended, or is about to.
@@ -587,6 +620,10 @@ mod tests {
         fn with(elsewhere: Elsewhere) -> Self {
             let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
             let (control, theirs) = pair.unwrap();
+            Self::over(control, theirs, elsewhere)
+        }
+
+        fn over(control: OwnedFd, theirs: OwnedFd, elsewhere: Elsewhere) -> Self {
             let thread = Some(std::thread::spawn(move || serve(theirs, elsewhere).map(drop)));
             let (front_end, relayed) = UnixStream::pair().unwrap();
             let (session, end) = UnixStream::pair().unwrap();
@@ -597,6 +634,16 @@ mod tests {
                 stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             }
             Self { control: Some(control), front_end, session, thread, lease }
+        }
+
+        /// What the daemon is told next.
+        fn hear(&self) -> Option<(u64, News)> {
+            let control = self.control.as_ref().unwrap();
+            let timeout = Some(Duration::from_secs(30));
+            rustix::net::sockopt::set_socket_timeout(control, rustix::net::sockopt::Timeout::Recv, timeout).unwrap();
+            let mut bytes = [0; WORD_BYTES];
+            rustix::net::recv(control, bytes.as_mut_slice(), RecvFlags::empty()).unwrap();
+            News::parse(bytes)
         }
 
         /// What the session gets when it asks for so many bytes: they, and the number of descriptors with them.
@@ -711,16 +758,47 @@ mod tests {
         send(&rig.front_end, &kick, &[sent.as_fd()]);
         drop(sent);
         refused(3);
+        assert_eq!(rig.hear(), Some((7, News::NoThreads(true))));
         REFUSES.store(false, Ordering::SeqCst);
         assert_eq!(rig.take(20), (kick, 1));
+        assert_eq!(rig.hear(), Some((7, News::NoThreads(false))));
         // A connection that is over is let go of as soon as there are threads.
+        let waiter = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&waiter, &rig.front_end, epoll::EventData::new_u64(0), edges).unwrap();
         REFUSES.store(true, Ordering::SeqCst);
         rig.front_end.shutdown(std::net::Shutdown::Both).unwrap();
         rig.session.shutdown(std::net::Shutdown::Both).unwrap();
         refused(REFUSED.load(Ordering::SeqCst) + 3);
+        // Whoever waits at the other end has been woken, and is not each time.
+        let mut event = Vec::with_capacity(1);
+        let mut woken = || {
+            event.clear();
+            epoll::wait(&waiter, rustix::buffer::spare_capacity(&mut event), Some(&Timespec::default())).unwrap()
+        };
+        assert_eq!(woken(), 1);
+        refused(REFUSED.load(Ordering::SeqCst) + 3);
+        assert_eq!(woken(), 0);
         REFUSES.store(false, Ordering::SeqCst);
         let (mut other, mut rest) = (other, Vec::new());
         assert_eq!(other.read_to_end(&mut rest).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_the_daemon_had_no_room_for_is_told_later() {
+        let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (control, theirs) = pair.unwrap();
+        let filler = theirs.try_clone().unwrap();
+        let rig = Rig::over(control, theirs, |descriptors, _| Err(descriptors));
+        let fill = || rustix::net::send(&filler, &[0; WORD_BYTES], SendFlags::DONTWAIT);
+        while fill().is_ok() {}
+        // It finds no thread, and nobody hears of that for a while.
+        let (_other, sent) = io::pipe().unwrap();
+        send(&rig.front_end, &message(12, &[2; 8]), &[sent.as_fd()]);
+        std::thread::sleep(3 * RETRY);
+        drop(filler);
+        let told = std::iter::repeat_with(|| rig.hear()).find_map(|news| news);
+        assert_eq!(told, Some((7, News::NoThreads(true))));
     }
 
     #[test]
