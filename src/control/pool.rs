@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::sys::threads::touch_stack;
+
 /// How long a thread that was started for more work stays without any.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -132,6 +134,7 @@ impl Shared {
 
     /// A thread that does what there is to do, until there was nothing for so long.
     fn work(&self, patience: Option<Duration>) {
+        touch_stack();
         self.queue().coming -= 1;
         while let Some(job) = self.next(patience) {
             // It has been reported by the hook; what it was to do is not done.

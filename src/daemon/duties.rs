@@ -16,6 +16,7 @@ use super::logging;
 use super::service::Manager;
 use crate::control::{ControlError, Controller};
 use crate::sys::socket_file::SocketFile;
+use crate::sys::threads::touch_stack;
 
 /// The thread that carries out the configuration that the daemon was started with, and then the file again whenever it is told.
 pub(super) struct Changes {
@@ -33,6 +34,7 @@ impl Changes {
         let (begun, beginning) = oneshot::channel();
         let (controller, manager) = (Arc::clone(controller), Arc::clone(manager));
         let run = move || {
+            touch_stack();
             // Nobody listens any more if the daemon was told to end meanwhile.
             let _ = begun.send(controller.begin().map(drop));
             asked.iter().for_each(|()| reload(&controller, &manager));
@@ -77,6 +79,7 @@ impl Upkeep {
 }
 
 fn keep_up(controller: &Controller, manager: &Manager, end: &Receiver<()>) {
+    touch_stack();
     loop {
         controller.upkeep();
         manager.tell_status(&controller.status());
@@ -110,6 +113,7 @@ impl Closing {
 }
 
 fn close(given: &Receiver<Arc<Controller>>, file: SocketFile, done: &Sender<()>) {
+    touch_stack();
     // It is dropped if the daemon does not get so far.
     let Ok(controller) = given.recv() else { return };
     controller.close();

@@ -48,6 +48,7 @@ use crate::sys::heap;
 use crate::sys::regular_file::{self, FileError, Symlinks};
 use crate::sys::signal;
 use crate::sys::socket_file::SocketFile;
+use crate::sys::threads;
 use duties::{Changes, Closing, Upkeep};
 use service::Manager;
 
@@ -125,6 +126,7 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     relay::start(relay).map_err(DaemonError::Relay)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
+        .on_thread_start(threads::touch_stack)
         .enable_all()
         .build()
         .map_err(DaemonError::Runtime)?;

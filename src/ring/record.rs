@@ -192,7 +192,8 @@ impl Record {
     }
 }
 
-/// What tells one ring from another, and its base, in the first words of a record. `file` is what holds the memory that the ring lies in.
+/// What tells one ring from another, and its base, in the first words of a record. `file` is what holds the memory that the ring
+/// lies in.
 fn identity(config: &RingConfig, file: FileIdentity) -> [(usize, u64); 8] {
     let RingConfig { descriptors, available, used, size, base, .. } = *config;
     let FileIdentity { device, inode, born } = file;

@@ -39,9 +39,6 @@ const STAND_INS: usize = 4;
 /// Queues that a shard has room for from the start, so that a stand-in takes that many over without asking for memory.
 pub(super) const QUEUES_AT_HAND: usize = 256;
 
-/// Bytes of its stack that a shard uses at most, with a margin for builds without optimisation.
-const STACK_IN_USE: usize = 128 * 1024;
-
 /// How long the end of a thread is waited for that does not move any more.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -109,7 +106,7 @@ impl Recipe {
         let (started, start) = std::sync::mpsc::channel();
         let own = Arc::clone(&stamp);
         let run = move || {
-            touch_stack();
+            crate::sys::threads::touch_stack();
             own.enroll();
             crate::sys::doorbell::enroll();
             let pinned = crate::sys::cpu::pin_to(cpu).map_err(|source| ("pin its thread", source));
@@ -127,14 +124,6 @@ impl Recipe {
         let node = start.recv().unwrap_or(Ok(0)).map_err(|(what, source)| ShardError::Setup { cpu, what, source })?;
         Ok((Server { bell, stamp, shared, thread: Some(thread) }, node))
     }
-}
-
-/// Writes to the part of the stack that a shard uses. Where the kernel itself finds a page of it missing, as when it puts events
-/// there that were waited for, it takes the lock of the memory map, which a fault in user mode does not (do_user_addr_fault in
-/// arch/x86/mm/fault.c), and that is what a stand-in must not wait for.
-#[inline(never)]
-fn touch_stack() {
-    std::hint::black_box(&mut [0_u8; STACK_IN_USE]);
 }
 
 /// Runs a worker to its end. A panic on a shard is a bug of ours that leaves its ports dead and the control side waiting

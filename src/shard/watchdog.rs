@@ -36,6 +36,7 @@ use super::recruiter::{Call, Crews, Recruiter};
 use super::stalls::{Ongoing, Stalls};
 use super::stamp::{Alarm, Phase, Seen, Stamp};
 use crate::ident::PortIndex;
+use crate::sys::threads;
 
 /// How often the watchdog looks.
 const LOOK: Duration = Duration::from_millis(5);
@@ -124,6 +125,7 @@ struct Patrol {
 impl Patrol {
     fn run(mut self) {
         let common = Arc::clone(&self.common);
+        threads::touch_stack();
         common.alarm.serve();
         while !common.ends.load(Ordering::SeqCst) {
             common.alarm.look(true);
@@ -185,7 +187,7 @@ impl Patrol {
             watched.stall = None;
             return watched.evicted || phase != Phase::Asleep;
         }
-        if watched.stamp.thread().is_some_and(waits) {
+        if watched.stamp.thread().is_some_and(threads::is_waiting) {
             watched.held += since;
         }
         let (held, told) = (watched.held, watched.stall.is_some());
@@ -264,12 +266,4 @@ fn evict(crew: &Crew, stamp: &Arc<Stamp>, port: Option<PortIndex>, held: Duratio
         }
         Eviction::Refused | Eviction::Nobody => false,
     }
-}
-
-/// Whether a thread of this process waits in the kernel: neither runs nor could run (proc_pid_stat(5), field 3).
-fn waits(thread: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
-    // What comes before is the name in parentheses, which may contain anything.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    matches!(state, Some('D' | 'S'))
 }

@@ -4,7 +4,8 @@
 //! waits for its front end's file (`mapping_turn`): then everybody who allocates would wait. So some of it is asked for at the
 //! start, and all that is asked for comes out of that: there is one arena, which all threads have in common and which grows
 //! by the whole reserve, and no request short of that is mapped by itself. A part of it has been touched. The rest costs
-//! nothing until it is used, and its page faults need no more than the mapping itself (Linux 6.4).
+//! nothing until it is used, and its page faults need no more than the mapping itself (Linux 6.4), unless it is the kernel that first
+//! writes to a page.
 //!
 //! What is given back is what is there beyond the reserve, and the kernel is not asked as long as there is no such thing.
 
@@ -13,21 +14,21 @@
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::threads;
+
 /// Bytes that are asked for ahead, whenever there is need of more.
 const RESERVE: usize = 32 << 20;
 
 /// Bytes of it that are touched: some ten times what the control side of a daemon with a hundred ports uses at once.
 const TOUCHED: usize = 4 << 20;
 
-/// Bytes of the main thread's stack that are touched. Those of other threads are mapped whole.
-const STACK: usize = 128 << 10;
-
 /// Bytes that the allocator had from the kernel when the reserve was made.
 static AT_START: AtomicUsize = AtomicUsize::new(0);
 
 /// Makes the reserve. For the main thread, before there is another.
 pub fn reserve() {
-    black_box([1u8; STACK]);
+    // Those of other threads are mapped whole.
+    threads::touch_stack();
     #[cfg(target_env = "gnu")]
     {
         let bytes = RESERVE as libc::c_int;

@@ -63,9 +63,9 @@ static TURN: Mutex<()> = Mutex::new(());
 
 static WATCHER: OnceLock<Option<Thread>> = OnceLock::new();
 
-static CHANGES: [Deed; PLACES] = [const { Deed::none() }; PLACES];
+static CHANGES: [Operation; PLACES] = [const { Operation::none() }; PLACES];
 
-static TOUCHES: [Deed; TOUCHERS] = [const { Deed::none() }; TOUCHERS];
+static TOUCHES: [Operation; TOUCHERS] = [const { Operation::none() }; TOUCHERS];
 
 thread_local! {
     static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
@@ -114,7 +114,7 @@ enum Kind {
 
 impl Kind {
     /// Those that are looked at.
-    fn places(self) -> &'static [Deed] {
+    fn places(self) -> &'static [Operation] {
         match self {
             Self::Change => &CHANGES,
             Self::Touch => &TOUCHES,
@@ -133,16 +133,16 @@ impl Kind {
     }
 }
 
-/// Something of the kind that is under way.
-struct Deed {
-    /// Who does it; [`Deed::FREE`] if nobody, [`Deed::TAKEN`] if somebody is about to or has just done so.
+/// One of that kind that is under way.
+struct Operation {
+    /// Who does it; [`Operation::FREE`] if nobody, [`Operation::TAKEN`] if somebody is about to or has just done so.
     thread: AtomicI32,
     /// When it was begun, and for how long its thread was seen to wait for its peer's file: nanoseconds.
     begun: AtomicU64,
     waited: AtomicU64,
 }
 
-impl Deed {
+impl Operation {
     const FREE: i32 = 0;
     const TAKEN: i32 = -1;
 
@@ -171,8 +171,8 @@ impl Deed {
 
 /// Runs `change` under the eyes of `watcher`. Async-signal-safe if `change` is.
 fn watched<T>(watcher: Option<&Thread>, kind: Kind, change: impl FnOnce() -> T) -> (T, Duration) {
-    let taken = |place: &&Deed| {
-        place.thread.compare_exchange(Deed::FREE, Deed::TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    let taken = |place: &&Operation| {
+        place.thread.compare_exchange(Operation::FREE, Operation::TAKEN, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     };
     let (Some(watcher), Some(place)) = (watcher, kind.places().iter().find(taken)) else {
         return (change(), Duration::ZERO);
@@ -182,9 +182,9 @@ fn watched<T>(watcher: Option<&Thread>, kind: Kind, change: impl FnOnce() -> T) 
     place.thread.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
     watcher.unpark();
     let done = change();
-    place.thread.store(Deed::TAKEN, Ordering::SeqCst);
+    place.thread.store(Operation::TAKEN, Ordering::SeqCst);
     let waited = Duration::from_nanos(place.waited.load(Ordering::SeqCst));
-    place.thread.store(Deed::FREE, Ordering::SeqCst);
+    place.thread.store(Operation::FREE, Ordering::SeqCst);
     (done, waited)
 }
 
@@ -205,7 +205,7 @@ fn watch() {
         loop {
             thread::sleep(LOOK);
             let now = monotonic();
-            let look = |kind: Kind| kind.places().iter().filter(|deed| deed.look(kind, last, now)).count();
+            let look = |kind: Kind| kind.places().iter().filter(|operation| operation.look(kind, last, now)).count();
             if look(Kind::Change) + look(Kind::Touch) == 0 {
                 break;
             }
