@@ -181,11 +181,26 @@ fn watched<T>(watcher: Option<&Thread>, kind: Kind, change: impl FnOnce() -> T) 
     place.waited.store(0, Ordering::SeqCst);
     place.thread.store(gettid().as_raw_nonzero().get(), Ordering::SeqCst);
     watcher.unpark();
+    let under_way = UnderWay(place);
     let done = change();
-    place.thread.store(Operation::TAKEN, Ordering::SeqCst);
-    let waited = Duration::from_nanos(place.waited.load(Ordering::SeqCst));
-    place.thread.store(Operation::FREE, Ordering::SeqCst);
-    (done, waited)
+    (done, under_way.end())
+}
+
+/// An operation that is over when this goes, also by a panic.
+struct UnderWay<'a>(&'a Operation);
+
+impl UnderWay<'_> {
+    /// For how long it was seen to wait.
+    fn end(self) -> Duration {
+        self.0.thread.store(Operation::TAKEN, Ordering::SeqCst);
+        Duration::from_nanos(self.0.waited.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.thread.store(Operation::FREE, Ordering::SeqCst);
+    }
 }
 
 /// The thread that looks, which is started with the first change; `None` if it could not be.
@@ -253,6 +268,17 @@ mod tests {
         assert_eq!(take_wait(), Duration::ZERO);
         let ((), waited) = out_of_turn(|| thread::sleep(LONG));
         assert!(waited > Duration::ZERO && take_wait() == Duration::ZERO, "{waited:?}");
+    }
+
+    #[test]
+    fn a_panic_leaves_nothing_under_way() {
+        let own = thread::spawn(|| {
+            let panics = || in_faults(|| panic!("to be expected"));
+            assert!(std::panic::catch_unwind(panics).is_err());
+            gettid().as_raw_nonzero().get()
+        });
+        let thread = own.join().unwrap();
+        assert!(TOUCHES.iter().all(|touch| touch.thread.load(Ordering::SeqCst) != thread));
     }
 
     #[test]
