@@ -4,6 +4,7 @@
 #![no_main]
 
 use std::sync::Once;
+use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use linecard::port::vnic::exercise::exercise;
@@ -20,5 +21,10 @@ fuzz_target!(|bytes: &[u8]| {
     FIRST.call_once(|| drop(exercise(include_bytes!("../seeds/control/up-exchange"))));
     let before = descriptors();
     exercise(bytes);
-    assert_eq!(descriptors(), before, "descriptors of the front end stay open");
+    // Whoever watches how long a thread is held up by a front end's memory has a file of /proc open for a moment, at any time.
+    let end = Instant::now() + Duration::from_secs(10);
+    while descriptors() > before && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(descriptors() <= before, "descriptors of the front end stay open");
 });
