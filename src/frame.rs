@@ -349,8 +349,8 @@ impl<'m> Batch<'m> {
         let len = piece.len() - VNET_HEADER_BYTES;
         self.bytes += len as u64;
         let tail = piece.split_at(HEAD_COPY_BYTES).1;
-        if !tail.is_empty() {
-            self.note_beyond(piece.distance(HEAD_COPY_BYTES) >= Span::PAGE_BYTES);
+        if !tail.is_empty() && piece.distance(HEAD_COPY_BYTES) >= Span::PAGE_BYTES {
+            self.note_beyond();
         }
         self.frames.push(Frame {
             len: len as u32,
@@ -398,7 +398,9 @@ impl<'m> Batch<'m> {
             }
         }
         frame.head_len = (at - VNET_HEADER_BYTES) as u8;
-        self.note_beyond(beyond);
+        if beyond {
+            self.note_beyond();
+        }
         self.frames.push(frame);
     }
 
@@ -449,10 +451,10 @@ impl<'m> Batch<'m> {
         std::iter::once(frame.tail).filter(|span| !span.is_empty()).chain(more.iter().copied())
     }
 
-    /// Notes of the frame that is being added whether its tail goes beyond the page that the end of its head is on.
+    /// Notes of the frame that is being added that its tail goes beyond the page that the end of its head is on.
     #[inline]
-    fn note_beyond(&mut self, goes: bool) {
-        self.beyond |= u64::from(goes) << (self.frames.len() % BATCH_FRAMES);
+    fn note_beyond(&mut self) {
+        self.beyond |= 1 << (self.frames.len() % BATCH_FRAMES);
     }
 
     /// Reads a byte of each page that the tails of frames lie in which are to be delivered, of those that go beyond the page that
