@@ -123,10 +123,12 @@ impl Bell {
         self.order(Order::TakeOver);
     }
 
-    /// Nobody reads orders any more: those that wait count as carried out, and so do all that come.
+    /// Nobody reads orders any more: those that wait count as carried out, and so do all that come. Wakes the thread, which may
+    /// be about to sleep and finds itself evicted then.
     pub fn close(&self) {
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(orders);
+        self.ring();
     }
 
     /// Orders the shard to end.

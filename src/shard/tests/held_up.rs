@@ -17,6 +17,8 @@ struct Trap {
     caught: AtomicBool,
     /// It holds up who writes its frames to others, rather than who receives them.
     late: AtomicBool,
+    /// It holds up who has its queue rest.
+    in_arm: AtomicBool,
     /// Where the tails of the frames are that it sends.
     tails: Mutex<Vec<usize>>,
     /// What it was told: how often, and whether it is barred.
@@ -62,6 +64,9 @@ impl Receive for Trap {
     }
 
     fn arm(&self) -> bool {
+        if self.in_arm.load(Ordering::SeqCst) {
+            self.pass();
+        }
         self.feed.arm()
     }
 
@@ -364,4 +369,19 @@ fn shards_that_are_held_up_do_not_keep_the_process_from_ending() {
     let Rig { shards, .. } = rig;
     without_waiting("the end", || shards.stop());
     trap.set(false);
+}
+
+#[test]
+fn a_thread_that_was_held_up_while_its_last_queue_went_to_rest_ends_like_any() {
+    let (rig, trap) = rig();
+    trap.late.store(true, Ordering::SeqCst);
+    trap.in_arm.store(true, Ordering::SeqCst);
+    trap.set(true);
+    trap.feed.feed([frame(mac(1), mac(3), 64, 0)]);
+    trap.wait_for_catch();
+    wait(|| rig.shards.report()[0].stuck == 1);
+    // Until it is let go its own queue is the only one that it has not put to rest.
+    std::thread::sleep(Duration::from_millis(300));
+    trap.set(false);
+    wait(|| rig.shards.report()[0].stuck == 0);
 }
