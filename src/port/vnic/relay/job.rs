@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::message::DESCRIPTORS;
 use super::vetting;
@@ -68,8 +68,15 @@ impl Work {
     }
 }
 
-/// A job that was done, with the descriptors that came of it.
-pub(super) type Done = (u64, io::Result<Vec<OwnedFd>>);
+/// A job that was done.
+pub(super) struct Done {
+    /// Its number.
+    pub id: u64,
+    /// The descriptors that came of it.
+    pub outcome: io::Result<Vec<OwnedFd>>,
+    /// The CPU time that it took.
+    pub used: Duration,
+}
 
 impl Job {
     /// One that begins now.

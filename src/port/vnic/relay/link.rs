@@ -315,9 +315,9 @@ impl Link {
                 if !self.sending && self.deaf {
                     let _ = rustix::net::shutdown(&self.session, Shutdown::Write);
                 }
-                // They went with the first byte.
                 // What the next may bring is asked for first.
                 self.has_room &= self.descriptors.is_empty();
+                // They went with the first byte.
                 let files = self.keep_events();
                 if !self.sending && self.header.is_empty() {
                     self.kept.next_message();

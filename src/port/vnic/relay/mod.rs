@@ -25,6 +25,7 @@ mod kept;
 pub(super) mod lease;
 mod ledger;
 mod link;
+mod pacing;
 pub mod process;
 pub(super) mod vetting;
 

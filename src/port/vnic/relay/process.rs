@@ -9,7 +9,9 @@
 //! the eventfds that are [kept](Kept) may go. Its end is that of the last of its threads ([`Daemon::wait`]); neither the end of a
 //! socket nor that of the thread that has started this process says as much.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod telling;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,15 +21,17 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::job::{Done, Job, Work};
 use super::kept::Kept;
 use super::ledger::Ledger;
 use super::link::{Link, Step};
+use super::pacing::Pacing;
 use super::{News, ORDER_DESCRIPTORS, Order, WORD_BYTES, vetting};
 use crate::sys::eventfd::EventFd;
+use crate::sys::toll::thread_time;
 use crate::sys::{arguments, descriptors, process, socket, stop_signals};
 
 /// How long a descriptor may take to be looked at or let go of. Then its connection is ended, and the daemon hears of it.
@@ -44,6 +48,9 @@ const EVENTS: usize = 64;
 
 /// Orders that are taken at once.
 const ORDERS: usize = 64;
+
+/// Jobs of which the outcome is taken at once. Each may begin another one, so that there is always one where enough ports have some.
+const OUTCOMES: usize = 16;
 
 /// How long this process takes to end after its daemon, at most, whatever its thread does.
 const ENDING: Duration = Duration::from_secs(1);
@@ -132,9 +139,12 @@ fn serve(control: OwnedFd, elsewhere: Elsewhere) -> io::Result<Process> {
         waiting: VecDeque::new(),
         refused: None,
         without_thread: BTreeSet::new(),
+        held_untold: BTreeSet::new(),
         untold: false,
         ledger: Ledger::new(descriptors::for_others().try_into().unwrap_or(usize::MAX)),
         starved: BTreeSet::new(),
+        pacing: Pacing::default(),
+        paced: BTreeMap::new(),
     };
     let read = epoll::EventFlags::IN;
     epoll::add(&process.epoll, &process.control, epoll::EventData::new_u64(CONTROL), read)?;
@@ -165,12 +175,18 @@ struct Process {
     refused: Option<Instant>,
     /// Ports of such jobs, as the daemon was told.
     without_thread: BTreeSet<u64>,
+    /// Ports of which the daemon does not know how many descriptors are held up.
+    held_untold: BTreeSet<u64>,
     /// There is news that the daemon had no room for.
     untold: bool,
     /// What links and jobs have.
     ledger: Ledger,
     /// Links that are not read until there is room.
     starved: BTreeSet<u64>,
+    /// What ports have used.
+    pacing: Pacing,
+    /// Links that are not read for that, and until when.
+    paced: BTreeMap<u64, Instant>,
 }
 
 /// A link, and what the epoll set waits for at its two sockets.
@@ -199,14 +215,15 @@ impl Process {
                         }
                     }
                     WAKE => self.done(),
-                    key => self.ready(key, event.flags),
+                    key => self.charged(key / KEYS, |process| process.ready(key, event.flags)),
                 }
             }
             self.expire();
+            self.go_on_paced();
             if self.refused.is_some_and(|refused| refused.elapsed() >= RETRY) {
                 self.go_on_waiting();
             }
-            let told = [self.tell_full(), self.tell_refused()];
+            let told = [self.tell_held_again(), self.tell_full(), self.tell_refused()];
             self.untold = told.contains(&false);
         }
     }
@@ -263,6 +280,14 @@ impl Process {
             Ok(()) => self.step(id),
             Err(_) => self.end(id),
         }
+    }
+
+    /// Does something for a link, and charges its port for the CPU time of that.
+    fn charged(&mut self, id: u64, work: impl FnOnce(&mut Self)) {
+        let Some((port, _)) = self.kept(id) else { return };
+        let before = thread_time();
+        work(self);
+        self.pacing.charge(port, thread_time().saturating_sub(before));
     }
 
     /// Something happened at a socket of a link, or at its lease.
@@ -325,20 +350,14 @@ impl Process {
 
     /// Moves what a link can move, and waits for what it then needs.
     fn step(&mut self, id: u64) {
+        self.allow(id);
         let Some(Linked { link, .. }) = self.links.get_mut(&id) else { return };
-        link.has_room = self.ledger.has_room(link.port);
+        let port = link.port;
         match link.step() {
             Step::Waits => {}
-            Step::Look(descriptors) => {
-                let job = Job::new(link.port, Work::Look(id));
-                self.begin(job, descriptors);
-            }
-            Step::Close(descriptors) => {
-                let job = Job::new(link.port, Work::Close(id));
-                self.begin(job, descriptors);
-            }
+            Step::Look(descriptors) => self.begin(Job::new(port, Work::Look(id)), descriptors),
+            Step::Close(descriptors) => self.begin(Job::new(port, Work::Close(id)), descriptors),
             Step::Costly => {
-                let port = link.port;
                 // The daemon ends it, and knows why then.
                 if !self.tell(port, News::Costly) {
                     return self.end(id);
@@ -352,12 +371,30 @@ impl Process {
         }
     }
 
+    /// Has a link read on or not, by the room that there is and by what its port has used; it is stepped when that has changed.
+    fn allow(&mut self, id: u64) {
+        let Some(Linked { link, .. }) = self.links.get_mut(&id) else { return };
+        let (room, debt) = (self.ledger.has_room(link.port), self.pacing.debt(link.port));
+        link.has_room = room && debt.is_zero();
+        if !debt.is_zero() {
+            self.paced.entry(id).or_insert_with(|| Instant::now() + debt);
+        } else if !room {
+            self.starved.insert(id);
+        }
+    }
+
+    /// Has links go on whose ports may have more time now.
+    fn go_on_paced(&mut self) {
+        let now = Instant::now();
+        let due: Vec<u64> = self.paced.extract_if(.., |_, until| *until <= now).map(|(id, _)| id).collect();
+        due.into_iter().for_each(|id| self.charged(id, |process| process.step(id)));
+    }
+
     /// Has the epoll set wait for what a link needs. A socket that nothing is needed of is not in the set: the kernel tells of its
     /// end whether asked or not, and again and again.
     fn watch(&mut self, id: u64) -> bool {
+        self.allow(id);
         let Some(Linked { link, watched }) = self.links.get_mut(&id) else { return true };
-        link.has_room = self.ledger.has_room(link.port);
-        self.starved.extend((!link.has_room).then_some(id));
         for ((side, socket), (reads, writes)) in (0..).zip(link.sockets()).zip(link.interest()) {
             let mut flags = epoll::EventFlags::empty();
             flags.set(epoll::EventFlags::IN, reads);
@@ -398,10 +435,10 @@ impl Process {
         let links: Vec<u64> = self.links.keys().copied().collect();
         links.into_iter().for_each(|link| self.end(link));
         while self.jobs.values().chain(self.waiting.iter().map(|(_, job, _)| job)).any(|job| job.work == Work::HangUp) {
-            match self.reports.recv_timeout(RETRY) {
-                Ok(done) => self.take(done),
-                Err(_) => self.go_on_waiting(),
+            if let Ok(done) = self.reports.recv_timeout(RETRY) {
+                self.take(done);
             }
+            self.go_on_waiting();
         }
     }
 
@@ -435,8 +472,9 @@ impl Process {
         let work = job.work;
         let (report, wake) = (self.report.clone(), Arc::clone(&self.wake));
         let task = move |descriptors| {
+            let outcome = work.run(descriptors);
             // Nobody is left to be told only when the process ends.
-            let _ = report.send((id, work.run(descriptors)));
+            let _ = report.send(Done { id, outcome, used: thread_time() });
             wake.signal();
         };
         match (self.elsewhere)(descriptors, Box::new(task)) {
@@ -466,24 +504,28 @@ impl Process {
         }
     }
 
-    /// Jobs were done.
+    /// Jobs were done. Those that are left have their turn after what has happened at sockets meanwhile.
     fn done(&mut self) {
         self.wake.drain();
-        while let Ok(done) = self.reports.try_recv() {
-            self.take(done);
+        if (0..OUTCOMES).all(|_| self.reports.try_recv().map(|done| self.take(done)).is_ok()) {
+            // There may be more.
+            self.wake.signal();
         }
+        self.go_on_waiting();
+        let starved = std::mem::take(&mut self.starved);
+        starved.into_iter().for_each(|id| self.charged(id, |process| process.step(id)));
     }
 
-    /// A job was done.
-    fn take(&mut self, (id, outcome): Done) {
+    /// A job was done, with so much CPU time.
+    fn take(&mut self, Done { id, outcome, used }: Done) {
         let Some(job) = self.jobs.remove(&id) else { return };
+        let before = thread_time();
         self.ledger.set(id, job.port, 0);
         if job.held {
             self.tell_held(job.port);
         }
         self.go_on(id, &job, outcome);
-        self.go_on_waiting();
-        std::mem::take(&mut self.starved).into_iter().for_each(|link| self.step(link));
+        self.pacing.charge(job.port, used + thread_time().saturating_sub(before));
     }
 
     /// Goes on with what came of a job.
@@ -510,13 +552,15 @@ impl Process {
         }
     }
 
-    /// How long the oldest job may still take, or until what waits for a thread, or for the daemon to hear of it, is tried again.
+    /// How long the oldest job may still take, or until what waits for a thread, for the daemon to hear of it, or for its port to have
+    /// time again, is tried again.
     fn patience(&self) -> Option<Duration> {
         let waiting = self.waiting.iter().map(|(_, job, _)| job).filter(|job| job.work.link().is_some());
         let oldest = self.jobs.values().chain(waiting).filter(|job| job.may_be_late()).map(|job| job.since).min();
         let due = oldest.map(|since| since + PATIENCE).into_iter().chain(self.refused.map(|refused| refused + RETRY));
         let now = Instant::now();
-        due.chain(self.untold.then_some(now + RETRY)).min().map(|due| due.saturating_duration_since(now))
+        let paced = self.paced.values().copied().min();
+        due.chain(paced).chain(self.untold.then_some(now + RETRY)).min().map(|due| due.saturating_duration_since(now))
     }
 
     /// Ends connections whose descriptors take too long, and tells the daemon.
@@ -534,42 +578,6 @@ impl Process {
         // First, so that the session's end can be explained.
         told.into_iter().for_each(|port| self.tell_held(port));
         ended.into_iter().for_each(|link| self.end(link));
-    }
-
-    /// Tells the daemon how many descriptors of a port are held up.
-    fn tell_held(&self, port: u64) {
-        let held = self.jobs.values().filter(|job| job.port == port && job.held).count();
-        self.tell(port, News::Held(u32::try_from(held).unwrap_or(u32::MAX)));
-    }
-
-    /// Tells the daemon which ports are full, where that is news. `false` if some of it has to be told again.
-    fn tell_full(&mut self) -> bool {
-        let untold = self.ledger.news().into_iter().filter(|(port, is_full)| !self.tell(*port, News::Full(*is_full)));
-        let untold: Vec<_> = untold.collect();
-        untold.iter().for_each(|(port, _)| self.ledger.toggle(*port));
-        untold.is_empty()
-    }
-
-    /// The same of ports that have something for which the kernel has no thread.
-    fn tell_refused(&mut self) -> bool {
-        let refused = self.waiting.iter().filter(|(_, job, _)| self.refused.is_some() && job.refused);
-        let now: BTreeSet<u64> = refused.map(|(_, job, _)| job.port).collect();
-        let news: Vec<u64> = self.without_thread.symmetric_difference(&now).copied().collect();
-        let mut all = true;
-        for port in news {
-            let is_refused = now.contains(&port);
-            match self.tell(port, News::NoThreads(is_refused)) {
-                true if is_refused => drop(self.without_thread.insert(port)),
-                true => drop(self.without_thread.remove(&port)),
-                false => all = false,
-            }
-        }
-        all
-    }
-
-    /// Tells the daemon something of a port. `false` if it does not listen: it has ended, or is about to.
-    fn tell(&self, port: u64, news: News) -> bool {
-        rustix::net::send(&self.control, &news.bytes(port), SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok()
     }
 }
 
@@ -593,9 +601,10 @@ mod tests {
     use std::io::{IoSlice, IoSliceMut, Read, Write};
     use std::os::fd::BorrowedFd;
     use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::thread::JoinHandle;
 
-    use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, SocketType};
+    use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
     use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
@@ -625,15 +634,13 @@ mod tests {
 
         fn over(control: OwnedFd, theirs: OwnedFd, elsewhere: Elsewhere) -> Self {
             let thread = Some(std::thread::spawn(move || serve(theirs, elsewhere).map(drop)));
-            let (front_end, relayed) = UnixStream::pair().unwrap();
-            let (session, end) = UnixStream::pair().unwrap();
-            let (notes, lease) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
-            let descriptors = [relayed.as_fd(), end.as_fd(), notes.as_fd()];
-            send(&control, &Order::Connect(RINGS).bytes(7), &descriptors);
-            for stream in [&front_end, &session] {
-                stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            }
+            let (front_end, session, lease) = connect(&control, 7);
             Self { control: Some(control), front_end, session, thread, lease }
+        }
+
+        /// Another connection, of another port.
+        fn connect(&self, port: u64) -> (UnixStream, UnixStream, OwnedFd) {
+            connect(self.control.as_ref().unwrap(), port)
         }
 
         /// What the daemon is told next.
@@ -665,6 +672,18 @@ mod tests {
             self.control = None;
             assert!(self.thread.take().unwrap().join().unwrap().is_ok(), "it ends with its daemon");
         }
+    }
+
+    /// Gives the relay a connection: the front end's end, the session's, and the lease.
+    fn connect(control: &OwnedFd, port: u64) -> (UnixStream, UnixStream, OwnedFd) {
+        let (front_end, relayed) = UnixStream::pair().unwrap();
+        let (session, end) = UnixStream::pair().unwrap();
+        let (notes, lease) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        send(control, &Order::Connect(RINGS).bytes(port), &[relayed.as_fd(), end.as_fd(), notes.as_fd()]);
+        for stream in [&front_end, &session] {
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        }
+        (front_end, session, lease)
     }
 
     fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
@@ -734,7 +753,6 @@ mod tests {
 
     #[test]
     fn what_finds_no_thread_is_tried_again_and_nothing_is_kept() {
-        use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
         static REFUSES: AtomicBool = AtomicBool::new(false);
         static REFUSED: AtomicUsize = AtomicUsize::new(0);
         let rig = Rig::with(|descriptors, task| {
@@ -799,6 +817,97 @@ mod tests {
         drop(filler);
         let told = std::iter::repeat_with(|| rig.hear()).find_map(|news| news);
         assert_eq!(told, Some((7, News::NoThreads(true))));
+    }
+
+    #[test]
+    fn what_is_held_up_is_told_when_the_daemon_has_room_for_that() {
+        static HOLDS: AtomicBool = AtomicBool::new(true);
+        let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (control, theirs) = pair.unwrap();
+        let filler = theirs.try_clone().unwrap();
+        let mut rig = Rig::over(control, theirs, |descriptors, task| {
+            let held = Box::new(move |descriptors| {
+                while HOLDS.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                task(descriptors);
+            });
+            vetting::elsewhere(descriptors, held)
+        });
+        while rustix::net::send(&filler, &[0; WORD_BYTES], SendFlags::DONTWAIT).is_ok() {}
+        let (_other, sent) = io::pipe().unwrap();
+        send(&rig.front_end, &message(12, &[2; 8]), &[sent.as_fd()]);
+        // Its connection ends for that, and nobody hears why.
+        rig.session.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        assert_eq!(rig.session.read(&mut [0; 20]).unwrap(), 0);
+        drop(filler);
+        let told = |rig: &Rig| std::iter::repeat_with(|| rig.hear()).find_map(|news| news);
+        assert_eq!(told(&rig), Some((7, News::Held(1))));
+        HOLDS.store(false, Ordering::SeqCst);
+        assert_eq!(told(&rig), Some((7, News::Held(0))));
+    }
+
+    /// Does what a job does at once, so that there is always one that was done.
+    fn at_once(descriptors: Vec<OwnedFd>, task: Task) -> Result<(), Vec<OwnedFd>> {
+        task(descriptors);
+        Ok(())
+    }
+
+    #[test]
+    fn jobs_of_many_ports_keep_nobody_waiting() {
+        /// How many jobs have begun, and which is the first that may not yet.
+        static JOBS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let rig = Rig::with(|descriptors, task| {
+            let number = JOBS[0].fetch_add(1, Ordering::SeqCst);
+            while number >= JOBS[1].load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            at_once(descriptors, task)
+        });
+        let (one, file) = (message(8, &[1; 8]), io::pipe().unwrap().0);
+        let mut ports: Vec<_> = (8..32).map(|port| rig.connect(port)).collect();
+        for (front_end, session, _) in &mut ports {
+            front_end.write_all(&one).unwrap();
+            session.read_exact(&mut vec![0; one.len()]).unwrap();
+        }
+        let (mut front_end, mut session, _lease) = ports.pop().unwrap();
+        // More comes than can be done in one turn, and one thing while they are about it.
+        send(&rig.front_end, &one, &[file.as_fd()]);
+        for (front_end, ..) in &ports {
+            (0..100).for_each(|_| send(front_end, &one, &[file.as_fd()]));
+        }
+        JOBS[1].store(200, Ordering::SeqCst);
+        while JOBS[0].load(Ordering::SeqCst) <= 200 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        front_end.write_all(&one).unwrap();
+        JOBS[1].store(400, Ordering::SeqCst);
+        let read = session.read_exact(&mut vec![0; one.len()]);
+        JOBS[1].store(usize::MAX, Ordering::SeqCst);
+        read.unwrap();
+    }
+
+    #[test]
+    fn a_port_that_has_used_its_time_waits_and_others_do_not() {
+        let rig = Rig::with(|descriptors, task| {
+            let began = thread_time();
+            while thread_time() - began < Duration::from_millis(400) {}
+            at_once(descriptors, task)
+        });
+        let (_other, sent) = io::pipe().unwrap();
+        let (costly, one) = (message(12, &[2; 8]), message(8, &[1; 8]));
+        // It is charged for what the thread does and for what the job does, which is the same here.
+        send(&rig.front_end, &costly, &[sent.as_fd()]);
+        assert_eq!(rig.take(20), (costly, 1));
+        send(&rig.front_end, &one, &[]);
+        let (mut front_end, mut session, _lease) = rig.connect(8);
+        front_end.write_all(&one).unwrap();
+        session.read_exact(&mut vec![0; one.len()]).unwrap();
+        rig.session.set_nonblocking(true).unwrap();
+        assert!((&rig.session).read(&mut [0; 20]).is_err(), "it has some ten seconds to wait");
+        rig.session.set_nonblocking(false).unwrap();
+        rig.session.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        assert_eq!(rig.take(20), (one, 0));
     }
 
     #[test]
