@@ -6,14 +6,18 @@
 //! seconds: it maps its file tens of thousands of times and has a hole punched into it by a thread that hardly ever runs. So
 //! those who change mappings have turns, in which nobody else does.
 //!
-//! A thread that is kept waiting in its turn may wait for its own peer's file, or for the process's table, which others can hold as
-//! well: a thread of ours in a page fault, whoever reads `/proc/PID/smaps`. Time does not tell these apart, and an innocent
-//! peer must not be charged. The kernel does: it names the function in which a thread waits (proc_pid_wchan(5)). So a thread
-//! that does nothing else looks every [`LOOK`] at those that are long in a change, and what one waits outside of the functions that take
-//! the table ([`TABLE_TAKERS`]) is charged. Where the kernel names none (no CONFIG_KALLSYMS), nobody is charged.
+//! A thread that is kept waiting in its turn may wait for its own peer's file, or for something that others can hold as well: the
+//! process's table (a thread of ours in a page fault, whoever reads `/proc/PID/smaps`), memory. Time does not tell these apart, and
+//! an innocent peer must not be charged. The kernel does: it names the function in which a thread waits (proc_pid_wchan(5)). So a
+//! thread that does nothing else looks every [`LOOK`] at those that are long in a change, and what one waits in the functions that
+//! take a file's list ([`LIST_TAKERS`]) is charged. Where the kernel names none (no CONFIG_KALLSYMS), nobody is charged.
 //!
 //! Who serves a peer also touches its memory, and a page fault there waits as long as the file's owner punches a hole at that place. It
 //! keeps the table for that once the kernel has tried it twice, so it counts as well, in whatever of [`FAULTS`] the thread waits.
+//!
+//! What is waited for in the functions of hugetlbfs is charged to nobody. The kernel has page faults and holes of all its files wait
+//! for a few mutexes that they have in common (`hugetlb_fault_mutex_table`), which any process with a huge page can hold for
+//! seconds; and who punches a hole holds his file's own locks while he waits for those.
 //!
 //! A signal handler that replaces pages of a peer's file ([`super::sigbus`]) can wait for no turn, but is looked at in the same
 //! way ([`out_of_turn`]). The turn is for threads that serve one peer each. None that others wait for takes it, and nobody takes it
@@ -40,24 +44,28 @@ const LOOK: Duration = Duration::from_millis(10);
 const PLACES: usize = 64;
 const TOUCHERS: usize = 256;
 
-/// Functions of the kernel in which a thread waits for `mmap_lock` that maps, unmaps, advises or locks (mm/util.c, mm/vma.c,
-/// mm/mmap.c, mm/madvise.c, mm/mlock.c; the lock's own functions are not named).
-const TABLE_TAKERS: [&str; 9] = [
-    "vm_mmap_pgoff",
-    "__vm_munmap",
-    "vm_munmap",
-    "do_madvise",
-    "madvise_lock",
-    "do_mlock",
-    "__do_sys_munlock",
-    "__x64_sys_munlock",
-    "__arm64_sys_munlock",
+/// Functions of the kernel, Linux 6.1 to 6.18, in which a thread that maps, unmaps, advises or locks waits for a file's list of
+/// mappings, and for nothing that others hold (mm/mmap.c, mm/vma.c; the lock's own functions are not named).
+const LIST_TAKERS: &[&str] = &[
+    "mmap_region",
+    "vma_link",
+    "unlink_file_vma",
+    "__vma_adjust",
+    "vma_prepare",
+    "__mmap_region",
+    "__mmap_new_vma",
+    "vma_link_file",
+    "unlink_file_vma_batch_add",
+    "unlink_file_vma_batch_final",
+    "unlink_file_vma_batch_process",
+    // A wait that is easily had.
+    #[cfg(test)]
+    "hrtimer_nanosleep",
 ];
 
-/// Functions of the kernel in which a page fault waits for who punches a hole there: in tmpfs (mm/shmem.c), and in hugetlbfs
-/// (mm/hugetlb.c). A fault that waits for something else, like a page that was swapped out, is nobody's fault.
-const FAULTS: [&str; 5] =
-    ["shmem_fault", "shmem_falloc_wait", "hugetlb_fault", "hugetlb_no_page", "hugetlb_vma_lock_read"];
+/// Functions of the kernel in which a page fault waits for who punches a hole there (mm/shmem.c). One that waits for something else,
+/// like a page that was swapped out, or that somebody moves, is nobody's fault.
+const FAULTS: &[&str] = &["shmem_fault", "shmem_falloc_wait"];
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -121,15 +129,15 @@ impl Kind {
         }
     }
 
-    /// Whether a thread that does it waits for its peer's file if it waits in this function; the kernel says "0" of one that does
-    /// not wait.
+    /// Whether a thread that does it waits for its peer's file if it waits in this function.
     fn waits_for_file(self, function: &str) -> bool {
         // The compiler's copies of a function have its name, a dot and more.
         let function = function.split('.').next().unwrap_or_default();
-        match self {
-            Self::Change => !matches!(function, "" | "0") && !TABLE_TAKERS.contains(&function),
-            Self::Touch => FAULTS.contains(&function),
-        }
+        let of_files = match self {
+            Self::Change => LIST_TAKERS,
+            Self::Touch => FAULTS,
+        };
+        of_files.contains(&function)
     }
 }
 
@@ -261,7 +269,6 @@ mod tests {
             }
         });
         assert_eq!(take_wait(), Duration::ZERO, "it was busy");
-        // Nothing but the table of mappings is told from what else a thread may wait for.
         in_turn(|| thread::sleep(LONG));
         let waited = take_wait();
         assert!(waited > Duration::ZERO && waited < 100 * LONG, "{waited:?}");
@@ -335,19 +342,44 @@ mod tests {
         assert_eq!(charged, Duration::ZERO, "of {longest:?}");
     }
 
+    /// Waits that others can make long: for the table of mappings, for what is common to all huge pages, for a page fault of another
+    /// thread of ours in that mapping, and for memory.
+    const OF_OTHERS: [&str; 18] = [
+        "vm_mmap_pgoff",
+        "__vm_munmap",
+        "do_madvise.part.0",
+        "lock_mm_and_find_vma",
+        "hugetlb_fault",
+        "hugetlb_no_page",
+        "hugetlb_vma_lock_read",
+        "hugetlbfs_file_mmap",
+        "__hugetlb_zap_begin",
+        "remove_inode_hugepages",
+        "__vma_start_write",
+        "folio_wait_bit_common",
+        "throttle_direct_reclaim",
+        "balance_dirty_pages",
+        "__mem_cgroup_handle_over_high",
+        "futex_wait_queue",
+        "0",
+        "",
+    ];
+
     #[test]
-    fn who_waits_for_the_table_of_mappings_waits_for_no_file() {
-        let is_a_files = |name: &&str| Kind::Change.waits_for_file(name);
-        assert!(!["vm_mmap_pgoff", "__vm_munmap", "do_madvise.part.0", "0", ""].iter().any(is_a_files));
-        assert!(["vma_prepare", "unlink_file_vma", "shmem_fault"].iter().all(is_a_files));
+    fn who_changes_mappings_waits_for_a_file_where_its_list_is_taken() {
+        let is_a_files = |name: &str| Kind::Change.waits_for_file(name);
+        let takers =
+            ["mmap_region", "__vma_adjust", "vma_prepare", "unlink_file_vma", "unlink_file_vma_batch_process.isra.0"];
+        assert_eq!(takers.into_iter().find(|name| !is_a_files(name)), None);
+        assert_eq!(OF_OTHERS.into_iter().find(|name| is_a_files(name)), None);
+        assert!(!is_a_files("shmem_fault"), "it takes no list");
     }
 
     #[test]
-    fn of_the_waits_of_who_touches_memory_only_those_for_holes_are_its_peers() {
-        let is_a_files = |name: &&str| Kind::Touch.waits_for_file(name);
-        assert!(["shmem_fault", "shmem_fault.constprop.0", "hugetlb_fault"].iter().all(is_a_files));
-        let others = ["lock_mm_and_find_vma", "folio_wait_bit_common", "futex_wait_queue", "vm_mmap_pgoff", "0", ""];
-        assert!(!others.iter().any(is_a_files));
+    fn who_touches_memory_waits_for_a_file_where_a_hole_is_punched_into_tmpfs() {
+        let is_a_files = |name: &str| Kind::Touch.waits_for_file(name);
+        assert!(["shmem_fault", "shmem_fault.constprop.0", "shmem_falloc_wait"].into_iter().all(is_a_files));
+        assert_eq!(OF_OTHERS.into_iter().find(|name| is_a_files(name)), None);
         take_wait();
         in_faults(|| thread::sleep(LONG));
         assert_eq!(take_wait(), Duration::ZERO);
