@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::FlockOperation;
+
 use super::frontend::DEADLINE;
 use super::frontend::child;
 use super::frontend::frame::frame;
@@ -20,6 +22,8 @@ use super::{MIB, Scene, refused};
 pub(super) struct Pool {
     file: String,
     added: u64,
+    /// Keeps others from having one meanwhile, or from being alone.
+    _company: Option<File>,
 }
 
 impl Pool {
@@ -29,27 +33,47 @@ impl Pool {
     /// The kernel does not give them: what a test is about would go untested.
     #[track_caller]
     pub(super) fn reserve(mib: u64, count: u64) -> Self {
-        let mut pool = Self::try_reserve(mib, count);
+        Self::try_reserve(mib, count).fill(mib, count)
+    }
+
+    /// The same, while no other test here has a pool: for who keeps others from touching huge pages.
+    ///
+    /// # Panics
+    /// As above.
+    #[track_caller]
+    pub(super) fn reserve_alone(mib: u64, count: u64) -> Self {
+        Self::new(mib, count, FlockOperation::LockExclusive).fill(mib, count)
+    }
+
+    #[track_caller]
+    fn fill(mut self, mib: u64, count: u64) -> Self {
         let deadline = Instant::now() + DEADLINE;
-        while pool.added < count && Instant::now() < deadline {
+        while self.added < count && Instant::now() < deadline {
             // What is free lies in pieces, or belongs to a test that is about to end.
             let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
             std::thread::sleep(Duration::from_millis(200));
-            pool.added += Self::grow(&pool.file, count - pool.added);
+            self.added += Self::grow(&self.file, count - self.added);
         }
         assert!(
-            pool.added >= count,
+            self.added >= count,
             "{} of {count} huge pages of {mib} MiB: this test takes root and free memory",
-            pool.added
+            self.added
         );
-        pool
+        self
     }
 
     /// As many of them as the kernel has.
     pub(super) fn try_reserve(mib: u64, count: u64) -> Self {
-        let file = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", mib * 1024);
+        Self::new(mib, count, FlockOperation::LockShared)
+    }
+
+    fn new(mib: u64, count: u64, company: FlockOperation) -> Self {
+        const POOLS: &str = "/sys/kernel/mm/hugepages";
+        let pools = File::open(POOLS).ok();
+        pools.iter().for_each(|pools| rustix::fs::flock(pools, company).unwrap());
+        let file = format!("{POOLS}/hugepages-{}kB/nr_hugepages", mib * 1024);
         let added = Self::grow(&file, count);
-        Self { file, added }
+        Self { file, added, _company: pools }
     }
 
     fn grow(file: &str, count: u64) -> u64 {
@@ -67,7 +91,7 @@ impl Drop for Pool {
 /// Changes a number of pages, alone of all tests on this machine; what it was, and what it is then.
 fn change(file: &str, wish: impl Fn(u64) -> u64) -> (u64, u64) {
     let Ok(lock) = File::open(file) else { return (0, 0) };
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
     let number = || std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
     let before = number();
     // Who may not, or has no memory left, sees the number as it was.

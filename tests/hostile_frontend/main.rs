@@ -16,6 +16,7 @@ mod held_page;
 mod held_set;
 mod holes;
 mod host;
+mod huge_faults;
 mod hugepages;
 mod last_descriptors;
 mod losses;
