@@ -1,6 +1,7 @@
 //! Beyond the points: front ends that have whoever uses their sockets spend time on it. A socket wakes all who wait for its other
 //! end, and one thread moves the messages of all ports.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use super::frontend::message;
 use super::frontend::nic::{Nic, NicConfig, exchange, meet};
 use super::frontend::session::{Session, request};
 use super::fuse::Fuse;
-use super::{Scene, fds};
+use super::{Scene, event, fds, session};
 
 /// Answers that a front end gets at most until its port is found out: some are under way.
 const ANSWERS: usize = 64;
@@ -167,4 +168,30 @@ fn descriptors_that_pile_up_at_one_port_leave_room_for_others() {
     });
     eventually("all are let go of", || (descriptors() <= at_rest).then_some(()));
     drop(Nic::up(&daemon.socket("bad"), &NicConfig::default()));
+}
+
+/// Of so many, those of one message leave next to no room for any others.
+const LEAST: u64 = 384;
+
+#[test]
+fn who_is_not_read_for_what_others_have_sent_is_told_so() {
+    let daemon = Daemon::with_ports(&["bad", "victim"]);
+    let least = Rlimit { current: Some(LEAST), maximum: Some(LEAST) };
+    prlimit(Some(daemon.pid()), Resource::Nofile, least).unwrap();
+    kill_process(daemon.relay(), Signal::KILL).unwrap();
+    eventually("it is started again", || daemon.log().contains("the relay has ended").then_some(()));
+    let session = session(&daemon, "bad");
+    for ring in 0..2u64 {
+        for number in [request::SET_VRING_KICK, request::SET_VRING_CALL, request::SET_VRING_ERR] {
+            session.tell(number, &ring.to_le_bytes(), &[event().as_fd()], false).unwrap();
+        }
+    }
+    // Theirs are kept for as long as the connection is, so nothing more is read.
+    std::thread::sleep(Duration::from_secs(1));
+    let victim = Session::connect(&daemon.socket("victim")).unwrap();
+    assert!(victim.get_features().is_err(), "it was served");
+    daemon.port_when("victim", "it says why", |port| {
+        port.reason().is_some_and(|reason| reason.contains("descriptors of other ports fill the relay"))
+    });
+    drop(session);
 }

@@ -21,6 +21,7 @@ use super::handler::Handler;
 use super::message::{self, Arrival, Header, Request};
 use super::nic::{Mode, Nic};
 use super::offence::Offence;
+use super::relay;
 use crate::port::rate_limit::log_limited;
 use crate::sys::mapping_turn::in_faults;
 
@@ -42,6 +43,8 @@ pub(super) enum End {
     Removed,
     /// Nothing came after the connection was made.
     Silent,
+    /// Nothing of what it may have sent was read, for all that others have sent.
+    Unread,
     /// It held others up.
     Offence(Offence),
     /// A message stopped in the middle.
@@ -67,6 +70,10 @@ impl fmt::Display for End {
             Self::Closed => f.write_str("the front end closed the connection"),
             Self::Removed => f.write_str("the port was removed"),
             Self::Silent => write!(f, "the front end sent nothing for {} s", FIRST_MESSAGE.as_secs()),
+            Self::Unread => {
+                let seconds = FIRST_MESSAGE.as_secs();
+                write!(f, "no message was read for {seconds} s: descriptors of other ports fill the relay")
+            }
             Self::Offence(offence) => write!(f, "the front end {offence}"),
             Self::HalfMessage => write!(f, "the front end sent half a message and no more"),
             Self::Broken(request, reason) => write!(f, "the front end sent a broken {request}: {reason}"),
@@ -145,7 +152,8 @@ impl<'a> Session<'a> {
                 deadline = Some((Instant::now() + REST_OF_MESSAGE, End::HalfMessage));
             }
             if let Some((_, end)) = deadline.take_if(|(at, _)| *at <= Instant::now()) {
-                return Ok(end);
+                let unread = matches!(end, End::Silent) && relay::is_crowded();
+                return Ok(if unread { End::Unread } else { end });
             }
             if self.wait(part, deadline.as_ref().map(|(at, _)| *at))? {
                 return Ok(End::HalfMessage);

@@ -12,6 +12,9 @@ use std::collections::{BTreeSet, HashMap};
 use super::kept::Kept;
 use super::link::MOST;
 
+/// The number of no port: news of the relay as a whole.
+pub(super) const ALL_PORTS: u64 = 0;
+
 /// What a port may have in hand of messages, and of connections that are being closed, beside two connections' eventfds.
 const SHARE: usize = 64;
 
@@ -79,7 +82,11 @@ impl Ledger {
             _ => self.holders.insert(holder, (port, count)),
         };
         let before = before.map_or(0, |(_, before)| before);
+        let was_crowded = self.is_crowded();
         self.total = self.total + count - before;
+        if was_crowded != self.is_crowded() {
+            self.toggle(ALL_PORTS);
+        }
         self.change(port, |entry| entry.count = entry.count + count - before);
         if self.ports.get(&port).is_some_and(|entry| entry.count == 0) {
             self.ports.remove(&port);
@@ -88,14 +95,19 @@ impl Ledger {
 
     /// Whether another message of a port may be read.
     pub(super) fn has_room(&self, port: u64) -> bool {
-        self.total + MOST <= self.most && !self.is_full(port)
+        !self.is_crowded() && !self.is_full(port)
+    }
+
+    /// All ports together have so much that nothing is read of any.
+    fn is_crowded(&self) -> bool {
+        self.total + MOST > self.most
     }
 
     fn is_full(&self, port: u64) -> bool {
-        self.ports.get(&port).is_some_and(Port::is_full)
+        if port == ALL_PORTS { self.is_crowded() } else { self.ports.get(&port).is_some_and(Port::is_full) }
     }
 
-    /// Ports of which that is news, and whether they are full.
+    /// Ports of which that is news, and whether they are full; [`ALL_PORTS`] among them.
     pub(super) fn news(&mut self) -> Vec<(u64, bool)> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|port| (port, self.is_full(port))).collect()
@@ -152,7 +164,9 @@ mod tests {
         assert!(ledger.has_room(2));
         ledger.set(11, 2, 1);
         assert!(!ledger.has_room(2) && !ledger.has_room(3));
+        assert!(ledger.news().contains(&(ALL_PORTS, true)));
         ledger.set(10, 1, 1);
         assert!(ledger.has_room(2) && ledger.has_room(3));
+        assert!(ledger.news().contains(&(ALL_PORTS, false)));
     }
 }

@@ -35,7 +35,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,7 @@ use rustix::net::{
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use self::lease::Lease;
+use self::ledger::ALL_PORTS;
 use super::offence::{Docket, Offence};
 
 /// The option of `linecardd` that makes it the relay. Its standard input is the socket to the daemon.
@@ -166,6 +167,8 @@ pub(super) struct Relay {
     control: Mutex<OwnedFd>,
     last_port: AtomicU64,
     ports: Mutex<HashMap<u64, Told>>,
+    /// It reads nothing of any port, for all that it has of all of them.
+    crowded: AtomicBool,
 }
 
 /// What the relay has said of a port, and whom that concerns.
@@ -207,7 +210,13 @@ static RELAY: OnceLock<Relay> = OnceLock::new();
 pub fn start(program: &Path) -> io::Result<()> {
     let (control, started) = launch(program)?;
     let (last_port, ports) = (AtomicU64::new(0), Mutex::default());
-    let relay = Relay { program: program.into(), control: Mutex::new(control), last_port, ports };
+    let relay = Relay {
+        program: program.into(),
+        control: Mutex::new(control),
+        last_port,
+        ports,
+        crowded: AtomicBool::new(false),
+    };
     if RELAY.set(relay).is_err() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a relay"));
     }
@@ -241,6 +250,7 @@ fn watch(mut started: Started) {
         relay.hear(&started.news);
         let status = reap(started.child);
         log::error!("the relay has ended ({status}): front ends are cut off and have to connect again");
+        relay.crowded.store(false, Ordering::Relaxed);
         relay.ports().values_mut().for_each(|told| (told.held, told.full, told.no_threads) = Default::default());
         let (control, next) = loop {
             std::thread::sleep(BACK_OFF);
@@ -296,6 +306,9 @@ impl Relay {
     }
 
     fn note(&self, port: u64, news: News) {
+        if let (ALL_PORTS, News::Full(is_full)) = (port, news) {
+            self.crowded.store(is_full, Ordering::Relaxed);
+        }
         let mut ports = self.ports();
         let Some(told) = ports.get_mut(&port) else { return };
         match news {
@@ -346,6 +359,11 @@ impl PortNumber {
     pub(super) fn obstacle(self) -> Option<Obstacle> {
         running().and_then(|relay| relay.ports().get(&self.0).and_then(Told::obstacle))
     }
+}
+
+/// Whether no port's messages are read, for all the descriptors that came with those of some.
+pub(super) fn is_crowded() -> bool {
+    running().is_some_and(|relay| relay.crowded.load(Ordering::Relaxed))
 }
 
 /// A connection of a front end, of which nothing was read yet. Nobody reads from it here, and nobody closes it: what lies in it
