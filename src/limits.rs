@@ -157,6 +157,10 @@ pub const EVENT_REASON_BYTES: usize = 512;
 /// Lines that are logged in a minute for events of one kind at one port.
 pub const EVENT_LOG_LINES: u32 = 10;
 
+/// Milliseconds that a port's memory may hold shards up in times that are too short to be told by themselves, beyond a tenth of the
+/// time that passes. Twice what one front end can keep who maps memory waiting at once, so that nobody pays for another's.
+pub const HELD_UP_MILLIS: u64 = 200;
+
 /// Requests that may follow events at the same time; each holds a connection.
 pub const EVENT_FOLLOWERS: usize = 16;
 

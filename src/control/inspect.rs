@@ -218,11 +218,12 @@ impl Controller {
         let view = self.shown.ports.load();
         let names = view.names();
         let name = |port| names.get(&port).map(ToString::to_string);
-        for Stall { cpu, port, sender, held, .. } in self.shown.shards.load().readings.take_stalls() {
+        for Stall { cpu, port, sender, held, times, .. } in self.shown.shards.load().readings.take_stalls() {
             // A port that has gone since has no name any more.
             let (Some(port), sender) = (name(port), sender.and_then(name)) else { continue };
             let milliseconds = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
-            self.events.record(Event::ShardStalled { cpu, port, sender, milliseconds });
+            let short_times = Some(times).filter(|&times| times > 1);
+            self.events.record(Event::ShardStalled { cpu, port, sender, milliseconds, short_times });
         }
     }
 

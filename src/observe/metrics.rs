@@ -185,11 +185,15 @@ fn drops(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::
     counters(encoder, "port_drops", "Frames dropped, by reason", labeled)
 }
 
+/// What is counted of a port that holds shards up.
+const HELD_UP: &str =
+    "How often the memory of the port's VM held a shard up, many short times that came to 200 ms being one";
+
 /// What the ports' far ends have done to others.
 fn conduct(encoder: &mut DescriptorEncoder, controller: &Controller) -> std::fmt::Result {
     let ports = controller.conduct();
     let each = |of: fn(&Conduct) -> u64| ports.iter().map(move |(port, c)| (vec![label("port", port)], of(c)));
-    counters(encoder, "port_held_up", "How often the memory of the port's VM held a shard up", each(|c| c.held_up))?;
+    counters(encoder, "port_held_up", HELD_UP, each(|c| c.held_up))?;
     counters(encoder, "port_barred", "How often the port served nobody for what its VM did", each(|c| c.barred))
 }
 

@@ -106,10 +106,10 @@ pub trait Transmit: Send + Sync {
         None
     }
 
-    /// A shard was held up in the far end's memory for this long, and is still. If the port is to be barred, no shard finds
-    /// anything there from now on, and the far end is sent away. `again`: it was told of the same time before, which goes on.
-    /// Called by a thread that waits for nobody.
-    fn hold_up(&self, _held: std::time::Duration, _bar: bool, _again: bool) {}
+    /// A shard was held up in the far end's memory for this long, and is still; or shards were in so many `times`, if these are more
+    /// than one. If the port is to be barred, no shard finds anything there from now on, and the far end is sent away. `again`: it
+    /// was told of the same time before, which goes on. Called by a thread that waits for nobody.
+    fn hold_up(&self, _held: std::time::Duration, _times: u32, _bar: bool, _again: bool) {}
 }
 
 /// Which notifications that are held back are to be sent. Times are counts of [`crate::sys::cpu::cycles`].

@@ -29,6 +29,7 @@
 //! the queue; when it returns the port can be dropped. Tables that name a port's transmit side are replaced before that:
 //! [`Shards::publish`] returns when every shard has taken the new ones.
 
+mod arrears;
 mod balance;
 mod crew;
 mod fairness;

@@ -6,15 +6,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::arrears::Sum;
 use crate::ident::PortIndex;
 
 /// Those that are kept until they are read: more than there can be in a second, as a port that does it twice is barred.
 const KEPT: usize = 256;
 
-/// A time that a shard was held up.
+/// A time that a shard was held up, or many short ones of a port together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stall {
-    /// The shard's CPU.
+    /// The shard's CPU, of many times the last.
     pub cpu: u16,
     /// The port whose far end shares the memory.
     pub port: PortIndex,
@@ -22,6 +23,8 @@ pub struct Stall {
     pub sender: Option<PortIndex>,
     /// For how long, so far.
     pub held: Duration,
+    /// In so many times: one, unless they were short.
+    pub times: u32,
     /// It is no longer.
     pub over: bool,
 }
@@ -61,6 +64,17 @@ impl Stalls {
         (port, sender): (PortIndex, Option<PortIndex>),
         held: Duration,
     ) -> Ongoing {
+        let number = self.enter(Stall { cpu, port, sender, held, times: 1, over: false });
+        Ongoing { stalls: Arc::clone(self), number }
+    }
+
+    /// Notes what many short ones came to.
+    pub fn note(&self, cpu: u16, (port, sender): (PortIndex, Option<PortIndex>), Sum { held, times }: Sum) {
+        self.enter(Stall { cpu, port, sender, held, times, over: true });
+    }
+
+    /// Returns its number.
+    fn enter(&self, stall: Stall) -> u64 {
         let mut list = self.list();
         if list.entries.len() >= KEPT {
             let oldest = list.entries.iter().position(|entry| entry.stall.over).unwrap_or(0);
@@ -68,8 +82,8 @@ impl Stalls {
         }
         list.next += 1;
         let number = list.next;
-        list.entries.push(Entry { number, stall: Stall { cpu, port, sender, held, over: false }, told: false });
-        Ongoing { stalls: Arc::clone(self), number }
+        list.entries.push(Entry { number, stall, told: false });
+        number
     }
 
     /// Those that were not read before or that are over since.
@@ -112,7 +126,7 @@ mod tests {
         let stalls = Arc::<Stalls>::default();
         let whose = (PortIndex(7), Some(PortIndex(9)));
         let (port, sender) = whose;
-        let at = |millis, over| Stall { cpu: 3, port, sender, held: Duration::from_millis(millis), over };
+        let at = |millis, over| Stall { cpu: 3, port, sender, held: Duration::from_millis(millis), times: 1, over };
         let long = stalls.begin(3, whose, Duration::from_millis(20));
         assert_eq!(stalls.take(), [at(20, false)]);
         long.lasts(Duration::from_millis(900));
@@ -120,6 +134,9 @@ mod tests {
         drop(long);
         drop(stalls.begin(3, whose, Duration::from_millis(25)));
         assert_eq!(stalls.take(), [at(900, true), at(25, true)]);
+        let short = Sum { held: Duration::from_millis(230), times: 30 };
+        stalls.note(3, whose, short);
+        assert_eq!(stalls.take(), [Stall { times: 30, ..at(230, true) }], "once");
         assert_eq!(stalls.take(), []);
     }
 

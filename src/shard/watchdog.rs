@@ -11,6 +11,8 @@
 //! [`MEMORY`], and at once for [`LONG`]. The first short one is forgiven, because a fault may also wait for swap, or for another
 //! thread of ours that maps memory.
 //!
+//! Shorter times are nothing by themselves, and are told and held against the port when they [come to too much](super::arrears).
+//!
 //! A shard that writes a frame is in the memory of two ports: the receiver may have punched its buffers, and the sender what it
 //! sends, since that was looked at. A time that may be either's is told with both and held against neither, or each could have
 //! the other barred; but both are on probation for [`MEMORY`]. Shards copy the frames of such a port, and those for it, into their
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use super::Tables;
+use super::arrears::{Arrears, Blame, Sum};
 use super::crew::{Crew, Eviction};
 use super::recruiter::{Call, Crews, Recruiter};
 use super::stalls::{Ongoing, Stalls};
@@ -86,8 +89,9 @@ impl Watchdog {
         let (recruiter, recruit) = Recruiter::start(Arc::clone(&crews))?;
         let common = Arc::new(Common { alarm, crews, ends: AtomicBool::new(false) });
         let own = Arc::clone(&common);
-        let (watched, last_time, suspected) = Default::default();
-        let patrol = move || Patrol { common: own, tables, stalls, recruit, watched, last_time, suspected }.run();
+        let (watched, last_time, suspected, arrears) = Default::default();
+        let patrol = Patrol { common: own, tables, stalls, recruit, watched, last_time, suspected, arrears };
+        let patrol = move || patrol.run();
         let thread = std::thread::Builder::new().name("watchdog".into()).stack_size(256 * 1024).spawn(patrol)?;
         Ok(Self { common, thread: Some(thread), _recruiter: recruiter })
     }
@@ -120,6 +124,8 @@ struct Patrol {
     last_time: BTreeMap<PortIndex, Instant>,
     /// When each port on probation was last one of two that may have.
     suspected: BTreeMap<PortIndex, Instant>,
+    /// What short times have come to.
+    arrears: Arrears,
 }
 
 impl Patrol {
@@ -148,6 +154,9 @@ impl Patrol {
         self.enlist();
         if !self.suspected.is_empty() {
             self.acquit();
+        }
+        if !self.arrears.is_empty() {
+            self.arrears.settle(Instant::now());
         }
         let mut awake = false;
         for at in 0..self.watched.len() {
@@ -181,39 +190,71 @@ impl Patrol {
             self.recruit.make();
         }
         let seen = watched.stamp.seen();
-        let ((phase, port), sender) = (seen.at(), seen.sender());
-        if seen != watched.seen || !seen.is_abroad() {
+        let goes_on = seen == watched.seen;
+        if !goes_on || !seen.is_abroad() {
             (watched.seen, watched.held, watched.barred) = (seen, Duration::ZERO, false);
             watched.stall = None;
-            return watched.evicted || phase != Phase::Asleep;
         }
-        if watched.stamp.thread().is_some_and(threads::is_waiting) {
+        if !seen.is_abroad() {
+            return watched.evicted || seen.at().0 != Phase::Asleep;
+        }
+        // If it is elsewhere by now, it may be there that it waits: it sleeps, as a rule.
+        let waits = watched.stamp.thread().is_some_and(threads::is_waiting) && watched.stamp.seen() == seen;
+        if waits && goes_on {
             watched.held += since;
         }
-        let (held, told) = (watched.held, watched.stall.is_some());
-        if held >= HELD_UP {
-            let begin = || self.stalls.begin(crew.cpu(), (port, sender), held);
-            watched.stall.get_or_insert_with(begin).lasts(held);
+        if watched.held >= HELD_UP {
+            self.find(at, &crew);
+        } else if waits {
+            self.find_short(at, &crew, since, goes_on);
         }
-        if held >= HELD_UP && !watched.evicted {
+        true
+    }
+
+    /// One has been held up for so long that others are to serve its ports.
+    fn find(&mut self, at: usize, crew: &Crew) {
+        let Some(watched) = self.watched.get_mut(at) else { return };
+        let ((_, port), sender) = (watched.seen.at(), watched.seen.sender());
+        let (held, told) = (watched.held, watched.stall.is_some());
+        let begin = || self.stalls.begin(crew.cpu(), (port, sender), held);
+        watched.stall.get_or_insert_with(begin).lasts(held);
+        if !watched.evicted {
             let stamp = Arc::clone(&watched.stamp);
-            watched.evicted = evict(&crew, &stamp, Some(port).filter(|_| sender.is_none()), held, told);
+            watched.evicted = evict(crew, &stamp, Some(port).filter(|_| sender.is_none()), held, told);
             if watched.evicted {
                 self.recruit.make();
             }
         }
+        let sum = Sum { held, times: 1 };
         // Once for each stall, whether or not there was another thread.
         match sender {
-            Some(sender) if held >= HELD_UP && !told => self.suspect([port, sender]),
+            Some(sender) if !told => self.suspect([port, sender]),
             Some(_) => {}
-            None if held >= HELD_UP && !told => {
+            None if !told => {
                 let again = self.last_time.insert(port, Instant::now()).is_some_and(|last| last.elapsed() < MEMORY);
-                self.accuse(at, port, held, again || held >= LONG, told);
+                self.accuse(at, port, sum, again || held >= LONG, told);
             }
-            None if held >= LONG => self.accuse(at, port, held, true, told),
+            None if held >= LONG => self.accuse(at, port, sum, true, told),
             None => {}
         }
-        true
+    }
+
+    /// One waits, and has not for long: with others before it may be too much.
+    fn find_short(&mut self, at: usize, crew: &Crew, since: Duration, goes_on: bool) {
+        let Some(watched) = self.watched.get(at) else { return };
+        let ((_, port), sender) = (watched.seen.at(), watched.seen.sender());
+        let (now, blame) = (Instant::now(), if sender.is_some() { Blame::Shared } else { Blame::Sole });
+        let mut add = |port| self.arrears.add((port, blame), since, goes_on, now);
+        let (whose, senders) = (add(port), sender.and_then(add));
+        let Some(sum) = whose.or(senders) else { return };
+        self.stalls.note(crew.cpu(), (port, sender), sum);
+        match sender {
+            Some(sender) => self.suspect([port, sender]),
+            None => {
+                self.last_time.insert(port, now);
+                self.accuse(at, port, sum, true, false);
+            }
+        }
     }
 
     /// Puts ports on probation of which one or the other held a shard up.
@@ -237,12 +278,12 @@ impl Patrol {
     }
 
     /// Tells a port that it held a shard up, whether that is to end its connection, once, and whether it was told before.
-    fn accuse(&mut self, at: usize, port: PortIndex, held: Duration, bar: bool, told: bool) {
+    fn accuse(&mut self, at: usize, port: PortIndex, Sum { held, times }: Sum, bar: bool, told: bool) {
         let Some(watched) = self.watched.get_mut(at).filter(|watched| !watched.barred) else { return };
         watched.barred = bar;
         let tables = self.tables.load();
         if let Some(Some(side)) = tables.transmit.get(port.index()) {
-            side.hold_up(held, bar, told);
+            side.hold_up(held, times, bar, told);
         }
     }
 }

@@ -23,6 +23,7 @@ mod losses;
 mod mapping;
 mod memory;
 mod messages;
+mod moments;
 mod names;
 mod pace;
 mod relay;

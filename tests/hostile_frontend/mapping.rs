@@ -49,8 +49,13 @@ pub(super) struct Crowd {
 }
 
 impl Crowd {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::of(LEN, MAPPINGS)
+    }
+
+    /// The file, and how much of it there is.
+    pub(super) fn file(&self) -> (Arc<File>, u64) {
+        (self.file.clone(), self.len)
     }
 
     /// So many mappings of the beginning of a file of that length, once there is room for them.

@@ -148,6 +148,9 @@ pub enum Event {
         sender: Option<String>,
         /// For so long.
         milliseconds: u64,
+        /// In so many times that are too short to be told by themselves, of which the last was on that CPU.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        short_times: Option<u32>,
     },
     /// A port sends more of a kind of traffic than its bound lets through.
     StormBegan {
@@ -276,12 +279,15 @@ impl fmt::Display for Event {
                 "network {network}: ports {port} and {other_port} seem to be connected to each other: frames come in there \
                  with the addresses of {count} stations of other ports"
             ),
-            Self::ShardStalled { cpu, port, sender: None, milliseconds } => {
-                write!(f, "port {port}: held up the shard on CPU {cpu} for {milliseconds} ms")
-            }
-            Self::ShardStalled { cpu, port, sender: Some(sender), milliseconds } => {
-                let what = format!("the shard on CPU {cpu} was held up for {milliseconds} ms");
-                write!(f, "port {port}: {what} there, or by port {sender}, whose frames it was giving it")
+            Self::ShardStalled { cpu, port, sender, milliseconds, short_times } => {
+                write!(f, "port {port}: the shard on CPU {cpu} was held up there for {milliseconds} ms")?;
+                if let Some(times) = short_times {
+                    write!(f, " in {times} short times, counting other shards")?;
+                }
+                match sender {
+                    Some(sender) => write!(f, ", or by port {sender}, whose frames it was giving it"),
+                    None => Ok(()),
+                }
             }
             Self::StormBegan { port, traffic, limit } => {
                 write!(f, "port {port}: sends more {traffic} than {limit} frames/s; the rest is dropped")

@@ -37,10 +37,13 @@ pub(super) enum Offence {
     SlowSocket = 4,
     /// The kernel kept its session waiting to map or unmap a file of it, and everybody else who wanted to map anything.
     Mapping = 5,
+    /// Page faults in its memory held shards up again and again, for less than would be told by itself.
+    OftenHeldUp = 6,
 }
 
 impl Offence {
-    const ALL: [Self; 5] = [Self::Blocked, Self::Slow, Self::HeldUp, Self::SlowSocket, Self::Mapping];
+    const ALL: [Self; 6] =
+        [Self::Blocked, Self::Slow, Self::HeldUp, Self::SlowSocket, Self::Mapping, Self::OftenHeldUp];
 
     fn of_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|offence| *offence as u8 == number)
@@ -54,6 +57,10 @@ impl Offence {
             Self::HeldUp => "held the switch up in the VM's memory",
             Self::SlowSocket => "had its socket take milliseconds to use",
             Self::Mapping => "kept the switch from mapping memory, its own and that of others",
+            // limits::HELD_UP_MILLIS
+            Self::OftenHeldUp => {
+                "held the switch up in the VM's memory again and again, more than 200 ms in short times"
+            }
         }
     }
 }
@@ -84,15 +91,41 @@ impl Bars {
     }
 }
 
+/// For how long a shard was held up, or shards were in many times, in one number.
+pub(super) struct HeldUp {
+    millis: u32,
+    times: u32,
+}
+
+impl HeldUp {
+    fn of(number: u64) -> Self {
+        Self { millis: number as u32, times: (number >> 32) as u32 }
+    }
+
+    fn number(&self) -> u64 {
+        u64::from(self.times) << 32 | u64::from(self.millis)
+    }
+}
+
+impl fmt::Display for HeldUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { millis, times } = self;
+        match times {
+            0 | 1 => write!(f, "a shard was held up in the VM's memory for {millis} ms so far"),
+            _ => write!(f, "shards were held up in the VM's memory for a moment, {millis} ms in {times} times"),
+        }
+    }
+}
+
 /// What a port's front end has done so far. All rings of the port share it.
 pub(super) struct Docket {
     /// The last offence that nobody has looked at yet.
     last: AtomicU8,
     /// No shard enters a ring of the port until its front end has been sent away.
     barred: AtomicBool,
-    /// How often a shard was held up, and for how long the last time that nobody has looked at yet, in milliseconds.
+    /// How often a shard was held up, and what nobody has looked at yet of that: see [`HeldUp`].
     held_up: AtomicU64,
-    millis: AtomicU64,
+    last_held_up: AtomicU64,
     /// How often nobody was served for a while, and for how many seconds and which offence the last time: see [`Bars`].
     bars: AtomicU64,
     /// How often that was for [`Offence::Mapping`].
@@ -106,9 +139,9 @@ pub(super) struct Docket {
 impl Docket {
     /// Nothing yet; `attention` is signalled when there is something.
     pub(super) fn new(attention: Arc<EventFd>) -> Self {
-        let (last, barred, held_up, millis, bars, mappings) = Default::default();
+        let (last, barred, held_up, last_held_up, bars, mappings) = Default::default();
         let waits = Pace::new(MAPPING_WAIT.0, MAPPING_WAIT.1);
-        Self { last, barred, held_up, millis, bars, mappings, waits, attention }
+        Self { last, barred, held_up, last_held_up, bars, mappings, waits, attention }
     }
 
     /// Notes one, which ends the connection.
@@ -126,20 +159,22 @@ impl Docket {
         Offence::of_number(number)
     }
 
-    /// A shard was held up for this long; it was told of that before if this is `again`. `bar` ends the connection.
-    pub(super) fn hold_up(&self, held: Duration, bar: bool, again: bool) {
+    /// A shard was held up for this long, or shards were in so many times; it was told of that before if this is `again`. `bar` ends
+    /// the connection.
+    pub(super) fn hold_up(&self, held: Duration, times: u32, bar: bool, again: bool) {
         self.held_up.fetch_add(u64::from(!again), Ordering::Relaxed);
-        self.millis.store(u64::try_from(held.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let millis = u32::try_from(held.as_millis()).unwrap_or(u32::MAX);
+        self.last_held_up.store(HeldUp { millis, times }.number(), Ordering::Relaxed);
         if bar {
             self.barred.store(true, Ordering::Relaxed);
-            self.enter(Offence::HeldUp);
+            self.enter(if times > 1 { Offence::OftenHeldUp } else { Offence::HeldUp });
         }
         self.attention.signal();
     }
 
     /// For how long a shard was held up, if one was since this was asked last.
-    pub(super) fn take_held_up(&self) -> Option<Duration> {
-        Some(self.millis.swap(0, Ordering::Relaxed)).filter(|&millis| millis > 0).map(Duration::from_millis)
+    pub(super) fn take_held_up(&self) -> Option<HeldUp> {
+        Some(HeldUp::of(self.last_held_up.swap(0, Ordering::Relaxed))).filter(|held| held.times > 0)
     }
 
     /// Its session was kept waiting for a file of the front end for this long; `true` if that is too much. For the session's
@@ -197,6 +232,7 @@ impl Docket {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::limits::HELD_UP_MILLIS;
 
     fn docket() -> Docket {
         Docket::new(Arc::new(EventFd::new().unwrap()))
@@ -213,6 +249,22 @@ mod tests {
         assert_eq!(seconds, [5, 60, 120, 240, 480, 960, 1920, 3600, 3600, 5]);
         let conduct = docket.conduct();
         assert_eq!((conduct.barred, conduct.seconds, conduct.deed), (10, 5, Some(Offence::Slow.deed())));
+    }
+
+    #[test]
+    fn many_short_times_are_told_as_such() {
+        let docket = docket();
+        docket.hold_up(Duration::from_millis(25), 1, false, false);
+        assert_eq!(
+            docket.take_held_up().unwrap().to_string(),
+            "a shard was held up in the VM's memory for 25 ms so far"
+        );
+        assert!(docket.take_held_up().is_none() && docket.take().is_none());
+        docket.hold_up(Duration::from_millis(230), 31, true, false);
+        assert!(docket.take_held_up().unwrap().to_string().ends_with("230 ms in 31 times"));
+        assert_eq!((docket.take(), docket.is_barred()), (Some(Offence::OftenHeldUp), true));
+        assert!(Offence::OftenHeldUp.deed().contains(&format!("more than {HELD_UP_MILLIS} ms")));
+        assert_eq!(docket.conduct().held_up, 2);
     }
 
     #[test]

@@ -114,13 +114,8 @@ impl<'a> Session<'a> {
                 return Ok(End::Removed);
             }
             if let Some(held) = self.nic.docket.take_held_up() {
-                let (name, millis) = (&self.nic.config.name, held.as_millis());
-                let level = log::Level::Warn;
-                log_limited!(
-                    self.nic.log,
-                    level,
-                    "{name}: a shard was held up in the VM's memory for {millis} ms so far"
-                );
+                let (name, level) = (&self.nic.config.name, log::Level::Warn);
+                log_limited!(self.nic.log, level, "{name}: {held}");
             }
             if let Some(offence) = self.nic.docket.take() {
                 return Ok(End::Offence(offence));

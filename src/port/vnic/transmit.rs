@@ -106,9 +106,9 @@ impl Transmit for TransmitSide {
         due.reduce(|a, b| if earlier(b, a) { b } else { a })
     }
 
-    fn hold_up(&self, held: Duration, bar: bool, again: bool) {
+    fn hold_up(&self, held: Duration, times: u32, bar: bool, again: bool) {
         if let Some(ring) = self.rings.first() {
-            ring.docket().hold_up(held, bar, again);
+            ring.docket().hold_up(held, times, bar, again);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 use super::*;
 
 mod handed_over;
+mod short_times;
 
 /// A port in whose memory whoever comes is held up while it is `shut`.
 #[derive(Default)]
@@ -15,6 +16,8 @@ struct Trap {
     shut: Mutex<bool>,
     opened: Condvar,
     caught: AtomicBool,
+    /// How often somebody came through.
+    passed: AtomicUsize,
     /// It holds up who writes its frames to others, rather than who receives them.
     late: AtomicBool,
     /// It holds up who has its queue rest.
@@ -23,6 +26,8 @@ struct Trap {
     tails: Mutex<Vec<usize>>,
     /// What it was told: how often, and whether it is barred.
     told: Mutex<(usize, bool)>,
+    /// The most times together that it was barred for.
+    often: AtomicUsize,
 }
 
 impl Trap {
@@ -38,6 +43,7 @@ impl Trap {
             self.caught.store(true, Ordering::SeqCst);
             shut = self.opened.wait(shut).unwrap();
         }
+        self.passed.fetch_add(1, Ordering::SeqCst);
     }
 
     fn wait_for_catch(&self) {
@@ -88,8 +94,9 @@ impl Transmit for Trap {
         self.feed.transmit(batch, picks, outcome);
     }
 
-    fn hold_up(&self, held: Duration, bar: bool, again: bool) {
+    fn hold_up(&self, held: Duration, times: u32, bar: bool, again: bool) {
         assert!(held >= Duration::from_millis(20));
+        self.often.fetch_max(if bar { times as usize } else { 0 }, Ordering::SeqCst);
         let mut told = self.told.lock().unwrap();
         told.0 += usize::from(!again);
         told.1 |= bar;
@@ -118,7 +125,7 @@ impl Transmit for Neighbour {
         self.feed.transmit(batch, picks, outcome);
     }
 
-    fn hold_up(&self, _: Duration, _: bool, _: bool) {
+    fn hold_up(&self, _: Duration, _: u32, _: bool, _: bool) {
         self.told.fetch_add(1, Ordering::SeqCst);
     }
 }
