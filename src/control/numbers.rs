@@ -1,6 +1,7 @@
 //! Numbers for ports and networks, given out lowest first so that the tables stay short.
 //!
-//! A number is given back only when no shard can still mean its old owner by it; the controller sees to that.
+//! A number is given back only when no shard can still mean its old owner by it, nor a thread of one that was held up in somebody's
+//! memory when the owner ended; the controller sees to that.
 
 /// Which of the numbers below a bound are given out.
 #[derive(Debug)]

@@ -31,7 +31,7 @@ use crate::host::dma_latency::DmaLatency;
 use crate::ident::{LatencySensitivity, MacAddr, Name, NetworkIndex, PortIndex};
 use crate::limits::{NETWORKS, PORTS};
 use crate::port::Port;
-use crate::shard::{self, Service, ShardError, Shards, Wish};
+use crate::shard::{self, Absent, Service, ShardError, Shards, Wish};
 use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow, Storm};
 
 /// One port that should be, and what became of it.
@@ -101,8 +101,9 @@ pub(super) struct Runtime {
     pins: BTreeMap<(NetworkIndex, MacAddr), PortIndex>,
     port_numbers: Numbers,
     network_numbers: Numbers,
-    /// Numbers of ports that were removed, which are free when those have ended.
-    leaving: Vec<(PortIndex, Arc<Ended>)>,
+    /// Numbers of ports that were removed, which are free when those have ended and no thread can mean them any more that was held
+    /// up then.
+    leaving: Vec<(PortIndex, Arc<Ended>, Absent)>,
     /// Where others see what runs.
     shown: Arc<Shown>,
 }
@@ -169,10 +170,10 @@ impl Runtime {
 
     /// Frees the numbers of ports that have ended since they were removed.
     pub(super) fn free_numbers(&mut self) {
-        let (free, leaving) = std::mem::take(&mut self.leaving).into_iter().partition(|(_, ended)| ended.is_set());
-        self.leaving = leaving;
-        let free: Vec<(PortIndex, _)> = free;
-        free.into_iter().for_each(|(number, _)| self.port_numbers.give_back(number.0));
+        let is_free = |(_, ended, absent): &mut (_, Arc<Ended>, Absent)| ended.is_set() && !absent.is_any();
+        for (number, ..) in self.leaving.extract_if(.., is_free) {
+            self.port_numbers.give_back(number.0);
+        }
     }
 
     /// Names of the ports that could not be had.
@@ -288,7 +289,8 @@ impl Runtime {
             self.fdb.forget_port(number);
             self.pins.retain(|_, port| *port != number);
             match before {
-                Some(ended) => self.leaving.push((number, ended)),
+                // No shard has it any more, but for those that are held up.
+                Some(ended) => self.leaving.push((number, ended, self.shards.absent())),
                 None => self.port_numbers.give_back(number.0),
             }
         }

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use crate::frame::Needs;
+use crate::frame::{Batch, Heads, Needs};
 use crate::ident::LatencySensitivity;
 use crate::mem::NodePages;
 use crate::port::null::Null;
-use crate::port::{LinkState, Notifications, Port, Receive, Transmit};
+use crate::port::{LinkState, Notifications, Port, Receive, Received, Transmit, Wake};
 
 /// What keeps ports.
 #[derive(Default)]
@@ -52,7 +52,8 @@ impl Stuck {
 impl Port for Stuck {
     fn receive_queues(&self) -> Vec<Arc<dyn Receive>> {
         self.in_call("receive_queues");
-        self.null.receive_queues()
+        let gate = Arc::clone(&self.gate);
+        if self.call == "receive" { vec![Arc::new(Queue(gate))] } else { self.null.receive_queues() }
     }
 
     fn transmit_side(&self) -> Arc<dyn Transmit> {
@@ -91,6 +92,24 @@ impl Port for Stuck {
         self.in_call("detail");
         self.null.detail()
     }
+}
+
+/// A queue of it that whoever receives does not come back from, as from memory that a front end punches holes into.
+struct Queue(Arc<Gate>);
+
+impl Receive for Queue {
+    fn receive(&self, _heads: &mut Heads, _process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
+        self.0.pass();
+        Received::Nothing
+    }
+
+    fn arm(&self) -> bool {
+        true
+    }
+
+    fn disarm(&self) {}
+
+    fn attach(&self, _wake: Option<Arc<dyn Wake>>) {}
 }
 
 impl Drop for Stuck {

@@ -179,9 +179,23 @@ fn a_port_that_does_not_end_is_not_waited_for_and_keeps_its_number() {
     bench.until("the port", |bench| bench.controller.apply(None).unwrap().stopped.is_empty());
     bench.until("it is up", |bench| bench.port("bad").state == PortState::Up);
 
-    // The number of one that was removed is not another's before it has ended.
-    let bench = Bench::new("drop");
+    the_number_is_its_own_until("drop");
+}
+
+#[test]
+fn the_number_of_a_port_that_has_ended_is_its_own_until_no_shard_is_held_up_there() {
+    the_number_is_its_own_until("receive");
+}
+
+/// The number of a port that was removed is not another's before this call has returned.
+fn the_number_is_its_own_until(call: &'static str) {
+    let bench = Bench::new(call);
     bench.controller.begin().unwrap();
+    if call == "receive" {
+        bench.until("a shard is held up", |bench| {
+            bench.in_time("shard list", Controller::shards).iter().any(|shard| shard.stuck == 1)
+        });
+    }
     let number = |name: &str| bench.controller.shown.ports.load().ports[name].number;
     let before = number("bad");
     let text = fs::read_to_string(bench.directory.path().join("linecard.yaml")).unwrap();

@@ -75,6 +75,11 @@ impl Arrears {
         });
     }
 
+    /// Forgets what `port` owes.
+    pub fn forget(&mut self, port: PortIndex) {
+        self.0.retain(|&(whose, _), _| whose != port);
+    }
+
     /// Whether nobody owes anything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -14,7 +14,7 @@
 //! out count as done, because the new thread is given only what the shard has by then.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,26 @@ pub(super) struct Server {
     pub stamp: Arc<Stamp>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// What the thread has until it has let go of everything else.
+    present: Weak<()>,
+}
+
+/// Threads that were held up at some moment. Until they are gone, they may go on with what they found then: ports that have ended
+/// since, by the numbers that these had.
+#[derive(Default)]
+pub struct Absent(Vec<Weak<()>>);
+
+impl Absent {
+    /// Whether any is still there.
+    pub fn is_any(&self) -> bool {
+        self.0.iter().any(|thread| thread.strong_count() > 0)
+    }
+}
+
+impl FromIterator<Weak<()>> for Absent {
+    fn from_iter<T: IntoIterator<Item = Weak<()>>>(threads: T) -> Self {
+        Self(threads.into_iter().collect())
+    }
 }
 
 /// A shard's threads.
@@ -104,7 +124,8 @@ impl Recipe {
         let stamp = Arc::<Stamp>::default();
         let worker = Worker::new(&bell, &shared, &self.tables, policy.idle, clock, &stamp, &self.alarm);
         let (started, start) = std::sync::mpsc::channel();
-        let own = Arc::clone(&stamp);
+        let (own, here) = (Arc::clone(&stamp), Arc::new(()));
+        let present = Arc::downgrade(&here);
         let run = move || {
             crate::sys::threads::touch_stack();
             own.enroll();
@@ -118,11 +139,12 @@ impl Recipe {
             if good {
                 serve(worker);
             }
+            drop(here);
         };
         let name = format!("{THREAD_NAME}{cpu}");
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed("a thread"))?;
         let node = start.recv().unwrap_or(Ok(0)).map_err(|(what, source)| ShardError::Setup { cpu, what, source })?;
-        Ok((Server { bell, stamp, shared, thread: Some(thread) }, node))
+        Ok((Server { bell, stamp, shared, thread: Some(thread), present }, node))
     }
 }
 
@@ -137,9 +159,9 @@ fn serve(worker: Worker) {
 impl Server {
     /// All of it, to be ended without a lock; what stays knows no thread any more.
     fn leave(&mut self) -> Self {
-        let Self { bell, stamp, shared, thread } = self;
+        let Self { bell, stamp, shared, thread, present } = self;
         let (bell, stamp, shared) = (Arc::clone(bell), Arc::clone(stamp), Arc::clone(shared));
-        Self { bell, stamp, shared, thread: thread.take() }
+        Self { bell, stamp, shared, thread: thread.take(), present: Weak::clone(present) }
     }
 
     /// Whether its thread has ended.
@@ -310,6 +332,14 @@ impl Crew {
         let held_up = members.held_up.iter().map(|(server, _)| &server.shared);
         all.extend(serving.chain(&members.blocks).chain(held_up).map(Arc::clone));
         all
+    }
+
+    /// The threads that are held up now, or were left behind at its end.
+    pub fn absent(&self) -> Vec<Weak<()>> {
+        let members = self.members();
+        let last = Some(&members.server).filter(|_| members.ends);
+        let all = members.held_up.iter().map(|(server, _)| server).chain(last);
+        all.map(|server| Weak::clone(&server.present)).collect()
     }
 
     /// How often its queues had to be given to another thread, and how many threads are held up now.

@@ -52,7 +52,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
@@ -64,6 +64,7 @@ use crate::stats::{Counter, PortCounters, QueueLoad, ShardCounters};
 use crate::switch;
 use crate::verdict::DropReason;
 
+pub use crew::Absent;
 use crew::{Crew, Recipe};
 pub use idle::IdlePolicy;
 use moves::History;
@@ -229,6 +230,8 @@ pub struct Shards {
     history: Mutex<History>,
     /// What shards counted that have ended, by the CPU they were on.
     retired: Vec<(u16, Arc<Shared>)>,
+    /// Threads of theirs that are held up.
+    left_behind: Vec<Weak<()>>,
     next_number: u32,
 }
 
@@ -277,6 +280,7 @@ impl Shards {
             placed: Mutex::default(),
             history: Mutex::default(),
             retired: Vec::new(),
+            left_behind: Vec::new(),
             next_number: 0,
         };
         shards.grow(cpus, exclusive)?;
@@ -403,10 +407,17 @@ impl Shards {
         seats
     }
 
-    /// Sets what was counted for `port` to zero, before its number is used for another. The port must be detached and
-    /// out of the tables.
+    /// Sets what was counted for `port` to zero and has all else forgotten, before its number is used for another. The port must be
+    /// detached and out of the tables, and nobody be [absent](Shards::absent) who was when that was done.
     pub fn clear_port(&self, port: PortIndex) {
         self.each_counters(port, PortCounters::clear);
+        self.stalls.forget(port);
+        self.alarm.former.put(port);
+    }
+
+    /// The threads that are held up now. They may mean any port that there was so far by its number.
+    pub fn absent(&self) -> Absent {
+        self.shards.iter().flat_map(|shard| shard.crew.absent()).chain(self.left_behind.iter().cloned()).collect()
     }
 
     /// What was counted for `port`.

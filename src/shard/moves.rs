@@ -180,6 +180,8 @@ impl Shards {
     /// Ends a shard and keeps what it counted.
     fn retire(&mut self, shard: Shard) {
         shard.crew.end();
+        self.left_behind.retain(|thread| thread.strong_count() > 0);
+        self.left_behind.extend(shard.crew.absent());
         self.retired.extend(shard.crew.blocks().into_iter().map(|block| (shard.cpu, block)));
     }
 

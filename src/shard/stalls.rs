@@ -86,6 +86,11 @@ impl Stalls {
         number
     }
 
+    /// Forgets those that have to do with `port`, whose number is to be another's.
+    pub fn forget(&self, port: PortIndex) {
+        self.list().entries.retain(|Entry { stall, .. }| stall.port != port && stall.sender != Some(port));
+    }
+
     /// Those that were not read before or that are over since.
     pub fn take(&self) -> Vec<Stall> {
         let mut list = self.list();
@@ -138,6 +143,20 @@ mod tests {
         stalls.note(3, whose, short);
         assert_eq!(stalls.take(), [Stall { times: 30, ..at(230, true) }], "once");
         assert_eq!(stalls.take(), []);
+    }
+
+    #[test]
+    fn what_has_to_do_with_a_port_that_is_gone_is_not_told_of_its_successor() {
+        let stalls = Arc::<Stalls>::default();
+        let (gone, other) = (PortIndex(7), PortIndex(9));
+        let goes_on = stalls.begin(3, (gone, None), Duration::from_millis(20));
+        for whose in [(gone, Some(other)), (other, Some(gone)), (other, None)] {
+            drop(stalls.begin(3, whose, Duration::from_millis(20)));
+        }
+        stalls.forget(gone);
+        goes_on.lasts(Duration::from_millis(900));
+        drop(goes_on);
+        assert_eq!(stalls.take().iter().map(|stall| (stall.port, stall.sender)).collect::<Vec<_>>(), [(other, None)]);
     }
 
     #[test]

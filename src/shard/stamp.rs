@@ -129,6 +129,15 @@ pub(super) struct Alarm {
     watchdog: OnceLock<Thread>,
     /// The ports that it is not sure of.
     pub probation: Probation,
+    /// The ports that it is to forget.
+    pub former: Former,
+}
+
+/// Numbers of ports that have ended and which are others' now. The control side puts them in and waits for nobody.
+#[derive(Default)]
+pub(super) struct Former {
+    any: AtomicBool,
+    ports: Ports,
 }
 
 /// A set of ports that one or the other of held a shard up. It is read once per batch, and empty but for a while after that.
@@ -170,6 +179,30 @@ impl Probation {
             word.fetch_and(!bit, Ordering::Relaxed)
         };
         self.any.store(self.ports.0.iter().any(|word| word.load(Ordering::Relaxed) != 0), Ordering::Relaxed);
+    }
+}
+
+impl Former {
+    /// Whatever is known of the owner that this number had is to be forgotten.
+    pub fn put(&self, port: PortIndex) {
+        if let Some(word) = self.ports.0.get(port.index() / 64) {
+            word.fetch_or(1 << (port.index() % 64), Ordering::SeqCst);
+            self.any.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Takes all of them out.
+    pub fn take(&self, mut each: impl FnMut(PortIndex)) {
+        if !self.any.load(Ordering::SeqCst) || !self.any.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        for (first, word) in (0..).step_by(64).zip(&self.ports.0) {
+            let mut word = word.swap(0, Ordering::SeqCst);
+            while word != 0 {
+                each(PortIndex(first + word.trailing_zeros() as u16));
+                word &= word - 1;
+            }
+        }
     }
 }
 
@@ -238,6 +271,20 @@ mod tests {
         assert!(says(None));
         stamp.set(Phase::Reading, PortIndex(1));
         assert_eq!((stamp.seen().at(), stamp.seen().sender()), ((Phase::Reading, PortIndex(1)), None));
+    }
+
+    #[test]
+    fn former_ports_are_taken_once() {
+        let former = Former::default();
+        let take = || {
+            let mut all = Vec::new();
+            former.take(|port| all.push(port.0));
+            all
+        };
+        assert!(take().is_empty());
+        [4095, 64, 0, 63, 64].into_iter().for_each(|port| former.put(PortIndex(port)));
+        assert_eq!(take(), [0, 63, 64, 4095]);
+        assert!(take().is_empty());
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl Patrol {
     /// Looks at all of them; returns whether any is awake.
     fn look(&mut self, since: Duration) -> bool {
         self.enlist();
+        self.forget();
         if !self.suspected.is_empty() {
             self.acquit();
         }
@@ -263,6 +264,18 @@ impl Patrol {
             self.suspected.insert(port, Instant::now());
             self.common.alarm.probation.put(port, true);
         }
+    }
+
+    /// Forgets all that is held against ports whose numbers are others' now.
+    fn forget(&mut self) {
+        let Self { common, last_time, suspected, arrears, .. } = self;
+        common.alarm.former.take(|port| {
+            last_time.remove(&port);
+            arrears.forget(port);
+            if suspected.remove(&port).is_some() {
+                common.alarm.probation.put(port, false);
+            }
+        });
     }
 
     /// Ends the probation of those whose time has passed.

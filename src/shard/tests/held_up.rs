@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 use super::*;
 
 mod handed_over;
+mod numbers;
 mod short_times;
 
 /// A port in whose memory whoever comes is held up while it is `shut`.
