@@ -164,7 +164,9 @@ impl Operation {
         if thread == Self::FREE {
             return false;
         }
-        let unseen = now.saturating_sub(last.max(begun));
+        // A watcher that is late itself cannot say what went on meanwhile; and the place may be another's by the time that this is
+        // counted.
+        let unseen = now.saturating_sub(last.max(begun)).min(2 * LOOK.as_nanos() as u64);
         if thread != Self::TAKEN
             && now.saturating_sub(begun) >= LOOK.as_nanos() as u64
             && kind.waits_for_file(&waits_in(thread))
@@ -275,6 +277,24 @@ mod tests {
         assert_eq!(take_wait(), Duration::ZERO);
         let ((), waited) = out_of_turn(|| thread::sleep(LONG));
         assert!(waited > Duration::ZERO && take_wait() == Duration::ZERO, "{waited:?}");
+    }
+
+    #[test]
+    fn a_watcher_that_is_late_charges_nobody_for_what_it_has_not_seen() {
+        let (place, second) = (Operation::none(), 1_000_000_000);
+        let (tell, told) = std::sync::mpsc::channel();
+        let sleeper = thread::spawn(move || {
+            tell.send(gettid().as_raw_nonzero().get()).unwrap();
+            (0..10).for_each(|_| thread::sleep(LONG));
+        });
+        place.thread.store(told.recv().unwrap(), Ordering::SeqCst);
+        place.begun.store(second, Ordering::SeqCst);
+        while place.waited.load(Ordering::SeqCst) == 0 && !sleeper.is_finished() {
+            place.look(Kind::Change, second, 11 * second);
+        }
+        sleeper.join().unwrap();
+        let charged = Duration::from_nanos(place.waited.load(Ordering::SeqCst));
+        assert!(charged > Duration::ZERO && charged <= 2 * LOOK, "{charged:?}");
     }
 
     #[test]
