@@ -60,6 +60,9 @@ pub(super) enum Order {
 /// A shard's bell.
 pub(super) struct Bell {
     epoll: OwnedFd,
+    /// Held by who changes what the set waits for. That can take long, by the doing of whoever owns what is waited for, and who
+    /// waits in the kernel for another's change spins: that would pass for the doing of his own port.
+    changes: Mutex<()>,
     event: EventFd,
     /// Ends a sleep that has an end. epoll's own time limit has milliseconds before Linux 5.11, and is rounded by the thread's
     /// timer slack.
@@ -83,6 +86,7 @@ impl Bell {
         epoll::ctl(epoll.as_raw_fd(), epoll::ControlOptions::EPOLL_CTL_ADD, timer.as_raw_fd(), runs_out)?;
         Ok(Self {
             epoll,
+            changes: Mutex::default(),
             event,
             timer,
             flags: Flags::default(),
@@ -193,6 +197,12 @@ impl Bell {
         }
     }
 
+    /// Changes what the epoll set waits for.
+    fn change(&self, how: epoll::ControlOptions, fd: BorrowedFd<'_>, wanted: epoll::Event) -> std::io::Result<()> {
+        let _one_at_a_time = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        epoll::ctl(self.epoll.as_raw_fd(), how, fd.as_raw_fd(), wanted)
+    }
+
     fn order(&self, order: Order) {
         match &mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(orders) => orders.push(order),
@@ -229,14 +239,41 @@ impl Wake for SlotWake {
 
     fn watch(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
         let wanted = epoll::Event::new(epoll::Events::EPOLLIN | epoll::Events::EPOLLET, u64::from(self.slot));
-        let epoll = self.bell.epoll.as_raw_fd();
-        epoll::ctl(epoll, epoll::ControlOptions::EPOLL_CTL_ADD, fd.as_raw_fd(), wanted)
+        self.bell.change(epoll::ControlOptions::EPOLL_CTL_ADD, fd, wanted)
     }
 
     fn unwatch(&self, fd: BorrowedFd<'_>) {
         let nothing = epoll::Event::new(epoll::Events::empty(), 0);
-        let epoll = self.bell.epoll.as_raw_fd();
         // Not being watched is what is wanted.
-        let _ = epoll::ctl(epoll, epoll::ControlOptions::EPOLL_CTL_DEL, fd.as_raw_fd(), nothing);
+        let _ = self.bell.change(epoll::ControlOptions::EPOLL_CTL_DEL, fd, nothing);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::sys::toll::thread_time;
+
+    /// What a change takes is charged to the port whose kick it is.
+    #[test]
+    fn who_waits_for_anothers_change_does_so_outside_of_the_kernel_and_asleep() {
+        let wake = SlotWake { bell: Arc::new(Bell::new().unwrap()), slot: 0 };
+        let kick = crate::sys::eventfd::EventFd::new().unwrap();
+        let anothers = wake.bell.changes.lock().unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let before = thread_time();
+                wake.watch(kick.as_fd()).unwrap();
+                thread_time() - before
+            });
+            std::thread::sleep(Duration::from_millis(200));
+            assert!(!waits.is_finished());
+            drop(anothers);
+            let used = waits.join().unwrap();
+            assert!(used < Duration::from_millis(100), "{used:?}");
+        });
     }
 }

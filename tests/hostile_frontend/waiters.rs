@@ -14,6 +14,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::Scene;
 use super::crowd::{Crowd, LONG, ringing};
+use super::frontend::daemon::two_cpus;
 use super::frontend::doorbell::Doorbell;
 use super::frontend::eventually;
 use super::frontend::frame::frame;
@@ -175,23 +176,44 @@ pub(super) fn expect_end(scene: &mut Scene, nic: &Nic, mut before: impl FnMut())
     scene.witness.keeps_going();
 }
 
-/// Nobody here rings or reads what a guest kicks with. Its lock is another matter: whoever kicks holds it while all who wait are
-/// woken, and whoever begins or ends to wait, as the switch does where a ring starts, fails and stops, has to wait for that.
+/// Kicks in a loop, with so long a break between two, while there is one of these.
+struct Kicker(Arc<AtomicBool>, Option<std::thread::JoinHandle<()>>);
+
+impl Kicker {
+    fn start(bell: Doorbell, pause: Duration) -> Self {
+        let going = Arc::new(AtomicBool::new(true));
+        let goes_on = going.clone();
+        let mut cpus = rustix::thread::CpuSet::new();
+        cpus.set(two_cpus()[0]);
+        let kick = move || {
+            // The shard's: sessions have the other one, and wait for a kick's lock only while somebody else runs that has it.
+            rustix::thread::sched_setaffinity(None, &cpus).unwrap();
+            while goes_on.load(Ordering::Relaxed) {
+                bell.ring();
+                std::thread::sleep(pause);
+            }
+        };
+        Self(going, Some(std::thread::spawn(kick)))
+    }
+}
+
+impl Drop for Kicker {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+        let _ = self.1.take().map(|thread| thread.join());
+    }
+}
+
+/// Nobody here rings what a guest kicks with. Its lock is another matter: whoever kicks holds it while all who wait are woken, and
+/// whoever begins or ends to wait, as the switch does where a ring starts, fails and stops, has to wait for that.
 #[test]
 fn point_06_kicks_that_many_wait_for() {
     let mut scene = Scene::new();
     let mut nic = scene.nic();
     let kick = nic.vmm.vrings[1].kick.clone();
     let crowd = Crowd::around_bell(&kick, Duration::from_millis(1));
-    let going = Arc::new(AtomicBool::new(true));
-    let (bell, goes_on) = (kick.clone(), going.clone());
-    let kicker = std::thread::spawn(move || {
-        while goes_on.load(Ordering::Relaxed) {
-            bell.ring();
-            // Who kicks has interrupts off as well, and other tests run beside this one.
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    });
+    // Who kicks has interrupts off as well, and other tests run beside this one.
+    let kicker = Kicker::start(kick.clone(), Duration::from_millis(5));
     for _ in 0..10 {
         exchange(&mut nic, &mut scene.peer, 16);
         nic.session().set_vring_kick(1, &kick, true).unwrap();
@@ -203,10 +225,26 @@ fn point_06_kicks_that_many_wait_for() {
         meet(&mut nic, &mut scene.peer);
         assert_eq!(scene.daemon.port("bad").state(), "up");
     }
-    going.store(false, Ordering::Relaxed);
-    kicker.join().unwrap();
-    drop((crowd, nic));
+    drop((kicker, crowd, nic));
     scene.expect_usable("kicks that many waited for");
+    scene.finish();
+}
+
+/// Who changes what a shard waits for has the lock of the shard's epoll set while the kick's is waited for.
+#[test]
+fn point_06_kicks_that_are_changed_while_many_wait_for_them() {
+    let mut scene = Scene::new();
+    let nic = scene.nic();
+    let kick = nic.vmm.vrings[1].kick.clone();
+    let crowd = Crowd::around_bell(&kick, Duration::from_millis(20));
+    let kicker = Kicker::start(kick.clone(), Duration::ZERO);
+    let change = |heard| nic.session().set_vring_kick(1, &kick, heard);
+    eventually("its connection is ended", || (0..64).try_for_each(|number| change(number == 63)).err());
+    drop(kicker);
+    scene.expect_barred("kicks take long to wait for");
+    scene.witness.keeps_going();
+    drop((crowd, nic));
+    scene.expect_usable("kicks that were changed while many waited for them");
     scene.finish();
 }
 

@@ -277,9 +277,10 @@ impl Attachment {
             // The last resort: a panic costs the connection, and the port can take another.
             let end = catch_unwind(AssertUnwindSafe(serve)).unwrap_or(session::End::Panicked);
             in_faults(|| current.handler.device().tear_down());
+            // What was still mapped is not any more, and no ring runs. That may have been waited for as well.
+            let last = if self.nic.was_kept_waiting() { Some(Offence::Mapping) } else { self.nic.docket.take() };
+            let end = last.map_or(end, session::End::Offence);
             self.nic.docket.acquit();
-            // What was still mapped is not any more, and that may have been waited for as well.
-            let end = if self.nic.was_kept_waiting() { session::End::Offence(Offence::Mapping) } else { end };
             if let session::End::Offence(offence) = end {
                 self.keep_out(&current, offence);
             }

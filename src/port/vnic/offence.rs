@@ -24,6 +24,14 @@ const KEPT_OUT_FOR_MAPPING: (Duration, Duration) = (Duration::from_secs(60), Dur
 /// takes microseconds.
 const MAPPING_WAIT: (u32, u32) = (100, 100);
 
+/// Microseconds of CPU time for which changes of what shards wait for may spin for the lock of what a port is kicked with: so many
+/// at once, and so many in a second. A change takes one or two, and below [`UNCHARGED`] it is none of the front end's.
+const KICK_TIME: (u32, u32) = (100_000, 20_000);
+const UNCHARGED: Duration = Duration::from_micros(100);
+
+/// The longest time that a session lets pass before it goes on to the next ring.
+const BREAK: Duration = Duration::from_secs(1);
+
 /// What a front end did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Offence {
@@ -39,11 +47,13 @@ pub(super) enum Offence {
     Mapping = 5,
     /// Page faults in its memory held shards up again and again, for less than would be told by itself.
     OftenHeldUp = 6,
+    /// To begin or end to wait for an eventfd that it kicks with took long, and the shard needs a lock that is held for that.
+    SlowKick = 7,
 }
 
 impl Offence {
-    const ALL: [Self; 6] =
-        [Self::Blocked, Self::Slow, Self::HeldUp, Self::SlowSocket, Self::Mapping, Self::OftenHeldUp];
+    const ALL: [Self; 7] =
+        [Self::Blocked, Self::Slow, Self::HeldUp, Self::SlowSocket, Self::Mapping, Self::OftenHeldUp, Self::SlowKick];
 
     fn of_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|offence| *offence as u8 == number)
@@ -61,6 +71,7 @@ impl Offence {
             Self::OftenHeldUp => {
                 "held the switch up in the VM's memory again and again, more than 200 ms in short times"
             }
+            Self::SlowKick => "had its kicks take long to wait for",
         }
     }
 }
@@ -132,6 +143,8 @@ pub(super) struct Docket {
     mappings: AtomicU32,
     /// What its sessions were kept waiting for its files.
     waits: Pace,
+    /// What was spent on its kicks.
+    kicks: Pace,
     /// Signalled for the session.
     attention: Arc<EventFd>,
 }
@@ -140,8 +153,8 @@ impl Docket {
     /// Nothing yet; `attention` is signalled when there is something.
     pub(super) fn new(attention: Arc<EventFd>) -> Self {
         let (last, barred, held_up, last_held_up, bars, mappings) = Default::default();
-        let waits = Pace::new(MAPPING_WAIT.0, MAPPING_WAIT.1);
-        Self { last, barred, held_up, last_held_up, bars, mappings, waits, attention }
+        let [waits, kicks] = [MAPPING_WAIT, KICK_TIME].map(|(burst, per_second)| Pace::new(burst, per_second));
+        Self { last, barred, held_up, last_held_up, bars, mappings, waits, kicks, attention }
     }
 
     /// Notes one, which ends the connection.
@@ -183,6 +196,24 @@ impl Docket {
         // One wait is not held against it twice: what it owes is paid off long before it is served again.
         self.waits.spend(u32::try_from(waited.as_millis()).unwrap_or(u32::MAX).min(2 * MAPPING_WAIT.0));
         !waited.is_zero() && !self.waits.debt().is_zero()
+    }
+
+    /// A thread of ours used so much CPU time to begin or end to wait for a kick of the front end. Too much ends the connection.
+    pub(super) fn charge_for_kick(&self, used: Duration) {
+        if used < UNCHARGED {
+            return;
+        }
+        // Of one change, as much as is paid off before it is served again.
+        self.kicks.spend(u32::try_from(used.as_micros()).unwrap_or(u32::MAX).min(2 * KICK_TIME.0));
+        if !self.kicks.debt().is_zero() {
+            self.enter(Offence::SlowKick);
+        }
+    }
+
+    /// Has a session wait that has spent too much on kicks, so that shards have time between its changes: a port can have a
+    /// hundred rings, all of which are stopped when its connection ends. To be called where nobody else waits.
+    pub(super) fn pay_for_kicks(&self) {
+        std::thread::sleep(self.kicks.debt().min(BREAK));
     }
 
     /// Nobody is served for a while: for how long. For the session's thread, or who looks for the VM while there
@@ -231,6 +262,8 @@ impl Docket {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Instant;
+
     use super::*;
     use crate::limits::HELD_UP_MILLIS;
 
@@ -275,5 +308,27 @@ mod tests {
         let many = docket();
         assert!((0..20).any(|_| many.kept_waiting(millis(90))));
         assert!(!many.kept_waiting(Duration::ZERO), "it is waits that are held against it");
+    }
+
+    #[test]
+    fn kicks_that_take_long_to_wait_for_end_the_connection() {
+        let micros = Duration::from_micros;
+        let charged = |used: Duration, times: usize| {
+            let docket = docket();
+            (0..times).for_each(|_| docket.charge_for_kick(used));
+            docket.take()
+        };
+        assert_eq!(charged(micros(3), 100_000), None, "a front end that repeats itself");
+        assert_eq!(charged(micros(90_000), 1), None, "the host's doing");
+        for (used, times) in [(150_000, 1), (30_000, 10), (900, 1000)] {
+            assert_eq!(charged(micros(used), times), Some(Offence::SlowKick), "{times} times {used} us");
+        }
+        let docket = docket();
+        docket.charge_for_kick(Duration::from_secs(3600));
+        assert!(docket.kicks.debt() <= KEPT_OUT, "paid off when it is served again");
+        (0..100).for_each(|_| docket.charge_for_kick(Duration::from_secs(1)));
+        let before = Instant::now();
+        docket.pay_for_kicks();
+        assert!(before.elapsed() >= BREAK, "shards have time between its rings");
     }
 }

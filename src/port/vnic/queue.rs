@@ -118,7 +118,8 @@ struct Shared {
 impl Queue {
     /// A queue whose ring is not running, of the port with this docket.
     pub fn new(docket: Arc<Docket>) -> Self {
-        let (published, settings, wakeup) = Default::default();
+        let (published, settings) = Default::default();
+        let wakeup = Wakeup::new(Arc::clone(&docket));
         let shared = Arc::new(Shared { published, settings, wakeup, docket });
         Self {
             state: Mutex::new(State::new(Arc::clone(&shared))),
@@ -186,6 +187,7 @@ impl Queue {
         drop(state);
         drop(leftover);
         self.shared.wakeup.retire(old);
+        self.shared.docket.pay_for_kicks();
         Ok(misplaced)
     }
 
@@ -201,6 +203,7 @@ impl Queue {
         drop(state);
         drop(leftover);
         self.shared.wakeup.retire(old);
+        self.shared.docket.pay_for_kicks();
         stopped.map(|running| running.ring.base()).or(faulted)
     }
 

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwapOption;
 
 use super::super::kick::Kick;
+use super::super::offence::Docket;
 use crate::port::Wake;
+use crate::sys::toll::thread_time;
 
 /// The shard that receives from a queue, and what wakes it.
-#[derive(Default)]
 pub(super) struct Wakeup {
     /// Held for a change, never while a peer's memory is touched.
     shard: Mutex<Shard>,
@@ -22,6 +23,7 @@ pub(super) struct Wakeup {
     deaf: AtomicBool,
     /// Kicks by eventfds that the ring had before its present one, which counts for itself.
     retired: AtomicU64,
+    docket: Arc<Docket>,
 }
 
 #[derive(Default)]
@@ -32,6 +34,12 @@ struct Shard {
 }
 
 impl Wakeup {
+    /// Of a queue that no shard receives from yet, of the port with this docket.
+    pub(super) fn new(docket: Arc<Docket>) -> Self {
+        let (shard, kick, deaf, retired) = Default::default();
+        Self { shard, kick, deaf, retired, docket }
+    }
+
     /// Tells which shard receives from the queue, or that none does any more.
     pub(super) fn attach(&self, wake: Option<Arc<dyn Wake>>) {
         let mut shard = self.shard();
@@ -102,15 +110,26 @@ impl Wakeup {
     fn watch(&self, shard: &Shard) {
         let Some(wake) = &shard.wake else { return };
         if let (true, Some(kick)) = (shard.watches, &*self.kick.load()) {
-            self.deaf.store(wake.watch(kick.as_fd()).is_err(), Ordering::Relaxed);
+            let watched = self.charged(|| wake.watch(kick.as_fd()));
+            self.deaf.store(watched.is_err(), Ordering::Relaxed);
         }
         wake.wake();
     }
 
     fn unwatch(&self, shard: &Shard) {
         if let (Some(wake), true, Some(kick)) = (&shard.wake, shard.watches, &*self.kick.load()) {
-            wake.unwatch(kick.as_fd());
+            self.charged(|| wake.unwatch(kick.as_fd()));
         }
+    }
+
+    /// Begins or ends to wait for a kick. The kernel has the lock of the shard's epoll set meanwhile, without which the shard gets
+    /// no events, and spins for the kick's, which its front end can have held for 100 ms and more. So the port answers for what
+    /// that takes. With the shard's entry locked: what is charged after a ring's end would be held against the next front end.
+    fn charged<T>(&self, change: impl FnOnce() -> T) -> T {
+        let before = thread_time();
+        let done = change();
+        self.docket.charge_for_kick(thread_time().saturating_sub(before));
+        done
     }
 
     /// Counts what came by a kick that is not ours any more, and closes it. The kernel takes a while for both: never under a

@@ -1,7 +1,9 @@
 //! Kicks, as the guest sends them and as they are counted.
 
 use super::*;
+use crate::port::Wake;
 use crate::port::testing::{Shard, receive_all};
+use crate::sys::toll::thread_time;
 
 /// A guest whose TX ring runs; the frame in it is 60 zeros behind their header.
 struct Rig {
@@ -135,4 +137,64 @@ fn a_shard_that_finds_a_fault_leaves_the_kick_to_the_session() {
     rig.qemu.base(1);
     rig.guest.kick.signal();
     assert!(!shard.wait(0), "the ring is stopped, and its shard still woken");
+}
+
+/// A shard that takes so much CPU time to begin, and to end, to wait for a kick, as one does where very many wait for that and its
+/// front end kicks.
+struct Slow(Arc<Shard>, [Duration; 2]);
+
+impl Slow {
+    fn spin(&self, which: usize) {
+        let began = thread_time();
+        while thread_time() - began < self.1[which] {}
+    }
+}
+
+impl Wake for Slow {
+    fn wake(&self) {
+        self.0.wake();
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        self.spin(0);
+        self.0.watch(fd)
+    }
+
+    fn unwatch(&self, fd: BorrowedFd<'_>) {
+        self.spin(1);
+        self.0.unwatch(fd);
+    }
+}
+
+fn is_barred_for_kicks(port: &Vnic) -> bool {
+    port.conduct().deed == Some("had its kicks take long to wait for")
+}
+
+#[test]
+fn a_front_end_whose_kicks_take_long_to_wait_for_is_barred() {
+    const LONG: Duration = Duration::from_millis(60);
+    for times in [[LONG, Duration::ZERO], [Duration::ZERO, LONG], [LONG; 2]] {
+        let mut rig = Rig::new();
+        rig.port.receive_queues()[0].attach(Some(Arc::new(Slow(Shard::new(), times))));
+        let mut changes = 0;
+        while !is_barred_for_kicks(&rig.port) {
+            changes += 1;
+            assert!(changes < 100, "{times:?}");
+            let kick = [rig.guest.kick.as_fd()];
+            rig.qemu.send(Req::SET_VRING_KICK as u32, NEED_REPLY, &1u64.to_ne_bytes(), &kick);
+            if rig.qemu.0.read_exact(&mut [0; 20]).is_err() {
+                eventually("it is barred", || is_barred_for_kicks(&rig.port));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_kick_takes_when_its_front_end_goes_is_held_against_it_as_well() {
+    let rig = Rig::new();
+    let time = Duration::from_millis(150);
+    rig.port.receive_queues()[0].attach(Some(Arc::new(Slow(Shard::new(), [Duration::ZERO, time]))));
+    assert!(rig.port.conduct().deed.is_none());
+    drop(rig.qemu);
+    eventually("it is barred", || is_barred_for_kicks(&rig.port));
 }
