@@ -2,7 +2,8 @@
 //!
 //! Nobody on our side reads it. A shard waits for it edge-triggered, so the kernel's own counter says how many kicks came
 //! since the ring took it over, those included that came together or while the ring was polled: what the guest paid for.
-//! Asking for it is the control side's business, through `/proc`, and costs a shard nothing.
+//! Asking for it is the control side's business, through `/proc`, and costs a shard nothing. It takes the eventfd's lock, which its
+//! owner can have held for 100 ms, so nobody asks under a lock that others need.
 //!
 //! The counter is the front end's as well, which can write any number to it and read it away. So what is counted never becomes
 //! less, and from one look to the next never grows by more than a guest can kick.
