@@ -101,7 +101,7 @@ impl DeviceView {
             () if self.rings.iter().any(|ring| ring.has_run) => {
                 "the VM has stopped its network device: it is paused, restarts, has moved away, or its link is off"
             }
-            () => "the guest has not started its network device",
+            () => "the guest has not started its network device, or its VMM holds its link off",
         }
     }
 
