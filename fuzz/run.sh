@@ -26,4 +26,4 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/fuzz"
 cargo build --release --target "$triple" --bin "$target"
 mkdir -p "corpus/$target" "artifacts/$target" "seeds/$target"
 exec "$CARGO_TARGET_DIR/$triple/release/$target" "corpus/$target" "seeds/$target" \
-    -artifact_prefix="artifacts/$target/" -max_total_time="$seconds" -timeout=10 -print_final_stats=1 "$@"
+    -artifact_prefix="artifacts/$target/" -max_total_time="$seconds" -timeout=120 -print_final_stats=1 "$@"
