@@ -1,6 +1,8 @@
 //! What the relay has threads do because it may take for ever: [`Job`]. Which there are at a time, and what comes of them, is the
 //! process's ([`super::process`]); the calls themselves are [`super::vetting`]'s.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -87,5 +89,53 @@ impl Job {
     /// Whether it could be found to take too long.
     pub fn may_be_late(&self) -> bool {
         !self.held && self.work != Work::HangUp
+    }
+}
+
+/// How many jobs each port has running, counted: there can be hundreds, and thousands that wait for them. Hanging up has a number of
+/// its own, so that it is not kept waiting by what may take for ever.
+#[derive(Default)]
+pub(super) struct Running(HashMap<(u64, bool), u32>);
+
+impl Running {
+    fn kind(job: &Job) -> (u64, bool) {
+        (job.port, job.work == Work::HangUp)
+    }
+
+    /// Whether there are as many like this one as there may be.
+    pub fn is_full(&self, job: &Job) -> bool {
+        self.0.get(&Self::kind(job)).is_some_and(|&count| count >= vetting::THREADS)
+    }
+
+    /// One runs from now on.
+    pub fn begin(&mut self, job: &Job) {
+        *self.0.entry(Self::kind(job)).or_default() += 1;
+    }
+
+    /// One was done.
+    pub fn end(&mut self, job: &Job) {
+        if let Entry::Occupied(mut count) = self.0.entry(Self::kind(job)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_port_has_so_many_at_a_time_and_others_for_hanging_up() {
+        let (mut running, job) = (Running::default(), |port, work| Job::new(port, work));
+        (0..vetting::THREADS).for_each(|_| running.begin(&job(7, Work::Look(1))));
+        assert!(running.is_full(&job(7, Work::Drain)));
+        assert!(!running.is_full(&job(7, Work::HangUp)) && !running.is_full(&job(8, Work::Drain)));
+        running.end(&job(7, Work::LetGo(2)));
+        assert!(!running.is_full(&job(7, Work::Close(3))));
+        (1..vetting::THREADS).for_each(|_| running.end(&job(7, Work::Drain)));
+        assert!(running.0.is_empty(), "nothing is kept of ports that have none");
     }
 }

@@ -15,6 +15,10 @@ const BURST: Duration = Duration::from_millis(500);
 /// What it may use in the long run, as a part of one CPU: one in so many.
 const PART: u32 = 32;
 
+/// What it owes at most, however much more it has used: whoever comes to the port next waits no longer than that, which is less than
+/// a session waits for a first message.
+const MOST: Duration = Duration::from_secs(5);
+
 /// Until when each port has used what it may.
 #[derive(Default)]
 pub(super) struct Pacing {
@@ -38,7 +42,7 @@ impl Pacing {
             self.used_up_to.retain(|_, until| *until > now);
         }
         let until = self.used_up_to.entry(port).or_insert(now);
-        *until = (*until).max(now) + used * PART;
+        *until = ((*until).max(now) + used * PART).min(now + BURST * PART + MOST);
     }
 
     fn debt_at(&self, now: Instant, port: u64) -> Duration {
@@ -63,6 +67,8 @@ mod tests {
         let later = start + BURST * PART * 2;
         pacing.charge_at(later, 1, BURST + millis(1));
         assert_eq!(pacing.debt_at(later, 1), millis(32));
+        pacing.charge_at(later, 1, millis(100_000));
+        assert_eq!(pacing.debt_at(later, 1), MOST, "it is not kept out for ever");
     }
 
     #[test]
