@@ -52,6 +52,23 @@ fn plan(text: &str) -> Plan {
 }
 
 #[test]
+fn floods_of_a_tap_are_bounded_while_there_is_a_loop() {
+    let tap = |more: &str| {
+        let text = format!(
+            "version: 1\nnetworks: {{ lan: }}\nports: {{ t: {{ tap: {{ interface: t }}, network: lan{more} }} }}\n"
+        );
+        let storm = plan(&text).ports["t"].storm;
+        [false, true].map(|in_loop| storm.in_force(in_loop)).map(|s| [s.broadcast, s.multicast, s.unknown_unicast])
+    };
+    let guests = [Some(1000), Some(10_000), Some(5000)];
+    assert_eq!(tap(""), [[None; 3], guests]);
+    assert_eq!(tap(", storm: auto"), [[None; 3], guests]);
+    assert_eq!(tap(", storm: off"), [[None; 3]; 2]);
+    let mixed = tap(", storm: { broadcast: 7, multicast: off }");
+    assert_eq!(mixed, [[Some(7), None, None], [Some(7), None, Some(5000)]]);
+}
+
+#[test]
 fn each_kind_of_mistake_is_told_as_expected() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config");
     let rewrite = std::env::var_os("LINECARD_REWRITE").is_some();

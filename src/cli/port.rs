@@ -72,7 +72,7 @@ fn facts(port: &PortReport) -> Vec<(String, String)> {
     fact("affinity", serde_json::to_value(port.affinity).ok().map(|affinity| plain(&affinity)));
     fact("CPU", Some(list(port.cpus.iter().copied())).filter(|cpus| !cpus.is_empty()));
     fact("compat", port.compat.map(|compat| compat.to_string()));
-    fact("storm", Some(bounds(port.storm)));
+    fact("storm", Some(bounds(port.storm, port.in_loop)));
     fact("offloads", Some(left(port.offloads)));
     let labels: Vec<_> = port.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     fact("labels", Some(labels.join(" ")).filter(|labels| !labels.is_empty()));
@@ -80,11 +80,17 @@ fn facts(port: &PortReport) -> Vec<(String, String)> {
 }
 
 /// What a port may have flooded in a second.
-fn bounds(StormRates { broadcast, multicast, unknown_unicast }: StormRates<StormRate>) -> String {
+fn bounds(storm: StormRates<StormRate>, in_loop: bool) -> String {
+    let StormRates { broadcast, multicast, unknown_unicast } = storm.in_force(in_loop);
     let classes = [("broadcast", broadcast), ("multicast", multicast), ("unknown-unicast", unknown_unicast)];
     let bounded: Vec<String> =
-        classes.iter().filter_map(|(class, rate)| Some(format!("{class} {}/s", rate.per_second()?))).collect();
-    if bounded.is_empty() { "off".into() } else { bounded.join(", ") }
+        classes.iter().filter_map(|(class, rate)| Some(format!("{class} {}/s", (*rate)?))).collect();
+    let bounds = if bounded.is_empty() { "off".into() } else { bounded.join(", ") };
+    match (storm.minds_loops(), in_loop) {
+        (false, _) => bounds,
+        (true, false) => bounds + " (auto: no loop is suspected)",
+        (true, true) => bounds + " (auto: a loop is suspected)",
+    }
 }
 
 /// The offloads that a far end is left with: there is none without `csum`, and no `ecn` or `gro` without `tso`.
@@ -275,10 +281,15 @@ mod tests {
     #[test]
     fn bounds_are_told_class_by_class_and_what_has_none_is_left_out() {
         let off = StormRates::default();
-        assert_eq!(bounds(off), "off");
+        assert_eq!(bounds(off, false), "off");
+        assert_eq!(bounds(off, true), "off");
         let some =
             StormRates { broadcast: StormRate::PerSecond(0), unknown_unicast: StormRate::PerSecond(5000), ..off };
-        assert_eq!(bounds(some), "broadcast 0/s, unknown-unicast 5000/s");
+        assert_eq!(bounds(some, true), "broadcast 0/s, unknown-unicast 5000/s");
+        let auto = StormRates { multicast: StormRate::Auto, ..some };
+        assert_eq!(bounds(auto, false), "broadcast 0/s, unknown-unicast 5000/s (auto: no loop is suspected)");
+        let all = "broadcast 0/s, multicast 10000/s, unknown-unicast 5000/s (auto: a loop is suspected)";
+        assert_eq!(bounds(auto, true), all);
     }
     #[test]
     fn what_a_vm_did_to_others_is_told_if_it_did_something() {

@@ -1,7 +1,7 @@
 //! Bounds on what a port may have flooded: how `storm` is written, inherited and shown.
 //!
-//! Written as one word for all classes, `off`, or class by class: `{ broadcast: 1000, multicast: off }`. A class that a port
-//! does not name is its profile's, and one that nobody names has the default of the port's kind.
+//! Written as one word for all classes, `off` or `auto`, or class by class: `{ broadcast: 1000, multicast: off }`. A class that a
+//! port does not name is its profile's, and one that nobody names has the default of the port's kind.
 
 use std::fmt;
 
@@ -19,6 +19,8 @@ pub enum StormRate {
     /// As many as it sends.
     #[default]
     Off,
+    /// As many as it sends, and while it seems to be connected to another port of its network the default of a vNIC.
+    Auto,
     /// So many; 0 for none.
     PerSecond(u32),
 }
@@ -26,10 +28,14 @@ pub enum StormRate {
 deserialize_scalar!(StormRate);
 
 impl Scalar for StormRate {
-    const EXPECTED: &'static str = "a number of frames in a second, up to 100000000, or `off`";
+    const EXPECTED: &'static str = "a number of frames in a second, up to 100000000, `auto` or `off`";
 
     fn from_text(text: &str) -> Result<Self, Fault> {
-        if text == OFF { Ok(Self::Off) } else { Err(Fault::Unlike) }
+        match text {
+            OFF => Ok(Self::Off),
+            AUTO => Ok(Self::Auto),
+            _ => Err(Fault::Unlike),
+        }
     }
 
     fn from_whole(number: u64) -> Result<Self, Fault> {
@@ -41,20 +47,14 @@ impl Scalar for StormRate {
 /// The word for no bound.
 const OFF: &str = "off";
 
-impl StormRate {
-    /// The number, if there is one.
-    pub fn per_second(self) -> Option<u32> {
-        match self {
-            Self::Off => None,
-            Self::PerSecond(rate) => Some(rate),
-        }
-    }
-}
+/// The word for no bound until there is a loop.
+const AUTO: &str = "auto";
 
 impl Serialize for StormRate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Off => serializer.serialize_str(OFF),
+            Self::Auto => serializer.serialize_str(AUTO),
             Self::PerSecond(rate) => serializer.serialize_u32(*rate),
         }
     }
@@ -87,19 +87,46 @@ impl StormRates<Option<StormRate>> {
         }
     }
 
-    /// These bounds, and where they say nothing those of a port of this kind: guests are bounded, and what the host or a test
-    /// sends is not.
+    /// These bounds, and where they say nothing those of a port of this kind: guests are bounded, what the host sends is where
+    /// it goes round, and what a test sends is not.
     pub(super) fn or_of_kind(self, kind: &KindPlan) -> StormRates<StormRate> {
-        let guest = matches!(kind, KindPlan::VhostUser(_));
-        let or = |rate: Option<StormRate>, default| match rate {
-            Some(rate) => rate,
-            None if guest => StormRate::PerSecond(default),
-            None => StormRate::Off,
+        let of_kind = |of_guest| match kind {
+            KindPlan::VhostUser(_) => StormRate::PerSecond(of_guest),
+            KindPlan::Tap(_) => StormRate::Auto,
+            _ => StormRate::Off,
         };
         StormRates {
-            broadcast: or(self.broadcast, STORM_BROADCAST_DEFAULT),
-            multicast: or(self.multicast, STORM_MULTICAST_DEFAULT),
-            unknown_unicast: or(self.unknown_unicast, STORM_UNKNOWN_UNICAST_DEFAULT),
+            broadcast: self.broadcast.unwrap_or(of_kind(OF_GUESTS.broadcast)),
+            multicast: self.multicast.unwrap_or(of_kind(OF_GUESTS.multicast)),
+            unknown_unicast: self.unknown_unicast.unwrap_or(of_kind(OF_GUESTS.unknown_unicast)),
+        }
+    }
+}
+
+/// The bounds of a vNIC that names none, in frames in a second.
+const OF_GUESTS: StormRates<u32> = StormRates {
+    broadcast: STORM_BROADCAST_DEFAULT,
+    multicast: STORM_MULTICAST_DEFAULT,
+    unknown_unicast: STORM_UNKNOWN_UNICAST_DEFAULT,
+};
+
+impl StormRates<StormRate> {
+    /// Whether a loop changes any of them.
+    pub fn minds_loops(self) -> bool {
+        [self.broadcast, self.multicast, self.unknown_unicast].contains(&StormRate::Auto)
+    }
+
+    /// The numbers that hold for a port that is `in_loop`, or is not: frames in a second; `None`: any number.
+    pub fn in_force(self, in_loop: bool) -> StormRates<Option<u32>> {
+        let number = |rate, of_guest| match rate {
+            StormRate::PerSecond(rate) => Some(rate),
+            StormRate::Auto if in_loop => Some(of_guest),
+            StormRate::Auto | StormRate::Off => None,
+        };
+        StormRates {
+            broadcast: number(self.broadcast, OF_GUESTS.broadcast),
+            multicast: number(self.multicast, OF_GUESTS.multicast),
+            unknown_unicast: number(self.unknown_unicast, OF_GUESTS.unknown_unicast),
         }
     }
 }
@@ -120,15 +147,15 @@ impl<'de> Visitor<'de> for StormVisitor {
     type Value = Storm;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("`off`, or a mapping with keys such as `broadcast`, `multicast`, `unknown-unicast`")
+        f.write_str("`off`, `auto`, or a mapping with keys such as `broadcast`, `multicast`, `unknown-unicast`")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Storm, E> {
-        if text != OFF {
+        let Ok(rate) = StormRate::from_text(text) else {
             return Err(E::invalid_value(Unexpected::Str(text), &self));
-        }
-        let off = Some(StormRate::Off);
-        Ok(Storm(StormRates { broadcast: off, multicast: off, unknown_unicast: off }))
+        };
+        let all = Some(rate);
+        Ok(Storm(StormRates { broadcast: all, multicast: all, unknown_unicast: all }))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, classes: A) -> Result<Storm, A::Error> {

@@ -3,7 +3,8 @@
 //!
 //! A conflict goes on being told once a minute and is forgotten when nothing was seen of it for the FDB's hold-down. Ports are
 //! kept by name, because numbers are given to others. What one port can cause is bounded, so that it hides no other's. Who looks
-//! sees a copy ([`ConflictsView`]).
+//! sees a copy ([`ConflictsView`]). What may be flooded of ports whose bounds are `auto` goes by it: it is bounded as long as they
+//! seem to be connected.
 
 mod view;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use super::Controller;
 use super::events::{Event, Events};
+use super::kinds;
 use super::report::ConflictReason;
 use crate::clock::Instant;
 use crate::ident::{MacAddr, NetworkIndex, PortIndex};
@@ -210,7 +212,12 @@ impl Controller {
         // Whole between two statements.
         let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
         conflicts.note(self.clock.now(), &incidents, name, &self.events);
-        self.shown.conflicts.store(Arc::new(ConflictsView::of(&conflicts)));
+        let seen = ConflictsView::of(&conflicts);
+        let plans = view.ports.iter().filter_map(|(name, port)| Some((name, port, port.wish.plan.as_ref().ok()?)));
+        for (name, port, plan) in plans.filter(|(_, _, plan)| plan.storm.minds_loops()) {
+            port.storm.set(kinds::storm(plan, seen.is_in_loop(name.as_str())));
+        }
+        self.shown.conflicts.store(Arc::new(seen));
     }
 }
 
@@ -281,9 +288,12 @@ mod tests {
         let view = ConflictsView::of(&conflicts);
         let loops = view.loops();
         assert_eq!((loops.len(), loops[0].ports.clone(), loops[0].stations), (1, vec!["p3".into(), "p4".into()], 2));
+        assert_eq!(["p2", "p3", "p4"].map(|port| view.is_in_loop(port)), [false, true, true]);
         assert!(note(&mut conflicts, 5, &[]).is_empty());
+        assert!(ConflictsView::of(&conflicts).is_in_loop("p3"), "it may go on, and what it carries is bounded");
         note(&mut conflicts, 200, &[]);
         assert!(conflicts.loops.is_empty() && conflicts.stations.is_empty());
+        assert!(!ConflictsView::of(&conflicts).is_in_loop("p3"));
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl Controller {
         let conflicts = self.shown.conflicts.load();
         let report = |(name, port): (&Name, &PortView)| PortReport {
             conflicts: conflicts.of_port(name.as_str()),
+            in_loop: conflicts.is_in_loop(name.as_str()),
             ..report(&shards, name, port, links.remove(name).flatten())
         };
         view.ports.iter().map(report).collect()
@@ -86,8 +87,9 @@ impl Controller {
         let handles = port.port.iter().cloned().collect();
         let asked = self.shown.calls.ask(handles, |_, port| (port.link(), port.detail()));
         let (link, detail) = asked.into_iter().next().flatten().unzip();
-        let conflicts = self.shown.conflicts.load().of_port(name.as_str());
-        Ok(PortReport { detail, conflicts, ..report(&shards, name, port, link) })
+        let seen = self.shown.conflicts.load();
+        let (conflicts, in_loop) = (seen.of_port(name.as_str()), seen.is_in_loop(name.as_str()));
+        Ok(PortReport { detail, conflicts, in_loop, ..report(&shards, name, port, link) })
     }
 
     /// Every network.
@@ -312,6 +314,7 @@ fn report(shards: &ShardsView, name: &Name, port: &PortView, state: Option<LinkS
         state,
         reason,
         conflicts: Vec::new(),
+        in_loop: false,
         counters: counters(shards, port),
         config: plan.map(|plan| settings(&plan.kind)).unwrap_or_default(),
         detail: None,

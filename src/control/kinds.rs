@@ -100,16 +100,13 @@ pub(super) fn offloads(plan: &PortPlan) -> Needs {
     Needs::CSUM.and(tcp).and(Needs::USO4.and(Needs::USO6).when(uso)).when(csum)
 }
 
-/// How much of what a port sends may be flooded, as the data path has it.
-pub(super) fn storm(plan: &PortPlan) -> StormRates {
-    let config::StormRates { broadcast, multicast, unknown_unicast } = plan.storm;
-    StormClass::ALL.map(|class| {
-        let rate = match class {
-            StormClass::Broadcast => broadcast,
-            StormClass::Multicast => multicast,
-            StormClass::UnknownUnicast => unknown_unicast,
-        };
-        rate.per_second()
+/// How much of what a port sends may be flooded, as the data path has it, while it is `in_loop` or is not.
+pub(super) fn storm(plan: &PortPlan, in_loop: bool) -> StormRates {
+    let config::StormRates { broadcast, multicast, unknown_unicast } = plan.storm.in_force(in_loop);
+    StormClass::ALL.map(|class| match class {
+        StormClass::Broadcast => broadcast,
+        StormClass::Multicast => multicast,
+        StormClass::UnknownUnicast => unknown_unicast,
     })
 }
 

@@ -162,7 +162,8 @@ pub struct PortReport {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub compat: Option<Compat>,
-    /// How many frames in a second it may have flooded, by class; `off` for as many as it sends.
+    /// How many frames in a second it may have flooded, by class; `off` for as many as it sends, `auto` for as many as it sends
+    /// while it is not `in_loop`.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub storm: StormRates<StormRate>,
@@ -185,6 +186,9 @@ pub struct PortReport {
     /// Addresses that are seen here and are another port's, and those of this one that are seen elsewhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<ConflictReport>,
+    /// Whether it seems to be connected to another port of its network.
+    #[serde(default)]
+    pub in_loop: bool,
     /// What went through it since it was added.
     pub counters: CounterReport,
     /// The settings of its kind, as in the file.

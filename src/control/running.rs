@@ -338,12 +338,12 @@ impl Runtime {
     /// Where each open port is.
     fn places(&self) -> BTreeMap<PortIndex, Place> {
         self.open_ports()
-            .map(|(running, plan, _)| (running.number, self.networks.get(&plan.network).copied()))
+            .map(|(_, running, plan, _)| (running.number, self.networks.get(&plan.network).copied()))
             .collect()
     }
 
-    fn open_ports(&self) -> impl Iterator<Item = (&Running, &PortPlan, &Arc<dyn Port>)> {
-        self.ports.iter().filter_map(|(name, running)| Some((running, self.plan(name)?, running.opened()?)))
+    fn open_ports(&self) -> impl Iterator<Item = (&Name, &Running, &PortPlan, &Arc<dyn Port>)> {
+        self.ports.iter().filter_map(|(name, running)| Some((name, running, self.plan(name)?, running.opened()?)))
     }
 
     /// Gives new ports a shard, and those whose service changed perhaps another one. One that cannot have what it asks for is
@@ -486,7 +486,7 @@ impl Runtime {
     fn settle_pins(&mut self) {
         let wanted: BTreeMap<_, _> = self
             .open_ports()
-            .filter_map(|(running, plan, _)| Some(((*self.networks.get(&plan.network)?, plan.mac?), running.number)))
+            .filter_map(|(_, running, plan, _)| Some(((*self.networks.get(&plan.network)?, plan.mac?), running.number)))
             .collect();
         for (&(network, mac), port) in &self.pins {
             if wanted.get(&(network, mac)) != Some(port) {
@@ -508,10 +508,11 @@ impl Runtime {
         let mut ports = vec![None; self.ports.values().map(|r| r.number.index() + 1).max().unwrap_or(0)];
         let mut transmit = vec![None; ports.len()];
         let mut members: BTreeMap<NetworkIndex, Vec<PortIndex>> = BTreeMap::new();
-        for (running, plan, port) in self.open_ports() {
+        let seen = self.shown.conflicts.load();
+        for (name, running, plan, port) in self.open_ports() {
             let Some(&network) = self.networks.get(&plan.network) else { continue };
             let (number, storm) = (running.number, Arc::clone(&running.storm));
-            storm.set(kinds::storm(plan));
+            storm.set(kinds::storm(plan, seen.is_in_loop(name.as_str())));
             ports[number.index()] = Some(PortRow { network, mtu: plan.mtu, macs: plan.macs, storm });
             transmit[number.index()] = Some(port.transmit_side());
             members.entry(network).or_default().push(number);

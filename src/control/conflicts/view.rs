@@ -3,7 +3,7 @@
 //! Guests choose how many conflicts there are, so nobody who looks keeps others from looking or noting, and what is made out for a
 //! port is what there is of that port, not what all ports together have caused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Conflicts;
@@ -21,6 +21,8 @@ pub(in crate::control) struct ConflictsView {
     /// Which of these each port has a part in.
     by_port: BTreeMap<Arc<str>, Vec<usize>>,
     loops: Vec<LoopReport>,
+    /// The ports of these.
+    looped: BTreeSet<Arc<str>>,
 }
 
 /// A station at a port where it is not.
@@ -45,7 +47,8 @@ impl ConflictsView {
                 by_port.entry(Arc::clone(port)).or_default().push(at);
             }
         }
-        Self { now: conflicts.now, seen, by_port, loops: loops(conflicts) }
+        let looped = conflicts.loops.keys().flat_map(|(_, first, second)| [first, second].map(Arc::clone)).collect();
+        Self { now: conflicts.now, seen, by_port, loops: loops(conflicts), looped }
     }
 
     /// The conflicts that port `port` has a part in.
@@ -69,6 +72,11 @@ impl ConflictsView {
     /// Ports that seem to be connected to each other.
     pub(in crate::control) fn loops(&self) -> &[LoopReport] {
         &self.loops
+    }
+
+    /// Whether port `port` seems to be connected to another one.
+    pub(in crate::control) fn is_in_loop(&self, port: &str) -> bool {
+        self.looped.contains(port)
     }
 }
 
