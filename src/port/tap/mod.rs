@@ -137,9 +137,18 @@ impl Port for Tap {
     }
 
     fn link(&self) -> LinkState {
-        let Ok((name, flags)) = self.0.state() else {
-            let name = self.0.name;
-            return LinkState::Gone(format!("interface {name} was deleted; `linecard apply` makes it again"));
+        let (name, flags) = match self.0.state() {
+            Ok((name, Ok(flags))) => (name, flags),
+            // It is attached, and still carries frames if it is up where it is.
+            Ok((name, Err(_))) => {
+                return LinkState::Impaired(format!(
+                    "interface {name} is in another network namespace: whether it is up is not seen from here"
+                ));
+            }
+            Err(_) => {
+                let name = self.0.name;
+                return LinkState::Gone(format!("interface {name} was deleted; `linecard apply` makes it again"));
+            }
         };
         // Not IFF_RUNNING: a TAP has its carrier as long as we are attached, and the kernel shows that late, from a work
         // queue, when a persistent interface is attached to again (net/core/link_watch.c).
@@ -218,12 +227,12 @@ impl Interface {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The interface's name of now, which `ip link set name` may have changed, and its flags.
-    fn state(&self) -> io::Result<(InterfaceName, libc::c_int)> {
+    /// The interface's name of now, which `ip link set name` may have changed, and its flags, if it is where it was made.
+    fn state(&self) -> io::Result<(InterfaceName, io::Result<libc::c_int>)> {
         let tun = self.tun();
         let tun = tun.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let (name, _) = tap::attached(tun.as_fd())?;
-        Ok((name, self.control.flags(&name)?))
+        Ok((name, self.control.flags(&name)))
     }
 
     /// Reads one frame into `room`; `None` if there is none.

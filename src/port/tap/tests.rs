@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::Read;
 use std::net::UdpSocket;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::reading::push;
@@ -239,7 +240,7 @@ fn a_persistent_interface_is_used_and_stays() {
 }
 
 #[test]
-fn an_interface_may_be_renamed_or_deleted_under_the_port() {
+fn an_interface_may_be_renamed_moved_or_deleted_under_the_port() {
     in_namespace(|| {
         let port = tap("lc0", None).unwrap();
         let (queue, shard) = (port.receive_queues().remove(0), Shard::new());
@@ -248,7 +249,19 @@ fn an_interface_may_be_renamed_or_deleted_under_the_port() {
         ip("link set lc0 name lc1");
         assert!(matches!(port.link(), LinkState::Down(reason) if reason.contains("interface lc1 is down")));
         assert_eq!(port.detail()["interface"], "lc1");
-        ip("link del lc1");
+        // A process that has a network namespace of its own until its input ends.
+        let mut held = std::process::Command::new("unshare");
+        held.args(["--net", "sh", "-c", "echo; read end"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut held = held.spawn().unwrap();
+        held.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        ip(&format!("link set lc1 netns {}", held.id()));
+        assert!(
+            matches!(port.link(), LinkState::Impaired(reason) if reason.contains("lc1 is in another network namespace"))
+        );
+        // A namespace that ends takes its interfaces with it.
+        drop(held.stdin.take());
+        held.wait().unwrap();
+        wait_until("the namespace is gone", || matches!(port.link(), LinkState::Gone(_)));
         assert!(matches!(port.link(), LinkState::Gone(reason) if reason.contains("lc0 was deleted")));
         testing::receive_all(&*queue);
         assert!(queue.arm(), "a shard can rest beside a dead interface");
