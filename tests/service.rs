@@ -75,6 +75,9 @@ fn the_manager_hears_that_the_daemon_is_ready_and_alive() {
     let (manager, path) = manager(&directory);
     let daemon = start(directory, &path, &[]);
     expect(&manager, &["READY=1", "STATUS=ports: 0 up, 0 down, 0 stopped", "WATCHDOG=1", "WATCHDOG=1"]);
+    daemon.write(LAN_AND_PORT);
+    daemon.signal(Signal::HUP);
+    expect(&manager, &["STATUS=ports: 1 up, 0 down, 0 stopped"]);
     drop(daemon);
 }
 

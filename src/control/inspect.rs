@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use super::desired::Wish;
-use super::events::{Event, Sight};
+use super::events::{Event, Sight, Tally};
 use super::pages::{FdbPlace, Order, Page, lowest};
 use super::report::{
     CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, MoveReport, NetworkReport, PortReport,
@@ -16,7 +16,7 @@ use super::{ControlError, Controller, FdbFilter};
 use crate::config::{KindPlan, PortPlan};
 use crate::ident::{Name, PortIndex};
 use crate::port::{Conduct, LinkState, Notifications};
-use crate::shard::{PortTotals, QueueMove, Stall};
+use crate::shard::{Counters, PortTotals, QueueMove, Stall};
 use crate::switch::{Fdb, FdbCounters, Flush, StormClass};
 use crate::verdict::DropReason;
 
@@ -28,7 +28,7 @@ impl Controller {
     pub fn status(&self) -> StatusReport {
         let (view, shards, facts) = (self.shown.ports.load(), self.shown.shards.load(), self.shown.facts.load());
         let mut links = view.ask(&self.shown.calls, |port| port.link());
-        let mut frames = FrameTotals::default();
+        let (mut frames, counters) = (FrameTotals::default(), shards.readings.counters());
         let (mut up, mut down, mut stopped) = (0, 0, Vec::new());
         for (name, port) in &view.ports {
             match link(port, links.remove(name).flatten()).0 {
@@ -36,12 +36,12 @@ impl Controller {
                 PortState::Down => down += 1,
                 PortState::Stopped => stopped.push(name.to_string()),
             }
-            let counters = counters(&shards, port);
-            frames.rx_frames += counters.rx_frames;
-            frames.rx_delivered += counters.rx_delivered;
-            frames.rx_dropped += counters.rx_dropped;
-            frames.tx_frames += counters.tx_frames;
-            frames.tx_dropped += counters.tx_dropped;
+            let totals = counters.of(port.number);
+            frames.rx_frames += totals.rx_frames;
+            frames.rx_delivered += totals.rx_delivered;
+            frames.rx_dropped += totals.rx_dropped.iter().sum::<u64>();
+            frames.tx_frames += totals.tx_frames;
+            frames.tx_dropped += totals.tx_dropped.iter().sum::<u64>();
         }
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -66,11 +66,11 @@ impl Controller {
     pub fn ports(&self) -> Vec<PortReport> {
         let (view, shards) = (self.shown.ports.load(), self.shown.shards.load());
         let mut links = view.ask(&self.shown.calls, |port| port.link());
-        let conflicts = self.shown.conflicts.load();
+        let (conflicts, counters) = (self.shown.conflicts.load(), shards.readings.counters());
         let report = |(name, port): (&Name, &PortView)| PortReport {
             conflicts: conflicts.of_port(name.as_str()),
             in_loop: conflicts.is_in_loop(name.as_str()),
-            ..report(&shards, name, port, links.remove(name).flatten())
+            ..report(&shards, &counters, name, port, links.remove(name).flatten())
         };
         view.ports.iter().map(report).collect()
     }
@@ -89,7 +89,8 @@ impl Controller {
         let (link, detail) = asked.into_iter().next().flatten().unzip();
         let seen = self.shown.conflicts.load();
         let (conflicts, in_loop) = (seen.of_port(name.as_str()), seen.is_in_loop(name.as_str()));
-        Ok(PortReport { detail, conflicts, in_loop, ..report(&shards, name, port, link) })
+        let report = report(&shards, &shards.readings.counters(), name, port, link);
+        Ok(PortReport { detail, conflicts, in_loop, ..report })
     }
 
     /// Every network.
@@ -181,10 +182,11 @@ impl Controller {
         if let Some(name) = port.filter(|name| !view.ports.contains_key(*name)) {
             return Err(ControlError::NoSuchPort { name: name.into() });
         }
+        let counters = shards.readings.counters();
         let wanted = view.ports.iter().filter(|(name, _)| port.is_none_or(|port| port == name.as_str()));
         let mut list: Vec<_> = wanted
             .flat_map(|(name, port)| {
-                let totals = shards.readings.port_totals(port.number);
+                let totals = counters.of(port.number);
                 DropReason::ALL.iter().flat_map(move |&reason| {
                     let rx = drops(name, Direction::Rx, reason, totals.rx_dropped[reason.index()]);
                     rx.into_iter().chain(drops(name, Direction::Tx, reason, totals.tx_dropped[reason.index()]))
@@ -227,6 +229,11 @@ impl Controller {
             let short_times = Some(times).filter(|&times| times > 1);
             self.events.record(Event::ShardStalled { cpu, port, sender, milliseconds, short_times });
         }
+    }
+
+    /// How many ports were up, down and stopped when upkeep looked last.
+    pub fn tally(&self) -> Tally {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).tally()
     }
 
     /// Records which ports came up, went down, stopped or were barred since the last call; returns those that are not up.
@@ -292,7 +299,13 @@ impl PortsView {
 }
 
 /// One port; `state` is what it says of its link, if it says anything.
-fn report(shards: &ShardsView, name: &Name, port: &PortView, state: Option<LinkState>) -> PortReport {
+fn report(
+    shards: &ShardsView,
+    counted: &Counters,
+    name: &Name,
+    port: &PortView,
+    state: Option<LinkState>,
+) -> PortReport {
     let wish: &Wish = &port.wish;
     let plan: Option<&PortPlan> = wish.plan.as_ref().ok();
     let (state, reason) = link(port, state);
@@ -315,7 +328,7 @@ fn report(shards: &ShardsView, name: &Name, port: &PortView, state: Option<LinkS
         reason,
         conflicts: Vec::new(),
         in_loop: false,
-        counters: counters(shards, port),
+        counters: counters(counted, port),
         config: plan.map(|plan| settings(&plan.kind)).unwrap_or_default(),
         detail: None,
     }
@@ -336,8 +349,8 @@ fn link(port: &PortView, link: Option<LinkState>) -> (PortState, Option<String>)
     }
 }
 
-fn counters(shards: &ShardsView, port: &PortView) -> CounterReport {
-    let totals: PortTotals = shards.readings.port_totals(port.number);
+fn counters(counted: &Counters, port: &PortView) -> CounterReport {
+    let totals: PortTotals = counted.of(port.number);
     let by_reason = |counts: &[u64; DropReason::COUNT]| {
         let named = DropReason::ALL.iter().map(|reason| (reason.name().to_string(), counts[reason.index()]));
         named.filter(|(_, count)| *count > 0).collect()

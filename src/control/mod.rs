@@ -36,6 +36,7 @@ pub(crate) mod stuck;
 mod tests;
 
 pub use controller::{ControlError, Controller, FdbFilter};
+pub use events::Tally;
 pub use pages::{FdbPlace, Page};
 pub use pool::Pool;
 

@@ -82,7 +82,7 @@ fn keep_up(controller: &Controller, manager: &Manager, end: &Receiver<()>) {
     touch_stack();
     loop {
         controller.upkeep();
-        manager.tell_status(&controller.status());
+        manager.tell_status(controller.tally());
         match end.recv_timeout(Duration::from_secs(1)) {
             Err(RecvTimeoutError::Timeout) => {}
             _ => return,

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::control::report::StatusReport;
+use crate::control::Tally;
 
 /// The service manager that started the daemon, if one did.
 pub(super) struct Manager {
@@ -66,8 +66,7 @@ impl Manager {
     }
 
     /// What `systemctl status` shows.
-    pub(super) fn tell_status(&self, status: &StatusReport) {
-        let (up, down, stopped) = (status.ports_up, status.ports_down, status.ports_stopped.len());
+    pub(super) fn tell_status(&self, Tally { up, down, stopped }: Tally) {
         self.mention(&format!("STATUS=ports: {up} up, {down} down, {stopped} stopped"));
     }
 

@@ -71,7 +71,7 @@ use moves::History;
 pub use moves::QueueMove;
 use placement::{Seat, choose_together};
 pub use placement::{Service, preview};
-pub use readings::Readings;
+pub use readings::{Counters, Readings};
 pub use stalls::Stall;
 use stalls::Stalls;
 use stamp::Alarm;

@@ -29,6 +29,9 @@ struct Reading {
     crew: Arc<Crew>,
 }
 
+/// Where all threads that there are or were count. A thread that is started later counts elsewhere.
+pub struct Counters(Vec<Arc<Shared>>);
+
 impl Shards {
     /// What there is to read from now on. Waits for a change that is going on.
     pub fn readings(&self) -> Readings {
@@ -68,14 +71,10 @@ impl Readings {
         self.shards.len()
     }
 
-    /// What was counted for `port`.
-    pub fn port_totals(&self, port: PortIndex) -> PortTotals {
-        let mut sum = PortTotals::default();
+    /// The counters of all ports, for whoever reads those of many.
+    pub fn counters(&self) -> Counters {
         let serving = self.shards.iter().flat_map(|shard| shard.crew.blocks());
-        for shared in serving.chain(self.retired.iter().map(Arc::clone)) {
-            shared.ports.get(port.index()).into_iter().for_each(|counters| sum.add(counters));
-        }
-        sum
+        Counters(serving.chain(self.retired.iter().map(Arc::clone)).collect())
     }
 
     /// The CPUs that serve `port`, ascending.
@@ -91,5 +90,14 @@ impl Readings {
     /// The tables in force.
     pub fn tables(&self) -> Arc<Tables> {
         self.tables.load_full()
+    }
+}
+
+impl Counters {
+    /// What was counted for `port` up to now.
+    pub fn of(&self, port: PortIndex) -> PortTotals {
+        let mut sum = PortTotals::default();
+        self.0.iter().filter_map(|shared| shared.ports.get(port.index())).for_each(|counters| sum.add(counters));
+        sum
     }
 }

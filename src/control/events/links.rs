@@ -26,7 +26,31 @@ pub(in crate::control) struct Sight {
     pub(in crate::control) conduct: Option<Conduct>,
 }
 
+/// How many ports there are in each state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Those that carry frames.
+    pub up: usize,
+    /// Those that wait for their far end.
+    pub down: usize,
+    /// Those that somebody has to look at.
+    pub stopped: usize,
+}
+
 impl Links {
+    /// What there was at the last call of [`Self::note`].
+    pub(in crate::control) fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for seen in self.0.values() {
+            match seen.state {
+                PortState::Up => tally.up += 1,
+                PortState::Down => tally.down += 1,
+                PortState::Stopped => tally.stopped += 1,
+            }
+        }
+        tally
+    }
+
     /// Records what has become of the ports since the last call. A port that is new and waits for its far end is not worth a
     /// word; one that has come up and is down again in between is not seen.
     pub(in crate::control) fn note(&mut self, ports: impl Iterator<Item = Sight>, events: &Events) {

@@ -165,6 +165,9 @@ fn links_are_told_when_they_change() {
     assert!(see(&[("a", Up), ("b", Down), ("c", Stopped)]).is_empty());
     assert_eq!(see(&[("a", Down), ("b", Up), ("c", Down)]), ["port a: down: why", "port b: up", "port c: down: why"]);
     assert_eq!(see(&[("a", Down)]), ["port b: down: it was removed"]);
+    assert!(see(&[("a", Down), ("d", Down)]).is_empty());
+    assert_eq!(see(&[("a", Down), ("d", Down), ("e", Up)]).len(), 1);
+    assert_eq!(links.tally(), Tally { up: 1, down: 2, stopped: 0 });
 }
 
 #[test]
