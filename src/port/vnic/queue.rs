@@ -17,6 +17,7 @@
 
 mod occupancy;
 mod published;
+mod setup;
 mod state;
 mod wakeup;
 
@@ -24,62 +25,27 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-
 #[cfg(test)]
 pub(super) use self::occupancy::WAIT_MICROS;
 use self::occupancy::{Occupancy, micros};
 use self::published::{Published, Settings};
+pub(super) use self::setup::RingSetup;
 use self::state::Loss;
 pub(super) use self::state::{Running, State};
 use self::wakeup::Wakeup;
-use super::features;
 use super::kick::Kick;
 use super::offence::Docket;
 use super::relay::lease::PeerEvent;
-use crate::frame::{Flooding, Needs};
+use crate::frame::Needs;
 use crate::ident::{LatencySensitivity, MacAddr};
-use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::{DirtyLog, GuestMemory};
 use crate::port::{Flush, Notifications, Wake};
-use crate::ring::{Record, Ring, RingConfig, RingError, RingFault};
+use crate::ring::{RingError, RingFault};
 use crate::sys::cpu;
 use crate::sys::doorbell::Rang;
 
 /// When a shard looks again after an interrupt that it could not send, in microseconds.
 const LATER_MICROS: u64 = 1000;
-
-/// Bytes of the virtio-net header when neither VERSION_1 nor MRG_RXBUF was negotiated (virtio 1.3, 5.1.6.1).
-pub(super) const LEGACY_HEADER_BYTES: usize = 10;
-
-/// All that a ring needs to start.
-#[derive(Debug)]
-pub(super) struct RingSetup {
-    /// Number of descriptors.
-    pub size: u16,
-    /// Guest-physical address of the descriptor table.
-    pub descriptors: u64,
-    /// Guest-physical address of the available ring.
-    pub available: u64,
-    /// Guest-physical address of the used ring.
-    pub used: u64,
-    /// Index of the first available entry to take.
-    pub base: u16,
-    /// The virtio features that the driver acknowledged.
-    pub features: u64,
-    /// The memory that the front end shares.
-    pub memory: Arc<GuestMemory>,
-    /// Signalled by the driver when it made something available.
-    pub kick: Arc<PeerEvent>,
-    /// To be signalled when something was used.
-    pub call: Option<Arc<PeerEvent>>,
-    /// Where to note what is written, while the guest is being migrated.
-    pub log: Option<Arc<DirtyLog>>,
-    /// Where a packed ring is noted to stand, by us when we ran it last.
-    pub record: Option<Record>,
-}
 
 /// What a queue did, for `port show`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -133,49 +99,14 @@ impl Queue {
 
     /// Starts the ring and has it looked at once: the driver may have kicked before we were there. Returns whether the ring
     /// makes no sense where it goes on (see [`Ring::is_misplaced`]).
-    pub fn start(&self, setup: RingSetup) -> Result<bool, RingError> {
-        let kick = Kick::new(setup.kick);
+    pub fn start(&self, mut setup: RingSetup) -> Result<bool, RingError> {
+        let kick = Kick::new(Arc::clone(&setup.kick));
         let mut state = self.lock();
         if state.running.is_some() {
             return Err(RingError::Running);
         }
-        let negotiated = |bit: u32| setup.features & (1 << bit) != 0;
-        let config = RingConfig {
-            packed: negotiated(VIRTIO_F_RING_PACKED),
-            size: setup.size,
-            descriptors: setup.descriptors,
-            available: setup.available,
-            used: setup.used,
-            base: setup.base,
-            event_idx: negotiated(VIRTIO_RING_F_EVENT_IDX),
-            indirect: negotiated(VIRTIO_RING_F_INDIRECT_DESC),
-            in_order: negotiated(VIRTIO_F_IN_ORDER),
-        };
-        let mut ring = Ring::start(config, Arc::clone(&setup.memory))?;
-        ring.resume(setup.record);
-        let misplaced = ring.is_misplaced();
-        ring.disarm();
-        let mergeable = negotiated(VIRTIO_NET_F_MRG_RXBUF);
-        let long = mergeable || negotiated(VIRTIO_F_VERSION_1) || negotiated(VIRTIO_F_RING_PACKED);
-        let header = if long { VNET_HEADER_BYTES } else { LEGACY_HEADER_BYTES };
-        let (negotiated, may) = (features::accepts(setup.features), features::may(setup.features));
-        let RingSetup { memory, call, log, .. } = setup;
-        let written = config.written();
-        let flooding = Flooding::default();
-        let running = Running {
-            ring,
-            memory,
-            header,
-            mergeable,
-            may,
-            flooding,
-            negotiated,
-            log,
-            written,
-            call,
-            muted: false,
-            loss: Loss::unknown(),
-        };
+        let running = setup.start()?;
+        let misplaced = running.ring.is_misplaced();
         running.log_ring();
         state.fault = None;
         state.running = Some(running);

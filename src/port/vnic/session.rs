@@ -113,15 +113,8 @@ impl<'a> Session<'a> {
             if stopping.load(Ordering::Acquire) {
                 return Ok(End::Removed);
             }
-            if let Some(held) = self.nic.docket.take_held_up() {
-                let (name, level) = (&self.nic.config.name, log::Level::Warn);
-                log_limited!(self.nic.log, level, "{name}: {held}");
-            }
-            if let Some(offence) = self.nic.docket.take() {
+            if let Some(offence) = self.offence() {
                 return Ok(End::Offence(offence));
-            }
-            if self.nic.was_kept_waiting() {
-                return Ok(End::Offence(Offence::Mapping));
             }
             let part = match arrival {
                 Arrival::End => return Ok(End::Closed),
@@ -132,11 +125,7 @@ impl<'a> Session<'a> {
                         return Ok(end);
                     }
                     self.handler.follow_up();
-                    // A front end that has memory mapped and unmapped in a loop, or that sends whatever it sends in one, waits, and
-                    // nobody but itself with it; at most for the regions of one message, 32 times 10 ms, so that the port can
-                    // still be removed soon.
-                    self.nic.messages.spend(1);
-                    std::thread::sleep(self.nic.mappings.debt().max(self.nic.messages.debt()));
+                    self.slow_down();
                     continue;
                 }
                 Arrival::Crowded(header) => return Ok(End::crowded(&header)),
@@ -154,6 +143,22 @@ impl<'a> Session<'a> {
                 return Ok(End::HalfMessage);
             }
         }
+    }
+
+    /// What the front end did since this was asked last, for which it is sent away. What is forgiven it is told in the log.
+    fn offence(&self) -> Option<Offence> {
+        if let Some(held) = self.nic.docket.take_held_up() {
+            log_limited!(self.nic.log, log::Level::Warn, "{}: {held}", self.nic.config.name);
+        }
+        let kept_waiting = || self.nic.was_kept_waiting().then_some(Offence::Mapping);
+        self.nic.docket.take().or_else(kept_waiting)
+    }
+
+    /// Has a front end wait that has memory mapped and unmapped in a loop, or that sends whatever it sends in one, and nobody but
+    /// itself with it; at most for the regions of one message, 32 times 10 ms, so that the port can still be removed soon.
+    fn slow_down(&self) {
+        self.nic.messages.spend(1);
+        std::thread::sleep(self.nic.mappings.debt().max(self.nic.messages.debt()));
     }
 
     /// Sleeps until there is something to do. `true`: a message has begun, and its sender is gone.
