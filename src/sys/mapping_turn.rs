@@ -15,9 +15,11 @@
 //! Who serves a peer also touches its memory, and a page fault there waits as long as the file's owner punches a hole at that place. It
 //! keeps the table for that once the kernel has tried it twice, so it counts as well, in whatever of [`FAULTS`] the thread waits.
 //!
-//! What is waited for in the functions of hugetlbfs is charged to nobody. The kernel has page faults and holes of all its files wait
-//! for a few mutexes that they have in common (`hugetlb_fault_mutex_table`), which any process with a huge page can hold for
-//! seconds; and who punches a hole holds his file's own locks while he waits for those.
+//! A file in hugetlbfs has two locks more of its own that its owner can hold, without a page in it: the inode's, which whoever maps it
+//! takes and whoever punches a hole holds, and that of each mapping. They count. But the kernel has page faults and holes of all
+//! such files wait for a few mutexes as well that these have in common (`hugetlb_fault_mutex_table`), which any process can hold for
+//! seconds: what is waited for there is charged to nobody. Who punches holes while such a mutex is held by a stranger, and has that
+//! file mapped by us at the same moment, is charged for the stranger; no VMM does both at once.
 //!
 //! A signal handler that replaces pages of a peer's file ([`super::sigbus`]) can wait for no turn, but is looked at in the same
 //! way ([`out_of_turn`]). The turn is for threads that serve one peer each. None that others wait for takes it, and nobody takes it
@@ -58,14 +60,20 @@ const LIST_TAKERS: &[&str] = &[
     "unlink_file_vma_batch_add",
     "unlink_file_vma_batch_final",
     "unlink_file_vma_batch_process",
+    // Of huge pages: the inode's lock, and the list when a mapping ends (mm/hugetlb.c, fs/hugetlbfs/inode.c).
+    "hugetlbfs_file_mmap",
+    "hugetlbfs_file_mmap_prepare",
+    "__hugetlb_zap_begin",
+    "__unmap_hugepage_range_final",
     // A wait that is easily had.
     #[cfg(test)]
     "hrtimer_nanosleep",
 ];
 
-/// Functions of the kernel in which a page fault waits for who punches a hole there (mm/shmem.c). One that waits for something else,
-/// like a page that was swapped out, or that somebody moves, is nobody's fault.
-const FAULTS: &[&str] = &["shmem_fault", "shmem_falloc_wait"];
+/// Functions of the kernel in which a page fault waits for who punches a hole there (mm/shmem.c; mm/hugetlb.c, where a hole keeps the
+/// lock of each mapping that it goes through). One that waits for something else, like a page that was swapped out, or that somebody
+/// moves, is nobody's fault.
+const FAULTS: &[&str] = &["shmem_fault", "shmem_falloc_wait", "hugetlb_vma_lock_read"];
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -364,16 +372,13 @@ mod tests {
 
     /// Waits that others can make long: for the table of mappings, for what is common to all huge pages, for a page fault of another
     /// thread of ours in that mapping, and for memory.
-    const OF_OTHERS: [&str; 18] = [
+    const OF_OTHERS: [&str; 15] = [
         "vm_mmap_pgoff",
         "__vm_munmap",
         "do_madvise.part.0",
         "lock_mm_and_find_vma",
         "hugetlb_fault",
         "hugetlb_no_page",
-        "hugetlb_vma_lock_read",
-        "hugetlbfs_file_mmap",
-        "__hugetlb_zap_begin",
         "remove_inode_hugepages",
         "__vma_start_write",
         "folio_wait_bit_common",
@@ -388,8 +393,13 @@ mod tests {
     #[test]
     fn who_changes_mappings_waits_for_a_file_where_its_list_is_taken() {
         let is_a_files = |name: &str| Kind::Change.waits_for_file(name);
-        let takers =
-            ["mmap_region", "__vma_adjust", "vma_prepare", "unlink_file_vma", "unlink_file_vma_batch_process.isra.0"];
+        let takers = [
+            "mmap_region",
+            "__vma_adjust",
+            "vma_prepare",
+            "unlink_file_vma_batch_process.isra.0",
+            "hugetlbfs_file_mmap",
+        ];
         assert_eq!(takers.into_iter().find(|name| !is_a_files(name)), None);
         assert_eq!(OF_OTHERS.into_iter().find(|name| is_a_files(name)), None);
         assert!(!is_a_files("shmem_fault"), "it takes no list");
@@ -398,7 +408,11 @@ mod tests {
     #[test]
     fn who_touches_memory_waits_for_a_file_where_a_hole_is_punched_into_tmpfs() {
         let is_a_files = |name: &str| Kind::Touch.waits_for_file(name);
-        assert!(["shmem_fault", "shmem_fault.constprop.0", "shmem_falloc_wait"].into_iter().all(is_a_files));
+        assert!(
+            ["shmem_fault", "shmem_fault.constprop.0", "shmem_falloc_wait", "hugetlb_vma_lock_read"]
+                .into_iter()
+                .all(is_a_files)
+        );
         assert_eq!(OF_OTHERS.into_iter().find(|name| is_a_files(name)), None);
         take_wait();
         in_faults(|| thread::sleep(LONG));

@@ -26,6 +26,7 @@ mod messages;
 mod moments;
 mod names;
 mod pace;
+mod pageless;
 mod relay;
 mod stalls;
 mod together;

@@ -163,7 +163,7 @@ pub(super) fn hold_up(daemon: &Daemon, port: &str, leaving: bool) -> Option<(Cro
 
 /// Port `name` is told everywhere to serve nobody for a minute, for this.
 #[track_caller]
-fn expect_barred(daemon: &Daemon, name: &str) {
+pub(super) fn expect_barred(daemon: &Daemon, name: &str) {
     const WHY: &str = "kept the switch from mapping memory";
     let port = daemon.port_when(name, "its reason is shown", |port| {
         port.reason().is_some_and(|reason| reason.contains(WHY) && reason.contains("for 60 s nobody is served here"))
