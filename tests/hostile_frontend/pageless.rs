@@ -82,7 +82,7 @@ impl Wide {
             schedule(thread, libc::SCHED_IDLE);
             let hogs = [(); 2].map(|()| Hog::start());
             busy.store(false, Ordering::Relaxed);
-            goers.map(|goer| goer.join().unwrap());
+            let _ = goers.map(|goer| goer.join().unwrap());
             scope.spawn(move || {
                 std::thread::sleep(HOLD);
                 drop(hogs);

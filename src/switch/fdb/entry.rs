@@ -19,8 +19,9 @@
 //!   of the holder that counts. In a loop nothing comes in so late.
 //! - otherwise it stays.
 //!
-//! It is damped until nothing but its own port has seen it for [`FLAP_HOLD_DOWN`], and is remembered to belong to its home so
-//! long. What this cannot tell apart is a guest that takes an address whose owner is silent for longer than that, and a
+//! It is damped until nothing but its own port has seen it for [`FLAP_HOLD_DOWN`]. So long any station that has moved is
+//! remembered to belong to its home: whoever took the address of one that was silent does not have it for a home when that
+//! one talks again. What this cannot tell apart is a guest that takes an address whose owner is silent for longer than that, and a
 //! station that has moved: only `mac:` in the owner's port can.
 //!
 //! A port that is down holds nothing: its stations are marked *vacant*, stay where they are so that frames to them are not
@@ -246,10 +247,10 @@ impl Value {
                 Move::Follow(Self::pack(port, self.home(), now).tried(moves + 1, now))
             }
             Self::VACANT => Move::Follow(Self::pack(port, self.port(), now).tried(0, now)),
-            0 if self.is_away() && quiet < FLAP_HOLD_DOWN => {
+            // An earlier burst of moves is over, and this is the first of a new one. But who was there before it may still come back.
+            0..=FLAP_MOVES if self.is_away() && quiet < FLAP_HOLD_DOWN => {
                 Move::Follow(Self::pack(port, self.home(), now).tried(1, now))
             }
-            // An earlier burst of moves is over; this is the first of a new one.
             _ => Move::Follow(Self::pack(port, self.port(), now).tried(1, now)),
         }
     }
@@ -406,10 +407,27 @@ mod tests {
 
     #[test]
     fn moves_far_apart_are_always_followed() {
-        let mut station = Station(Value::learned(PortIndex(0), Tick(0)));
-        for n in 1..50u16 {
-            assert!(station.at(n, u32::from(n) * 11 * SECOND));
-            assert_eq!((station.0.moves(), station.0.home()), (1, PortIndex(n - 1)));
+        for (apart, home) in [(11, |_| 0), (121, |n| n - 1)] as [(u32, fn(u16) -> u16); 2] {
+            let mut station = Station(Value::learned(PortIndex(0), Tick(0)));
+            for n in 1..50u16 {
+                assert!(station.at(n, u32::from(n) * apart * SECOND));
+                assert_eq!((station.0.moves(), station.0.home()), (1, PortIndex(home(n))), "{apart} s apart");
+            }
+        }
+    }
+
+    /// The guest at port 1 has taken the address of the one at port 0 while that was silent, and goes on when it talks again.
+    #[test]
+    fn who_took_the_address_of_a_silent_station_is_not_its_home() {
+        for silence in [1, 11, 60, 119] {
+            let mut station = Station(Value::learned(PortIndex(0), Tick(5000)));
+            let taken = 5000 + 20 * SECOND;
+            assert!(station.at(1, taken));
+            let back = taken + silence * SECOND;
+            assert!(station.at(1, back - 1) && station.at(0, back), "it is followed back after {silence} s");
+            let last = (1..=10).filter(|n| station.at((n % 2) as u16, back + n)).last();
+            assert_eq!((station.0.is_damped(), station.0.home(), last), (true, PortIndex(0), Some(10)), "{silence} s");
+            assert!(!station.at(1, back + 11) && station.at(0, back + 12));
         }
     }
 

@@ -34,15 +34,14 @@ impl Known {
         if self.vacant {
             return (Self { home: self.port, moves: 0, damped: false, vacant: false, ..there }, true);
         }
-        if self.moves == 0 && self.home != self.port && quiet < FLAP_HOLD_DOWN {
-            return (Self { moves: 1, ..there }, true);
-        }
         if self.damped && quiet < FLAP_HOLD_DOWN {
             let free = port == self.home || now.since(self.seen) >= FLAP_WINDOW;
             return if free { (there, true) } else { (Self { tried: now, ..self }, false) };
         }
         if self.damped || self.moves == 0 || quiet >= FLAP_WINDOW {
-            return (Self { home: self.port, moves: 1, damped: false, ..there }, true);
+            let may_come_back = !self.damped && quiet < FLAP_HOLD_DOWN;
+            let home = if may_come_back { self.home } else { self.port };
+            return (Self { home, moves: 1, damped: false, ..there }, true);
         }
         let moves = self.moves + 1;
         if moves <= FLAP_MOVES {
