@@ -142,6 +142,8 @@ pub struct Outcome {
     pub held: Option<u64>,
     /// Cycles that notifying the far end took, beyond what that takes: the far end's doing, not the sender's.
     pub excess: u64,
+    /// Cycles that the host's network stack had, which runs as long as it likes when it is given a frame.
+    pub host: u64,
 }
 
 impl Outcome {
@@ -156,6 +158,7 @@ impl Outcome {
             merged: 0,
             held: None,
             excess: 0,
+            host: 0,
         }
     }
 

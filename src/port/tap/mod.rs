@@ -31,6 +31,7 @@ use super::{LinkState, Outcome, Port, Receive, Received, Transmit, Wake};
 use crate::frame::{Batch, Heads, Needs};
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem;
+use crate::sys::cpu;
 use crate::sys::tap::{self, InterfaceControl, InterfaceName, InterfaceNameError};
 use crate::verdict::DropReason;
 
@@ -322,7 +323,7 @@ impl Transmit for Interface {
     fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
         let tun = self.tun();
         let Some(tun) = &*tun else { return outcome.refuse_all(picks, DropReason::LinkDown) };
-        let (mut transmitted, mut last_error) = (0, None);
+        let (mut transmitted, mut last_error, began) = (0, None, cpu::cycles());
         for &pick in picks {
             match self.write(tun.as_fd(), batch, pick, outcome) {
                 Ok(()) => {
@@ -336,6 +337,8 @@ impl Transmit for Interface {
                 Err(WriteError::Frame(reason)) => outcome.refuse(pick, reason),
             }
         }
+        // What the host does with a frame it does in this thread, before the write returns.
+        outcome.host += cpu::cycles().wrapping_sub(began);
         self.counters.transmitted.fetch_add(transmitted, Ordering::Relaxed);
         self.counters.refused.fetch_add(picks.len() as u64 - transmitted, Ordering::Relaxed);
         if let Some(errno) = last_error {

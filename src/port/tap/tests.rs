@@ -188,6 +188,7 @@ fn what_is_transmitted_the_host_receives_and_every_frame_has_an_end() {
         let frames: Vec<Vec<u8>> = payloads.iter().map(|payload| datagram(mac, to, payload)).collect();
         let outcome = testing::transmit(&*side, &frames);
         assert_eq!(outcome.delivered, 0b1_1111, "{:?}", port.detail());
+        assert!(outcome.host > 0, "the host received them meanwhile");
         let mut buffer = [0; 2000];
         for payload in &payloads {
             let (len, from) = socket.recv_from(&mut buffer).unwrap();
