@@ -75,7 +75,7 @@ drop_reasons! {
     /// The source address is the configured one (`mac`) of another port.
     SourcePinned => "source-pinned", "The VM uses another one's address, or connects two ports: `linecard port show` names the other one.";
     /// The destination is one of the addresses that bridges keep to the link (IEEE 802.1Q, table 8-1).
-    LinkLocalGroup => "link-local-group", "Nothing to do: LLDP, LACP, STP and pause frames end at the switch.";
+    LinkLocalGroup => "link-local-group", "Nothing to do: LLDP, LACP, STP and pause frames end at the switch. A guest that bridges two of its NICs in one network is not kept from a loop by its spanning tree, then.";
     /// The destination is behind the port that the frame came from.
     SamePort => "same-port", "Nothing to do, unless two stations behind one port expect the switch to reflect frames.";
     /// The port sent more broadcasts, multicasts or frames to unknown stations in a second than its `storm` allows.
