@@ -196,7 +196,8 @@ impl Roster {
     pub fn fit(&mut self, received: Received, host: u64) -> bool {
         let Some(Some(slot)) = self.slots.get_mut(self.round.visiting as usize) else { return false };
         let Received::Frames(frames) = received else { return false };
-        let fits = (frames as u64).saturating_mul(self.host_cycles) / host.max(1);
+        // None may be dealt with, of one that goes to very many ports.
+        let fits = (frames.max(1) as u64).saturating_mul(self.host_cycles) / host.max(1);
         slot.most = (fits as usize).clamp(1, (2 * slot.most).min(BATCH_FRAMES));
         host > self.host_cycles
     }
