@@ -94,6 +94,11 @@ pub const FDB_PAGE: usize = 2048;
 /// MAC addresses that one port may teach the switch unless its configuration says otherwise.
 pub const PORT_MACS_DEFAULT: u32 = 4096;
 
+/// Stations of each port that are learned however many others have: no limit of its network or of the host counts for them, only the
+/// port's own. A VM has one address for each vNIC, and a router some virtual ones (VRRP), a container each with macvlan. All
+/// ports together have a sixteenth of [`FDB_ENTRIES`] of them, for which the table has room beside those.
+pub const PORT_MACS_SHARE: u32 = 16;
+
 /// Frames in a second that one vNIC may have flooded unless its configuration says otherwise: broadcasts. A booting guest sends
 /// some ten, one that looks for a whole /24 by ARP 254; every other guest of the network pays for each with an interrupt.
 pub const STORM_BROADCAST_DEFAULT: u32 = 1000;
@@ -182,4 +187,6 @@ pub const API_CONNECTIONS_READ_ONLY: usize = 64;
 pub const METRICS_CONNECTIONS: usize = 64;
 
 const _: () = assert!(BATCH_FRAMES == u64::BITS as usize, "a u64 has one bit per frame of a batch");
+const _: () =
+    assert!(PORT_MACS_SHARE as usize * PORTS <= FDB_ENTRIES / 16, "shares are few beside what a host may have");
 const _: () = assert!(PORTS <= u16::MAX as usize && NETWORKS <= u16::MAX as usize);

@@ -223,3 +223,52 @@ fn what_a_port_may_have_flooded_changes_while_it_floods() {
     let counters = daemon.json("port show r")["counters"].clone();
     assert_eq!(counters["drops"]["storm-limited"], counters["storm_drops"]["broadcast"], "{counters}");
 }
+
+/// What is not learned is told by port and limit wherever an operator looks, and is learned when the limit is raised.
+#[test]
+fn what_a_limit_keeps_from_being_learned_is_shown_and_told() {
+    let files = tempfile::tempdir().unwrap();
+    let file = files.path().join("frames.pcap");
+    fs::write(&file, capture(&[1, 2, 3].map(|last| broadcast([2, 0, 0, 0, 0, last])))).unwrap();
+    let sections = |macs: u32| {
+        let replay = format!("replay: {{ file: {}, interval: 1ms, loop: true }}", file.display());
+        format!(
+            "networks: {{ lan: {{}} }}\nports:\n  r: {{ {replay}, network: lan, limits: {{ macs: {macs} }} }}\n  a: {{ \"null\": {{}}, \
+             network: lan }}\n"
+        )
+    };
+    let daemon = Daemon::start(&sections(2));
+    daemon.until("a refusal", || daemon.json("port show r")["macs-refused"]["port"].as_u64() > Some(0));
+    let text = daemon.prints("port show r");
+    assert!(
+        text.contains("2 of 2") && text.contains("times, when the port had as many as it may: `limits.macs`"),
+        "{text}"
+    );
+    let port = daemon.json("port show r");
+    assert_eq!((&port["macs"], &port["mac-limit"]), (&json!(2), &json!(2)), "{port}");
+    assert!(daemon.json("network list")[0]["macs-refused"]["port"].as_u64() > Some(0));
+    let list = daemon.prints("network list");
+    assert!(list.contains("REFUSED") && list.contains("2 of 65536"), "{list}");
+    let metrics = daemon.http("GET", "/metrics", "").body;
+    for line in [
+        "linecard_port_stations{port=\"r\"} 2\n",
+        "linecard_port_stations_limit{port=\"r\"} 2\n",
+        "linecard_port_stations_refused_total{port=\"r\",limit=\"port\"} ",
+        "linecard_network_stations{network=\"lan\"} 2\n",
+        "linecard_network_stations_limit{network=\"lan\"} 65536\n",
+    ] {
+        assert!(metrics.contains(line), "{line}{metrics}");
+    }
+    let told = || {
+        let events = daemon.prints("events");
+        let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.find(|event| event["event"] == "addresses-refused")
+    };
+    daemon.until("an event", || told().is_some());
+    let told = ["network", "port", "limit", "most"].map(|key| told().unwrap()[key].clone());
+    assert_eq!(told, [json!("lan"), json!("r"), json!("port"), json!(2)]);
+
+    daemon.write(&sections(3));
+    assert_eq!(daemon.prints("apply"), "~ port r\n    macs: 2 -> 3\n");
+    daemon.until("the third one is learned", || daemon.json("port show r")["macs"] == 3);
+}

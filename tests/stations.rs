@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use frontend::daemon::{Daemon, port_with, preamble};
+use frontend::daemon::{Daemon, port, port_with, preamble};
 use frontend::eventually;
 use frontend::frame::{BROADCAST, frame};
 use frontend::nic::{Nic, NicConfig, meet};
+use serde_json::Value;
 
 /// The virtual address of two routers (RFC 5798, 7.3).
 const VIRTUAL: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x0a];
@@ -209,4 +210,56 @@ fn guests_beside_a_loop_keep_their_frames() {
 #[test]
 fn guests_with_configured_addresses_beside_a_loop_lose_nothing() {
     loop_beside(true);
+}
+
+/// Two guests that teach the switch all the addresses that their network may have, and go on: of a pair that comes afterwards
+/// nobody else hears a frame, and none is held against what may be flooded. An operator sees who fills what.
+#[test]
+fn a_network_that_others_have_filled_learns_who_comes_afterwards() {
+    let daemon = Daemon::start(|dir| {
+        let more = ", limits: { macs: 600 }";
+        let crowd: String = ["x", "y"].iter().map(|name| port_with(dir, name, "lan", "server", more)).collect();
+        let rest: String = ["c", "p", "q"].iter().map(|name| port(dir, name, "lan")).collect();
+        preamble(dir) + "networks: { lan: { mac-limit: 1000 } }\nports:\n" + &crowd + &rest
+    });
+    let [mut x, mut y, mut c] = up(&daemon, ["x", "y", "c"]);
+    meet(&mut x, &mut c);
+    meet(&mut y, &mut c);
+    for n in 0..600u32 {
+        for (nic, kind) in [(&mut x, 1), (&mut y, 2)] {
+            let [.., high, low] = n.to_be_bytes();
+            nic.send(&frame(c.mac, [2, 0x66, 0, kind, high, low], 60, n.into()));
+            nic.drain();
+        }
+        let _ = c.poll();
+    }
+    let network = || daemon.linecard(&["network", "list"]).unwrap()[0].take();
+    let full =
+        eventually("the network is full", || Some(network()).filter(|lan| !lan["macs-refused"]["network"].is_null()));
+    assert_eq!((&full["fdb-entries"], &full["mac-limit"]), (&1000.into(), &1000.into()), "{full}");
+
+    let [mut p, mut q] = up(&daemon, ["p", "q"]);
+    meet(&mut p, &mut q);
+    let _ = (x.poll(), y.poll(), c.poll());
+    let (at_p, at_q) = (p.mac, q.mac);
+    for n in 0..500 {
+        assert!(reaches(&mut p, at_p, &mut q, at_q, n), "frame {n} to q");
+        assert!(reaches(&mut q, at_q, &mut p, at_p, 1000 + n), "frame {n} to p");
+    }
+    for (nic, name) in [(&mut x, "x"), (&mut y, "y"), (&mut c, "c")] {
+        let of_pair = |bytes: &[u8]| [at_p, at_q].contains(&bytes[..6].try_into().unwrap());
+        assert!(!nic.poll().iter().any(|(_, got)| of_pair(&got.frame)), "{name} hears what the pair says");
+    }
+    for name in ["p", "q"] {
+        let port = daemon.port(name);
+        assert_eq!((port.drops("storm-limited"), &port.0["macs"]), (0, &1.into()), "{name}: {}", port.0);
+    }
+
+    let told = eventually("it is told", || daemon.events("addresses-refused").pop());
+    assert_eq!((&told["network"], &told["limit"], &told["most"]), (&"lan".into(), &"network".into(), &1000.into()));
+    assert!(["x", "y"].map(Value::from).contains(&told["port"]) && told["count"].as_u64().unwrap() > 0, "{told}");
+    assert!(daemon.log().contains("for the network has 1000, which is the limit"), "{}", daemon.log());
+    let [of_x, of_y] = ["x", "y"].map(|name| daemon.port(name).0);
+    assert_eq!(of_x["macs"].as_u64().unwrap() + of_y["macs"].as_u64().unwrap(), 999, "and c has one");
+    assert_eq!((&of_x["mac-limit"], of_x["macs-refused"]["network"].as_u64() > Some(0)), (&600.into(), true), "{of_x}");
 }

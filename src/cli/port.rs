@@ -16,6 +16,7 @@ pub(super) fn show(port: &PortReport) -> String {
     let mut text = headline(port);
     text += &table(&[], &[], facts(port).into_iter().map(|(key, value)| vec![key, value]));
     text += &conflicts(port);
+    text += &refused(port);
     text += &traffic(port);
     for (title, drops) in [("from it", &port.counters.drops), ("on the way to it", &port.counters.tx_drops)] {
         if !drops.is_empty() {
@@ -49,6 +50,26 @@ fn conflicts(port: &PortReport) -> String {
     if lines.is_empty() { lines } else { format!("\naddresses seen at two ports:\n{lines}") }
 }
 
+/// Addresses that were not learned, by what kept them from it.
+fn refused(port: &PortReport) -> String {
+    let line = |(limit, count): (&String, &u64)| {
+        let reason = match limit.as_str() {
+            "port" => "the port had as many as it may: `limits.macs`",
+            "network" => "its network had as many as it may: `mac-limit`, see `linecard network list`",
+            "host" => "the host had as many as it may",
+            "place" => "the table had not grown yet",
+            other => other,
+        };
+        format!("  {} times, when {reason}\n", exact(*count))
+    };
+    let lines: String = port.macs_refused.iter().map(line).collect();
+    if lines.is_empty() {
+        lines
+    } else {
+        format!("\naddresses that were not learned, so that what is sent to them is flooded:\n{lines}")
+    }
+}
+
 fn headline(port: &PortReport) -> String {
     let why = port.reason.as_ref().map(|reason| format!(": {}", printable::line(reason))).unwrap_or_default();
     format!("port {} is {}{why}\n\n", port.name, state(port.state))
@@ -72,6 +93,7 @@ fn facts(port: &PortReport) -> Vec<(String, String)> {
     fact("affinity", serde_json::to_value(port.affinity).ok().map(|affinity| plain(&affinity)));
     fact("CPU", Some(list(port.cpus.iter().copied())).filter(|cpus| !cpus.is_empty()));
     fact("compat", port.compat.map(|compat| compat.to_string()));
+    fact("stations", port.mac_limit.map(|most| format!("{} of {}", exact(port.macs.into()), exact(most.into()))));
     fact("storm", Some(bounds(port.storm, port.in_loop)));
     fact("offloads", Some(left(port.offloads)));
     let labels: Vec<_> = port.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();

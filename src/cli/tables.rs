@@ -89,10 +89,11 @@ pub(super) fn origin(origin: Origin) -> &'static str {
 pub(super) fn networks(networks: &[NetworkReport]) -> String {
     let row = |network: &NetworkReport| {
         let stations = format!("{} of {}", network.fdb_entries, network.mac_limit);
-        vec![network.name.clone(), stations, duration(network.mac_age_seconds), network.ports.join(" ")]
+        let refused = count(network.macs_refused.values().sum());
+        vec![network.name.clone(), stations, refused, duration(network.mac_age_seconds), network.ports.join(" ")]
     };
     or("no networks", networks.len(), || {
-        table(&["NAME", "STATIONS", "MAC AGE", "PORTS"], &[1], networks.iter().map(row))
+        table(&["NAME", "STATIONS", "REFUSED", "MAC AGE", "PORTS"], &[1, 2], networks.iter().map(row))
     })
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::clock::WallTime;
 use crate::limits::{EVENT_FOLLOWERS, EVENT_FOLLOWERS_READ_ONLY, EVENT_LOG_LINES, EVENT_REASON_BYTES, EVENTS, PORTS};
-pub use kinds::{Event, EventRecord, Traffic};
+pub use kinds::{AddressLimit, Event, EventRecord, Traffic};
 pub use links::Tally;
 pub(super) use links::{Links, Sight};
 

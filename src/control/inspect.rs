@@ -17,7 +17,7 @@ use crate::config::{KindPlan, PortPlan};
 use crate::ident::{Name, PortIndex};
 use crate::port::{Conduct, LinkState, Notifications};
 use crate::shard::{Counters, PortTotals, QueueMove, Stall};
-use crate::switch::{Fdb, FdbCounters, Flush, StormClass};
+use crate::switch::{Fdb, FdbCounters, Flush, MacLimit, StormClass};
 use crate::verdict::DropReason;
 
 /// Said of a port that does not say it itself.
@@ -67,7 +67,10 @@ impl Controller {
         let (view, shards) = (self.shown.ports.load(), self.shown.shards.load());
         let mut links = view.ask(&self.shown.calls, |port| port.link());
         let (conflicts, counters) = (self.shown.conflicts.load(), shards.readings.counters());
+        let fdb = self.shown.fdb();
         let report = |(name, port): (&Name, &PortView)| PortReport {
+            macs: fdb.port_macs(port.number),
+            macs_refused: by_limit(fdb.port_refused(port.number)),
             conflicts: conflicts.of_port(name.as_str()),
             in_loop: conflicts.is_in_loop(name.as_str()),
             ..report(&shards, &counters, name, port, links.remove(name).flatten())
@@ -90,21 +93,28 @@ impl Controller {
         let seen = self.shown.conflicts.load();
         let (conflicts, in_loop) = (seen.of_port(name.as_str()), seen.is_in_loop(name.as_str()));
         let report = report(&shards, &shards.readings.counters(), name, port, link);
-        Ok(PortReport { detail, conflicts, in_loop, ..report })
+        let fdb = self.shown.fdb();
+        let (macs, macs_refused) = (fdb.port_macs(port.number), by_limit(fdb.port_refused(port.number)));
+        Ok(PortReport { detail, conflicts, in_loop, macs, macs_refused, ..report })
     }
 
     /// Every network.
     pub fn networks(&self) -> Vec<NetworkReport> {
         let view = self.shown.ports.load();
-        let mut entries: BTreeMap<_, usize> = BTreeMap::new();
-        self.shown
-            .fdb()
-            .entries(self.clock.now().tick())
-            .for_each(|entry| *entries.entry(entry.network).or_default() += 1);
+        let (mut entries, fdb) = (BTreeMap::<_, usize>::new(), self.shown.fdb());
+        fdb.entries(self.clock.now().tick()).for_each(|entry| *entries.entry(entry.network).or_default() += 1);
+        let refused = |name: &Name| {
+            let mut sums = [0; MacLimit::COUNT];
+            for port in view.ports.values().filter(|port| port.is_in(name)) {
+                sums.iter_mut().zip(fdb.port_refused(port.number)).for_each(|(sum, count)| *sum += count);
+            }
+            by_limit(sums)
+        };
         let report = |(name, network): (&Name, &NetworkView)| NetworkReport {
             name: name.to_string(),
             mac_age_seconds: network.plan.mac_age.as_secs(),
             mac_limit: network.plan.mac_limit,
+            macs_refused: refused(name),
             fdb_entries: network.number.and_then(|number| entries.get(&number)).copied().unwrap_or(0),
             ports: view.ports.iter().filter(|(_, port)| port.is_in(name)).map(|(port, _)| port.to_string()).collect(),
         };
@@ -326,6 +336,9 @@ fn report(
         origin: wish.origin,
         state,
         reason,
+        mac_limit: plan.map(|plan| plan.macs),
+        macs: 0,
+        macs_refused: BTreeMap::new(),
         conflicts: Vec::new(),
         in_loop: false,
         counters: counters(counted, port),
@@ -392,6 +405,12 @@ fn which(view: &PortsView, filter: &FdbFilter) -> Result<Flush, ControlError> {
 fn storm_drops(refused: [u64; 3]) -> BTreeMap<String, u64> {
     let named = StormClass::ALL.iter().zip(refused).filter(|(_, count)| *count > 0);
     named.map(|(class, count)| (class.name().to_string(), count)).collect()
+}
+
+/// How often stations were not learned, by what kept them from it.
+fn by_limit(refused: [u64; MacLimit::COUNT]) -> BTreeMap<String, u64> {
+    let named = MacLimit::ALL.iter().zip(refused).filter(|(_, count)| *count > 0);
+    named.map(|(limit, count)| (limit.name().to_string(), count)).collect()
 }
 
 fn fdb_totals(fdb: &Fdb) -> FdbTotals {

@@ -23,6 +23,7 @@ mod locality;
 mod numbers;
 mod pages;
 mod pool;
+mod refusals;
 pub mod report;
 mod running;
 pub mod store;

@@ -183,6 +183,16 @@ pub struct PortReport {
     pub state: PortState,
     /// Why not.
     pub reason: Option<String>,
+    /// Most addresses that are learned here (`limits.macs`).
+    #[serde(default)]
+    pub mac_limit: Option<u32>,
+    /// How many there are.
+    #[serde(default)]
+    pub macs: u32,
+    /// How often an address was not learned here, by what kept it from that: `port`, `network` or `host` for their limits, `place`
+    /// until the FDB had grown. What did not occur is left out.
+    #[serde(default)]
+    pub macs_refused: BTreeMap<String, u64>,
     /// Addresses that are seen here and are another port's, and those of this one that are seen elsewhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<ConflictReport>,
@@ -253,10 +263,13 @@ pub struct NetworkReport {
     pub name: String,
     /// Seconds that a learned address lives without being heard.
     pub mac_age_seconds: u64,
-    /// Most FDB entries.
+    /// Most learned FDB entries, but for the first 16 of each port, which are learned in any case.
     pub mac_limit: u32,
     /// FDB entries now.
     pub fdb_entries: usize,
+    /// How often an address was not learned at its ports, by what kept it from that, as `macs-refused` of ports.
+    #[serde(default)]
+    pub macs_refused: BTreeMap<String, u64>,
     /// Its ports, by name.
     pub ports: Vec<String>,
 }

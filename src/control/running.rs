@@ -21,6 +21,7 @@ use super::events::Events;
 use super::kinds::{self, Kinds};
 use super::locality::Locality;
 use super::numbers::Numbers;
+use super::refusals::Refusals;
 use super::storms::Storms;
 use super::view::{NetworkView, PortView, PortsView, ShardsView, Shown};
 use crate::clock::Instant;
@@ -52,6 +53,7 @@ pub(super) struct Running {
     /// How much of what it sends may be flooded.
     pub(super) storm: Arc<Storm>,
     pub(super) storms: Storms,
+    refusals: Refusals,
     /// Where its guest's memory is.
     pub(super) locality: Locality,
 }
@@ -68,6 +70,7 @@ impl Running {
             was_high: false,
             storm: Arc::default(),
             storms: Storms::default(),
+            refusals: Refusals::default(),
             locality: Locality::default(),
         }
     }
@@ -244,6 +247,17 @@ impl Runtime {
         }
     }
 
+    /// Says of which ports stations are not learned, and because of which limit.
+    pub(super) fn watch_refusals(&mut self, now: Instant, events: &Events) {
+        for (name, Running { refusals, number, .. }) in &mut self.ports {
+            let plan = self.desired.ports.get(name).and_then(|wish| wish.plan.as_ref().ok());
+            let plans = plan.and_then(|plan| Some((plan, self.desired.networks.get(&plan.network)?)));
+            if let Some(plans) = plans {
+                refusals.look(now, name, plans, self.fdb.port_refused(*number), events);
+            }
+        }
+    }
+
     /// The plan of a port, if it has one.
     pub(super) fn plan(&self, name: &Name) -> Option<&PortPlan> {
         self.desired.ports.get(name)?.plan.as_ref().ok()
@@ -259,12 +273,14 @@ impl Runtime {
             };
             let Some(running) = self.ports.get_mut(name) else { continue };
             let was_high = running.is_high();
-            let (number, storm, storms) = (running.number, Arc::clone(&running.storm), running.storms);
+            let Running { number, storms, refusals, .. } = *running;
+            let storm = Arc::clone(&running.storm);
             let before = running.port.as_ref().map_or_else(|_| running.before.clone(), |handle| Some(handle.ended()));
             let fresh = Running {
                 was_high,
                 storm,
                 storms,
+                refusals,
                 before: before.clone(),
                 ..Running::without(number, "it is being made anew")
             };
@@ -446,9 +462,9 @@ impl Runtime {
         for (name, running) in &mut self.ports {
             let Some((_, reason)) = refused.iter().find(|(number, _)| *number == running.number) else { continue };
             log::error!("port {name}: stopped: {reason}");
-            let (storm, storms) = (Arc::clone(&running.storm), running.storms);
+            let (storm, storms, refusals) = (Arc::clone(&running.storm), running.storms, running.refusals);
             let before = running.port.as_ref().ok().map(|handle| handle.ended());
-            let stopped = Running { storm, storms, before, ..Running::without(running.number, reason) };
+            let stopped = Running { storm, storms, refusals, before, ..Running::without(running.number, reason) };
             ending.push(std::mem::replace(running, stopped).port);
         }
         if !ending.is_empty() {

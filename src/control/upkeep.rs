@@ -1,5 +1,5 @@
 //! What has to be done every second without anybody asking: FDB entries age, a crowded FDB grows, queues move to where they are
-//! served better, storms, shards that were held up and ports that were barred are told of, what ports that are gone have left is
+//! served better, storms, stations that are not learned, shards that were held up and ports that were barred are told of, what ports that are gone have left is
 //! removed, and the shards' clocks are noted, so that a share of time can be told of the last seconds and not of the daemon's
 //! whole life.
 
@@ -45,6 +45,9 @@ impl Controller {
         if swept.aged > 0 {
             log::debug!("FDB: {} stations were silent for too long", swept.aged);
         }
+        if swept.surplus > 0 {
+            log::debug!("FDB: {} stations moved to ports that have no room for them", swept.surplus);
+        }
         let reports = self.shown.shards.load().readings.report();
         let number = self.samples().note(reports);
         if let Some(run) = self.started.daemon.api.parent().filter(|_| number % SWEEP == 1) {
@@ -65,6 +68,7 @@ impl Controller {
         let news = runtime.settle(&self.nodes, self.clock.now(), &mut found);
         runtime.balance(self.clock.now());
         runtime.watch_storms(&self.events);
+        runtime.watch_refusals(self.clock.now(), &self.events);
         if news { runtime.show() } else { runtime.show_shards() }
     }
 }

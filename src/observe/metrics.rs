@@ -19,7 +19,9 @@ use utoipa::OpenApi;
 
 use crate::control::Controller;
 use crate::control::http::{Asker, Refused, Routes};
-use crate::control::report::{CounterReport, Direction, PortReport, PortState, ShardReport, StatusReport};
+use crate::control::report::{
+    CounterReport, Direction, NetworkReport, PortReport, PortState, ShardReport, StatusReport,
+};
 use crate::port::{Conduct, Notifications};
 use crate::sys::cpu;
 
@@ -62,6 +64,7 @@ impl Collector for Scrape {
         let reports = controller.ports();
         ports(&mut encoder, &reports)?;
         storms(&mut encoder, &reports)?;
+        stations(&mut encoder, &reports, &controller.networks())?;
         conduct(&mut encoder, controller)?;
         drops(&mut encoder, controller)?;
         notifications(&mut encoder, controller)?;
@@ -203,6 +206,25 @@ fn storms(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Re
         drops.map(|(class, count)| (vec![label("port", &port.name), label("class", class)], *count))
     });
     counters(encoder, "port_storm_drops", "Frames of the port that were too many to be flooded", labeled)
+}
+
+/// How many stations ports and networks have, of how many they may, and how often one more was refused.
+fn stations(encoder: &mut DescriptorEncoder, ports: &[PortReport], networks: &[NetworkReport]) -> std::fmt::Result {
+    let by_port = |port: &PortReport| vec![label("port", &port.name)];
+    let by_network = |network: &NetworkReport| vec![label("network", &network.name)];
+    let learned = ports.iter().map(|port| (by_port(port), i64::from(port.macs)));
+    gauges(encoder, "port_stations", "Stations learned at the port", learned)?;
+    let most = ports.iter().filter_map(|port| Some((by_port(port), i64::from(port.mac_limit?))));
+    gauges(encoder, "port_stations_limit", "Stations that may be learned at the port", most)?;
+    let refused = ports.iter().flat_map(|port| {
+        let by_limit = port.macs_refused.iter();
+        by_limit.map(|(limit, count)| (vec![label("port", &port.name), label("limit", limit)], *count))
+    });
+    counters(encoder, "port_stations_refused", "Stations of the port not learned, by limit", refused)?;
+    let entries = networks.iter().map(|network| (by_network(network), network.fdb_entries as i64));
+    gauges(encoder, "network_stations", "Stations of the network in the FDB", entries)?;
+    let most = networks.iter().map(|network| (by_network(network), i64::from(network.mac_limit)));
+    gauges(encoder, "network_stations_limit", "Stations that may be learned in the network", most)
 }
 
 /// Kicks and interrupts of rings. Their sum over a guest's rings is what it spends on exits and interrupts. `ring` is the

@@ -16,13 +16,14 @@ use std::time::Duration;
 
 pub use fdb::{
     FLAP_HOLD_DOWN, FLAP_MOVES, FLAP_WINDOW, Fdb, FdbCounters, FdbEntry, Flush, Incident, IncidentKind, Learned,
-    Limits, PinError, Swept,
+    Limits, MacLimit, PinError, Swept,
 };
 pub use forward::process;
 pub use storm::{Storm, StormClass, StormRates};
 
 use crate::clock::Tick;
 use crate::ident::{NetworkIndex, PortIndex};
+use crate::limits::PORT_MACS_SHARE;
 
 /// What frames are forwarded by.
 #[derive(Debug, Clone)]
@@ -72,9 +73,11 @@ impl Tables {
         self.networks.get(network.index())?.as_ref()
     }
 
-    /// Forgets stations that have been silent for their network's MAC age, and has ports that are down hold none. See
-    /// [`Fdb::sweep`].
+    /// Forgets stations that have been silent for their network's MAC age, and those that are too many because they moved, and has
+    /// ports that are down hold none. See [`Fdb::sweep`] and [`Fdb::trim`].
     pub fn sweep(&self, now: Tick, is_down: impl Fn(PortIndex) -> bool) -> Swept {
-        self.fdb.sweep(now, |network| self.network(network).map(|row| row.mac_age), is_down)
+        let swept = self.fdb.sweep(now, |network| self.network(network).map(|row| row.mac_age), is_down);
+        let most = |row: &NetworkRow| row.mac_limit as usize + PORT_MACS_SHARE as usize * row.members.len();
+        Swept { surplus: self.fdb.trim(|network| self.network(network).map(most)), ..swept }
     }
 }

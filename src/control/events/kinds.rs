@@ -33,6 +33,18 @@ pub enum Traffic {
     UnknownUnicast,
 }
 
+/// What keeps addresses from being learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddressLimit {
+    /// `limits.macs` of the port.
+    Port,
+    /// `mac-limit` of its network.
+    Network,
+    /// What the host has for all networks.
+    Host,
+}
+
 /// What happened. `event` names the kind; a `port` is the one that caused it or that it happened to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
@@ -125,6 +137,20 @@ pub enum Event {
         /// How often since the last such record.
         count: u64,
     },
+    /// Addresses that a port sends from were not learned because a limit is reached: what is sent to them goes to all ports of the
+    /// network, as far as `storm` lets it.
+    AddressesRefused {
+        /// The network.
+        network: String,
+        /// The port.
+        port: String,
+        /// Which limit.
+        limit: AddressLimit,
+        /// How many addresses it lets be learned.
+        most: u64,
+        /// How often since the last such record. Frames that follow each other with one source count once.
+        count: u64,
+    },
     /// Frames come in at two ports with addresses of stations behind others: their far ends are connected to each other.
     LoopSuspected {
         /// The network.
@@ -187,6 +213,7 @@ impl Event {
             Self::AddressMoved { .. } => "address-moved",
             Self::AddressDamped { .. } => "address-damped",
             Self::AddressPinned { .. } => "address-pinned",
+            Self::AddressesRefused { .. } => "addresses-refused",
             Self::LoopSuspected { .. } => "loop-suspected",
             Self::ShardStalled { .. } => "shard-stalled",
             Self::StormBegan { .. } => "storm-began",
@@ -208,6 +235,7 @@ impl Event {
             | Self::AddressMoved { port, .. }
             | Self::AddressDamped { port, .. }
             | Self::AddressPinned { port, .. }
+            | Self::AddressesRefused { port, .. }
             | Self::LoopSuspected { port, .. }
             | Self::ShardStalled { port, .. }
             | Self::StormBegan { port, .. }
@@ -240,6 +268,7 @@ impl Event {
             Self::PortBarred { .. }
             | Self::AddressDamped { .. }
             | Self::AddressPinned { .. }
+            | Self::AddressesRefused { .. }
             | Self::LoopSuspected { .. }
             | Self::ShardStalled { .. }
             | Self::StormBegan { .. } => Level::Warn,
@@ -274,6 +303,22 @@ impl fmt::Display for Event {
                 "network {network}: {mac} is the address of port {other_port} and was seen at port {port} {count} times: what \
                  comes with it from there is dropped"
             ),
+            Self::AddressesRefused { network, port, limit, most, count } => {
+                let (whose, remedy) = match limit {
+                    AddressLimit::Port => ("the port has", "raise its `limits.macs` if they are all wanted"),
+                    AddressLimit::Network => {
+                        ("the network has", "raise its `mac-limit`, or lower `limits.macs` of ports that have most")
+                    }
+                    AddressLimit::Host => {
+                        ("the host has", "lower `mac-limit` of networks or `limits.macs` of ports that have most")
+                    }
+                };
+                write!(
+                    f,
+                    "network {network}: port {port} sent {count} times from addresses that were not learned, for {whose} {most}, \
+                     which is the limit, and what is sent to them is flooded: {remedy}"
+                )
+            }
             Self::LoopSuspected { network, port, other_port, count } => write!(
                 f,
                 "network {network}: ports {port} and {other_port} seem to be connected to each other: frames come in there \

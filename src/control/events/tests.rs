@@ -47,6 +47,7 @@ fn a_kinds_name_is_the_one_that_is_written() {
         Event::AddressMoved { network: text(), mac: text(), port: port(), other_port: text(), count: 1 },
         Event::AddressDamped { network: text(), mac: text(), port: port(), other_port: text(), count: 1 },
         Event::AddressPinned { network: text(), mac: text(), port: port(), other_port: text(), count: 1 },
+        Event::AddressesRefused { network: text(), port: port(), limit: AddressLimit::Host, most: 1, count: 1 },
         Event::LoopSuspected { network: text(), port: port(), other_port: text(), count: 1 },
         Event::ShardStalled { cpu: 0, port: port(), sender: None, milliseconds: 1, short_times: None },
         Event::ShardStalled { cpu: 0, port: port(), sender: Some(port()), milliseconds: 1, short_times: Some(2) },

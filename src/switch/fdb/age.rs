@@ -12,6 +12,7 @@ use super::bucket::Slot;
 use super::entry::{Key, Value};
 use crate::clock::Tick;
 use crate::ident::{MacAddr, NetworkIndex, PortIndex};
+use crate::limits::{NETWORKS, PORT_MACS_SHARE, PORTS};
 
 /// One entry, as `linecard fdb list` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Swept {
     pub aged: usize,
     /// Second entries of a station that several shards entered at the same moment.
     pub duplicates: usize,
+    /// Stations that moved to ports for which there is no room.
+    pub surplus: usize,
 }
 
 /// Which learned entries to flush: those that match all that is given.
@@ -95,6 +98,23 @@ impl Fdb {
         swept
     }
 
+    /// Takes stations out of networks that have more than `most` says, and out of all if the host has too many; returns how many.
+    ///
+    /// A station that moves brings its place along, whatever the limits are, and leaves one within the share of the port where it was:
+    /// two ports could fill the table in this way. So when there are more than the limit and the shares of all ports, which nothing
+    /// else leads to, those go that moved lately, or whose port is down, and are at ports that have more than their share.
+    pub fn trim(&self, most: impl Fn(NetworkIndex) -> Option<usize>) -> usize {
+        let of_host = || self.len() > self.most.saturating_add(PORT_MACS_SHARE as usize * PORTS);
+        let of_network = |network| most(network).is_some_and(|most| self.network_macs(network) as usize > most);
+        if !of_host() && !(0..NETWORKS).any(|number| of_network(NetworkIndex(number as u16))) {
+            return 0;
+        }
+        self.take_out_all(|key, value| {
+            let moved = !value.is_pinned() && (value.moves() > 0 || value.is_away() || value.is_vacant());
+            moved && self.counts.is_beyond_share(value.port()) && (of_network(key.network()) || of_host())
+        })
+    }
+
     /// Takes out the learned entries that match `which`; returns how many. Pins stay.
     pub fn flush(&self, which: Flush) -> usize {
         let flushed = self.take_out_all(|key, value| !value.is_pinned() && which.matches(key, value));
@@ -109,6 +129,7 @@ impl Fdb {
     pub fn forget_port(&self, port: PortIndex) -> usize {
         let forgotten = self.take_out_all(|_, value| value.port() == port);
         self.forget_home(port, |_| true);
+        self.counts.forget_refused(port);
         forgotten
     }
 

@@ -2,13 +2,49 @@
 //!
 //! All shards write these, so they are real atomic additions. Only what is out of the ordinary pays for one: a station
 //! that is where it was costs none.
+//!
+//! The first [`PORT_MACS_SHARE`] stations of a port are its share: its network's limit and the host's do not count for them, so
+//! that ports that fill what all have in common cannot keep a VM from being learned. Whether a station is within the share is
+//! decided by the one addition that takes its place at the port, so of several that shards enter at the same moment as many are
+//! as there are places left.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::Fdb;
 use super::entry::{Key, Value};
 use crate::ident::{NetworkIndex, PortIndex};
-use crate::limits::{NETWORKS, PORTS};
+use crate::limits::{NETWORKS, PORT_MACS_SHARE, PORTS};
+
+/// What keeps a station from being learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MacLimit {
+    /// Its port has as many as it may.
+    Port,
+    /// Its network has, and the port its share.
+    Network,
+    /// The host has, and the port its share.
+    Host,
+    /// The table has no place for it before it has grown.
+    Place,
+}
+
+impl MacLimit {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 4] = [Self::Port, Self::Network, Self::Host, Self::Place];
+
+    /// Its name in reports and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Network => "network",
+            Self::Host => "host",
+            Self::Place => "place",
+        }
+    }
+}
 
 /// What happened to entries since the daemon started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,10 +97,11 @@ impl Fdb {
         self.counts.networks.get(network.index()).map_or(0, |learned| learned.load(Relaxed))
     }
 
-    /// How often learning at `port` was refused because of its limit or its network's. Frames that follow each other
-    /// with the same addresses count once.
-    pub fn port_refused(&self, port: PortIndex) -> u64 {
-        self.counts.ports.get(port.index()).map_or(0, |port| port.refused.load(Relaxed))
+    /// How often learning at `port` was refused, in the order of [`MacLimit::ALL`]. Frames that follow each other with the same
+    /// addresses count once.
+    pub fn port_refused(&self, port: PortIndex) -> [u64; MacLimit::COUNT] {
+        let refused = self.counts.ports.get(port.index()).map(|port| port.refused.each_ref().map(|n| n.load(Relaxed)));
+        refused.unwrap_or_default()
     }
 }
 
@@ -87,7 +124,17 @@ pub(super) struct Counts {
 #[derive(Debug, Default)]
 struct PortCount {
     learned: AtomicU32,
-    refused: AtomicU64,
+    /// By [`MacLimit`].
+    refused: [AtomicU64; MacLimit::COUNT],
+}
+
+/// A place for one more station at a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Within the port's share.
+    Own,
+    /// One of those that its network and the host have for all.
+    Common,
 }
 
 impl Counts {
@@ -135,19 +182,32 @@ impl Counts {
     }
 
     /// Takes a place for one more station at `port`, unless that is over `limit`.
-    pub(super) fn take_port(&self, port: PortIndex, limit: u32) -> bool {
-        self.ports.get(port.index()).is_some_and(|count| take(&count.learned, limit))
+    pub(super) fn take_port(&self, port: PortIndex, limit: u32) -> Option<Place> {
+        let before = take(&self.ports.get(port.index())?.learned, limit)?;
+        Some(if before < PORT_MACS_SHARE { Place::Own } else { Place::Common })
     }
 
-    /// Takes a place for one more station in `network`, unless that is over `limit`.
-    pub(super) fn take_network(&self, network: NetworkIndex, limit: u32) -> bool {
-        self.networks.get(network.index()).is_some_and(|count| take(count, limit))
+    /// Whether `port` has more stations than its share.
+    pub(super) fn is_beyond_share(&self, port: PortIndex) -> bool {
+        self.ports.get(port.index()).is_some_and(|count| count.learned.load(Relaxed) > PORT_MACS_SHARE)
     }
 
-    /// Takes a place for one more entry of the table, whose limit is `limit`.
-    pub(super) fn take_entry(&self, limit: usize) -> bool {
+    /// Takes what a station that has `place` at its port needs in `network`, unless that is over `limit`.
+    pub(super) fn take_network(&self, network: NetworkIndex, place: Place, limit: u32) -> bool {
+        let Some(count) = self.networks.get(network.index()) else { return false };
+        match place {
+            Place::Own => {
+                count.fetch_add(1, Relaxed);
+                true
+            }
+            Place::Common => take(count, limit).is_some(),
+        }
+    }
+
+    /// Takes what a station that has `place` at its port needs in the table, whose limit is `limit`.
+    pub(super) fn take_entry(&self, place: Place, limit: usize) -> bool {
         // Shards that come at the same moment may all pass: the table has room for twice as many.
-        let free = self.entries.load(Relaxed) < limit;
+        let free = place == Place::Own || self.entries.load(Relaxed) < limit;
         if free {
             self.entries.fetch_add(1, Relaxed);
         }
@@ -173,20 +233,24 @@ impl Counts {
         }
     }
 
-    /// Learning at `port` was refused.
-    pub(super) fn refuse(&self, port: PortIndex) {
-        self.refused.fetch_add(1, Relaxed);
+    /// Learning at `port` was refused because of `limit`.
+    pub(super) fn refuse(&self, port: PortIndex, limit: MacLimit) {
+        match limit {
+            MacLimit::Port | MacLimit::Network => self.refused.fetch_add(1, Relaxed),
+            MacLimit::Host | MacLimit::Place => self.full.fetch_add(1, Relaxed),
+        };
+        if limit == MacLimit::Place {
+            self.unplaced.fetch_add(1, Relaxed);
+        }
         if let Some(count) = self.ports.get(port.index()) {
-            count.refused.fetch_add(1, Relaxed);
+            count.refused[limit as usize].fetch_add(1, Relaxed);
         }
     }
 
-    /// A station was not learned for want of room: of the host's limit, or else of a place in this table.
-    pub(super) fn no_room(&self, placeless: bool) {
-        self.full.fetch_add(1, Relaxed);
-        if placeless {
-            self.unplaced.fetch_add(1, Relaxed);
-        }
+    /// Has whoever gets the number of a port that is gone begin anew.
+    pub(super) fn forget_refused(&self, port: PortIndex) {
+        let counts = self.ports.get(port.index()).into_iter().flat_map(|count| &count.refused);
+        counts.for_each(|count| count.store(0, Relaxed));
     }
 
     /// How many entries there are and should be.
@@ -196,8 +260,9 @@ impl Counts {
 
     /// Takes over what happened in the table that this one replaces. Its entries have been counted as they came in.
     pub(super) fn inherit(&self, old: &Self) {
-        for (new, old) in self.ports.iter().zip(&old.ports) {
-            new.refused.store(old.refused.load(Relaxed), Relaxed);
+        let ports = self.ports.iter().zip(&old.ports);
+        for (new, old) in ports.flat_map(|(new, old)| new.refused.iter().zip(&old.refused)) {
+            new.store(old.load(Relaxed), Relaxed);
         }
         let pairs = [
             (&self.learned, &old.learned),
@@ -213,14 +278,15 @@ impl Counts {
     }
 }
 
-/// Adds one unless that is over `limit`. The load first spares a port at its limit the two writes.
-fn take(count: &AtomicU32, limit: u32) -> bool {
+/// Adds one unless that is over `limit`; what there was before. The load first spares a port at its limit the two writes.
+fn take(count: &AtomicU32, limit: u32) -> Option<u32> {
     if count.load(Relaxed) >= limit {
-        return false;
+        return None;
     }
-    let taken = count.fetch_add(1, Relaxed) < limit;
-    if !taken {
+    let before = count.fetch_add(1, Relaxed);
+    if before >= limit {
         count.fetch_sub(1, Relaxed);
+        return None;
     }
-    taken
+    Some(before)
 }

@@ -6,14 +6,14 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Fdb;
-use super::bucket::Slot;
+use super::bucket::{SLOTS, Slot};
+use super::count::{MacLimit, Place};
 use super::entry::{Key, Move, Value};
 use super::incidents::IncidentKind;
 use crate::clock::Tick;
 use crate::ident::{MacAddr, NetworkIndex, PortIndex};
-use crate::limits::FDB_ENTRIES;
 
-/// How many stations may be learned.
+/// How many stations may be learned. The first [`PORT_MACS_SHARE`](crate::limits::PORT_MACS_SHARE) of a port are, whatever its network has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// At the port that the frame came from.
@@ -35,9 +35,9 @@ pub enum Learned {
     Damped,
     /// It is pinned at another port and stays there.
     Pinned,
-    /// The port or the network has as many learned stations as it may.
+    /// The port has as many learned stations as it may, or its network has and the port its share.
     Refused,
-    /// The table has no room for it.
+    /// The host has as many as it may and the port its share, or the table has no place for it.
     Full,
     /// The address is no station's.
     NoStation,
@@ -87,8 +87,9 @@ impl Fdb {
                 self.counts.release_port(if returned { value.port() } else { home.port() });
                 self.damped(key, port, home.port())
             }
-            Move::Follow(_) if !self.counts.take_port(port, limits.port) => {
-                self.counts.refuse(port);
+            // It brings the place that it has in its network and in the table, whatever their limits are; [`Fdb::trim`] has the rest.
+            Move::Follow(_) if self.counts.take_port(port, limits.port).is_none() => {
+                self.counts.refuse(port, MacLimit::Port);
                 Learned::Refused
             }
             Move::Follow(moved) if slot.replace(value, moved) => {
@@ -117,26 +118,41 @@ impl Fdb {
         if !key.is_station() {
             return Learned::NoStation;
         }
-        if !self.counts.take_port(value.port(), limits.port) {
-            self.counts.refuse(value.port());
-            return Learned::Refused;
+        let (network, port) = (key.network(), value.port());
+        let Some(place) = self.counts.take_port(port, limits.port) else {
+            return self.refuse(port, MacLimit::Port);
+        };
+        if !self.counts.take_network(network, place, limits.network) {
+            self.counts.release_port(port);
+            return self.refuse(port, MacLimit::Network);
         }
-        if !self.counts.take_network(key.network(), limits.network) {
-            self.counts.release_port(value.port());
-            self.counts.refuse(value.port());
-            return Learned::Refused;
-        }
-        let taken = self.counts.take_entry(FDB_ENTRIES);
-        if taken && self.place(key, value) {
+        let taken = self.counts.take_entry(place, self.most);
+        if taken && (self.place(key, value) || place == Place::Own && self.displace(key, value)) {
             self.counts.learned.fetch_add(1, Relaxed);
             return Learned::New;
         }
         if taken {
             self.counts.release_entry();
         }
-        self.counts.release_port(value.port());
-        self.counts.release_network(key.network());
-        self.counts.no_room(taken);
-        Learned::Full
+        self.counts.release_port(port);
+        self.counts.release_network(network);
+        self.refuse(port, if taken { MacLimit::Place } else { MacLimit::Host })
+    }
+
+    fn refuse(&self, port: PortIndex, limit: MacLimit) -> Learned {
+        self.counts.refuse(port, limit);
+        match limit {
+            MacLimit::Port | MacLimit::Network => Learned::Refused,
+            MacLimit::Host | MacLimit::Place => Learned::Full,
+        }
+    }
+
+    /// Puts an entry in the place of another's, which has to be one of a port that has more than its share. One that does not
+    /// remember that it moved is preferred: that may be what has an address go back to its owner.
+    fn displace(&self, key: Key, value: Value) -> bool {
+        let may_go = |value: Value| !value.is_pinned() && self.counts.is_beyond_share(value.port());
+        let unmoved = |value: Value| may_go(value) && value.moves() == 0 && !value.is_away();
+        // Others may be quicker to enter what they see at the place that is made.
+        (0..SLOTS).any(|_| (self.evict(key, unmoved) || self.evict(key, may_go)) && self.place(key, value))
     }
 }

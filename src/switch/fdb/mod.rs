@@ -26,7 +26,7 @@ mod learn;
 mod pin;
 
 pub use age::{FdbEntry, Flush, Swept};
-pub use count::FdbCounters;
+pub use count::{FdbCounters, MacLimit};
 pub use entry::{FLAP_HOLD_DOWN, FLAP_MOVES, FLAP_WINDOW};
 pub use incidents::{Incident, IncidentKind};
 pub use learn::{Learned, Limits};
@@ -50,6 +50,8 @@ pub struct Fdb {
     buckets: Box<[Bucket]>,
     hash: Hash,
     counts: Counts,
+    /// Most entries that are learned, but for what is within the shares of ports.
+    most: usize,
     incidents: Arc<Incidents>,
 }
 
@@ -61,7 +63,8 @@ impl Fdb {
     /// until then stations that find no room are flooded to; this is room for the VMs that may all start in one second.
     pub const CAPACITY_START: usize = 4096;
 
-    /// Most entries a table has room for: at most half full with all entries that a host may have.
+    /// Most entries a table has room for: at most half full with all entries that a host may have, and little more with the shares
+    /// of all ports beyond that ([`PORT_MACS_SHARE`](crate::limits::PORT_MACS_SHARE)).
     pub const CAPACITY_MAX: usize = 2 * FDB_ENTRIES;
 
     /// A table with room for `entries`, rounded up to a power of two and kept within the two bounds above. `seed` is two
@@ -73,7 +76,7 @@ impl Fdb {
     fn with_hash(entries: usize, hash: Hash, incidents: Arc<Incidents>) -> Self {
         let slots = entries.clamp(Self::CAPACITY_MIN, Self::CAPACITY_MAX).next_power_of_two();
         let buckets = (0..slots / SLOTS).map(|_| Bucket::default()).collect();
-        Self { buckets, hash, counts: Counts::new(), incidents }
+        Self { buckets, hash, counts: Counts::new(), most: FDB_ENTRIES, incidents }
     }
 
     /// How many entries there is room for.
@@ -92,7 +95,7 @@ impl Fdb {
         if self.capacity() >= Self::CAPACITY_MAX {
             return None;
         }
-        let grown = Self::with_hash(self.capacity() * 2, self.hash, self.incidents.clone());
+        let grown = Self { most: self.most, ..Self::with_hash(self.capacity() * 2, self.hash, self.incidents.clone()) };
         let entries =
             |pinned| self.slots().filter_map(Slot::entry).filter(move |(_, value)| value.is_pinned() == pinned);
         // Pins first, so that none yields to a learned entry of the same station. What found room in the small table
@@ -166,6 +169,12 @@ impl Fdb {
             }
             moved
         })
+    }
+
+    /// Takes out one entry that `which` picks from the buckets in which `key` may be.
+    fn evict(&self, key: Key, which: impl Fn(Value) -> bool) -> bool {
+        let mut slots = self.candidates(key).into_iter().flat_map(Bucket::slots);
+        slots.any(|slot| slot.entry().is_some_and(|(_, value)| which(value) && self.take_out(slot, value)))
     }
 
     /// Takes out what happened to stations since the last call, in no order; and how much more there was than could be noted.

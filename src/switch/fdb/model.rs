@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{FLAP_HOLD_DOWN, FLAP_MOVES, FLAP_WINDOW, Fdb, FdbEntry, Flush, Learned, Limits};
 use crate::clock::Tick;
 use crate::ident::{MacAddr, NetworkIndex, PortIndex};
+use crate::limits::PORT_MACS_SHARE;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Known {
@@ -73,7 +74,8 @@ impl Model {
         now: Tick,
     ) -> Learned {
         let port_is_full = self.learned(|_, p| p == port) >= limits.port as usize;
-        let network_is_full = self.learned(|n, _| n == network) >= limits.network as usize;
+        let has_share = self.learned(|_, p| p == port) >= PORT_MACS_SHARE as usize;
+        let network_is_full = has_share && self.learned(|n, _| n == network) >= limits.network as usize;
         let Some(known) = self.0.get_mut(&(network, mac)) else {
             if port_is_full || network_is_full {
                 return Learned::Refused;

@@ -34,7 +34,7 @@ impl Fdb {
         }
         // The pin goes in first and what was there comes out second, so that the station can be found all the time. If
         // a shard changes a learned entry just now, the sweep takes it out.
-        let placed = self.place(key, pin) || (self.evict(key) && self.place(key, pin));
+        let placed = self.place(key, pin) || (self.evict(key, |value| !value.is_pinned()) && self.place(key, pin));
         if !placed {
             return Err(PinError::Full(mac));
         }
@@ -46,13 +46,5 @@ impl Fdb {
     /// Takes the pin of station `mac` of `network` out, so that it is learned like any other. Returns whether it had one.
     pub fn unpin(&self, network: NetworkIndex, mac: MacAddr) -> bool {
         self.remove(Key::new(network, mac), Value::is_pinned) > 0
-    }
-
-    /// Takes out one learned entry from the buckets in which `key` may be.
-    fn evict(&self, key: Key) -> bool {
-        self.candidates(key)
-            .into_iter()
-            .flat_map(|bucket| bucket.slots())
-            .any(|slot| slot.entry().is_some_and(|(_, value)| !value.is_pinned() && self.take_out(slot, value)))
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod share;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -12,6 +14,7 @@ use crate::clock::Tick;
 
 const SEED: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 const NO_LIMITS: Limits = Limits { port: u32::MAX, network: u32::MAX };
+const SHARE: u32 = crate::limits::PORT_MACS_SHARE;
 const NETWORK: NetworkIndex = NetworkIndex(1);
 
 /// A station's address by number, in the order in which hypervisors give them out.
@@ -51,17 +54,30 @@ fn what_is_no_station_is_neither_learned_nor_pinned() {
 #[test]
 fn limits_refuse_new_stations_and_moves_and_count_them() {
     let fdb = Fdb::with_capacity(0, SEED);
-    let limits = Limits { port: 2, network: 3 };
+    let limits = Limits { port: SHARE + 2, network: SHARE + 3 };
     let at = |number, port| fdb.learn(NETWORK, mac(number), PortIndex(port), limits, Tick(0));
+    assert!((100..100 + SHARE).all(|number| at(number, 0) == Learned::New));
     assert_eq!([at(0, 0), at(1, 0), at(2, 0)], [Learned::New, Learned::New, Learned::Refused]);
-    assert_eq!([at(2, 1), at(3, 1)], [Learned::New, Learned::Refused], "the network is full");
-    assert_eq!(at(2, 0), Learned::Refused, "port 0 is full, so the station stays at port 1");
-    assert_eq!([at(0, 1), at(3, 2)], [Learned::Moved, Learned::Refused]);
-    assert_eq!((fdb.port_macs(PortIndex(0)), fdb.port_macs(PortIndex(1)), fdb.network_macs(NETWORK)), (1, 2, 3));
-    assert_eq!([0, 1, 2].map(|port| fdb.port_refused(PortIndex(port))), [2, 1, 1]);
-    assert_eq!(fdb.counters().refused, 4);
+    assert_eq!(
+        [at(2, 1), at(2, 0)],
+        [Learned::New, Learned::Refused],
+        "port 0 is full, so the station stays at port 1"
+    );
+    assert_eq!(at(0, 1), Learned::Moved);
+    assert_eq!((fdb.port_macs(PortIndex(0)), fdb.port_macs(PortIndex(1))), (SHARE + 1, 2));
+    assert_eq!((fdb.network_macs(NETWORK), at(3, 0)), (SHARE + 3, Learned::Refused), "the network is full");
+    assert_eq!([0, 1].map(|port| fdb.port_refused(PortIndex(port))), [[2, 1, 0, 0], [0; 4]]);
+    assert_eq!(fdb.counters().refused, 3);
     fdb.pin(NETWORK, mac(0), PortIndex(1)).unwrap();
-    assert_eq!((fdb.port_macs(PortIndex(1)), at(9, 2)), (1, Learned::New), "a pin is not counted");
+    assert_eq!((fdb.port_macs(PortIndex(1)), at(9, 0)), (1, Learned::New), "a pin is not counted");
+    fdb.forget_port(PortIndex(0));
+    assert_eq!(fdb.port_refused(PortIndex(0)), [0; 4], "the next one of that number begins anew");
+}
+
+/// Numbers of stations that all have the same two lines, eight places.
+fn meeting(fdb: &Fdb, count: usize) -> Vec<u32> {
+    let lines = |number| fdb.candidates(Key::new(NETWORK, mac(number))).map(|bucket| std::ptr::from_ref(bucket).addr());
+    (0..2_000_000).filter(|&number| lines(number) == lines(0)).take(count).collect()
 }
 
 #[test]
@@ -149,9 +165,7 @@ fn no_series_of_addresses_fills_a_table_that_is_half_empty() {
 fn a_table_without_room_where_it_is_needed_is_crowded_however_empty() {
     let fdb = Fdb::with_capacity(256, SEED);
     // Stations that all have the same two lines: eight find room.
-    let lines = |number| fdb.candidates(Key::new(NETWORK, mac(number))).map(|bucket| std::ptr::from_ref(bucket).addr());
-    let meeting: Vec<u32> = (0..2_000_000).filter(|&number| lines(number) == lines(0)).take(200).collect();
-    for (tried, &number) in meeting.iter().enumerate() {
+    for (tried, &number) in meeting(&fdb, 200).iter().enumerate() {
         assert_eq!(fdb.is_crowded(), tried > 128, "{tried}");
         learn(&fdb, number, 0, 0);
     }
@@ -170,8 +184,8 @@ fn silent_stations_age_and_pins_do_not() {
     fdb.pin(NETWORK, mac(4), PortIndex(0)).unwrap();
     learn(&fdb, 2, 0, 5);
     let age = |network| (network == NETWORK).then_some(Duration::from_secs(1));
-    assert_eq!(fdb.sweep(Tick(9), age, |_| false), Swept { aged: 1, duplicates: 0 }, "network 2 is gone");
-    assert_eq!(fdb.sweep(Tick(10), age, |_| false), Swept { aged: 1, duplicates: 0 });
+    assert_eq!(fdb.sweep(Tick(9), age, |_| false), Swept { aged: 1, ..Swept::default() }, "network 2 is gone");
+    assert_eq!(fdb.sweep(Tick(10), age, |_| false), Swept { aged: 1, ..Swept::default() });
     assert_eq!([1, 2, 4].map(|number| port_of(&fdb, number)), [None, Some(0), Some(0)]);
     assert_eq!((fdb.counters().aged, fdb.len(), fdb.port_macs(PortIndex(0))), (2, 2, 1));
 }
@@ -284,12 +298,12 @@ fn second_entries_are_swept_and_the_first_one_holds() {
     }
     assert_eq!(port_of(&fdb, 1), Some(0));
     let age = |_| Some(Duration::from_secs(300));
-    assert_eq!(fdb.sweep(Tick(0), age, |_| false), Swept { aged: 0, duplicates: 2 });
+    assert_eq!(fdb.sweep(Tick(0), age, |_| false), Swept { duplicates: 2, ..Swept::default() });
     assert_eq!((port_of(&fdb, 1), fdb.len(), fdb.port_macs(PortIndex(0))), (Some(0), 1, 1));
     // A pin that a shard entered another place for, too: the pin holds, wherever it stands.
     assert!(fdb.place(key, Value::pinned(PortIndex(9))));
     fdb.counts.entered(key, Value::pinned(PortIndex(9)));
-    assert_eq!(fdb.sweep(Tick(0), age, |_| false), Swept { aged: 0, duplicates: 1 });
+    assert_eq!(fdb.sweep(Tick(0), age, |_| false), Swept { duplicates: 1, ..Swept::default() });
     assert_eq!((port_of(&fdb, 1), fdb.len(), fdb.port_macs(PortIndex(0))), (Some(9), 1, 0));
 }
 
@@ -352,10 +366,11 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let (network, number, port) = (0..3u16, 0..20u32, 0..5u16);
-    let limits = (0..20u32, 0..30u32).prop_map(|(port, network)| Limits { port, network });
+    // Ports reach their share and beyond.
+    let (network, number, port) = (0..3u16, 0..40u32, 0..4u16);
+    let limits = (5..60u32, 0..40u32).prop_map(|(port, network)| Limits { port, network });
     prop_oneof![
-        30 => (network.clone(), number.clone(), port.clone(), limits)
+        60 => (network.clone(), number.clone(), port.clone(), limits)
             .prop_map(|(network, number, port, limits)| Op::Learn { network, number, port, limits }),
         2 => (network.clone(), number.clone(), port.clone())
             .prop_map(|(network, number, port)| Op::Pin { network, number, port }),
@@ -411,7 +426,7 @@ impl Pair {
                     (network.0 < 2).then(|| Duration::from_secs(60 + u64::from(network.0) * 100))
                 };
                 let is_down = |port| self.down == Some(port);
-                let want = Swept { aged: model.sweep(*now, age, is_down), duplicates: 0 };
+                let want = Swept { aged: model.sweep(*now, age, is_down), ..Swept::default() };
                 assert_eq!(fdb.sweep(*now, age, is_down), want);
                 self.swept = *now;
             }
@@ -440,7 +455,7 @@ proptest! {
 
     #[test]
     fn it_does_what_the_model_does(
-        ops in prop::collection::vec(op(), 1..300),
+        ops in prop::collection::vec(op(), 1..400),
         seed in any::<[u64; 2]>(),
         start in 0..u32::MAX / 2,
     ) {
