@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod ident;
 pub mod limits;
+pub mod log_queue;
 pub mod printable;
 
 pub mod wire;

@@ -186,6 +186,12 @@ pub const API_CONNECTIONS_READ_ONLY: usize = 64;
 /// Connections to the address of `daemon.metrics`. A scraper has one.
 pub const METRICS_CONNECTIONS: usize = 64;
 
+/// Lines of the log that wait for the thread that writes them. More than come at once where a thousand ports lose their front ends.
+pub const LOG_LINES: usize = 2048;
+
+/// Bytes of them.
+pub const LOG_BYTES: usize = 512 * 1024;
+
 const _: () = assert!(BATCH_FRAMES == u64::BITS as usize, "a u64 has one bit per frame of a batch");
 const _: () =
     assert!(PORT_MACS_SHARE as usize * PORTS <= FDB_ENTRIES / 16, "shares are few beside what a host may have");

@@ -209,7 +209,7 @@ fn a_broken_state_file_is_kept_aside_and_the_daemon_starts() {
     fs::write(daemon.path("state/ports.json"), "{ torn").unwrap();
     daemon.restart(TWO_PORTS);
     assert_eq!(fs::read_to_string(daemon.path("state/ports.json.bad")).unwrap(), "{ torn");
-    assert!(fs::read_to_string(daemon.path("log")).unwrap().contains("ports.json.bad"));
+    assert!(daemon.log().contains("ports.json.bad"));
     assert_eq!(daemon.json("port list").as_array().unwrap().len(), 2);
 }
 
@@ -284,7 +284,7 @@ fn events_are_listed_followed_and_end_with_the_daemon() {
     assert!(table.starts_with("SEQ  TIME"), "{table}");
     assert!(table.contains("  configuration-applied  configuration 1: 3 steps\n"), "{table}");
     assert!(daemon.prints("-o yaml events").starts_with("---\nevent: daemon-started\nseq: 1\n"));
-    assert!(fs::read_to_string(daemon.path("log")).unwrap().contains("configuration 1: 3 steps"));
+    assert!(daemon.log().contains("configuration 1: 3 steps"));
 
     let mut follower = Command::new(env!("CARGO_BIN_EXE_linecard"));
     let follower = follower.arg("--api").arg(daemon.path("api.sock")).args(["events", "--follow", "--since", "4"]);

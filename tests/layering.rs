@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, in the order of ARCHITECTURE.md. A module uses those of its own line and of lines above it.
 const LAYERS: &[&[&str]] = &[
-    &["limits", "ident", "clock", "printable"],
+    &["limits", "ident", "clock", "printable", "log_queue"],
     &["wire"],
     &["sys"],
     &["mem"],

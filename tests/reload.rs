@@ -116,7 +116,7 @@ fn hangup_applies_the_file_and_a_bad_file_changes_nothing() {
     daemon.signal(Signal::HUP);
     daemon.until("the refusal", || daemon.json("status")["refused"].is_string());
     assert_eq!(daemon.json("port show a")["network"], "lan");
-    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    let log = daemon.log();
     assert!(log.contains("linecard.yaml:5:"), "{log}");
     assert_eq!(daemon.cli("apply").status.code(), Some(1));
     assert!(daemon.prints("status").contains("the last configuration was refused"));

@@ -76,7 +76,7 @@ fn what_a_file_says_cannot_write_to_a_terminal_or_forge_a_line() {
     fs::create_dir(daemon.path("state")).unwrap();
     fs::write(daemon.path("state/ports.json"), r#"{"version":1,"ports":{"\u001b[2J\nERROR forged":{}}}"#).unwrap();
     daemon.begin(LAN);
-    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    let log = daemon.log();
     let line = log.lines().find(|line| line.contains("ports.json.bad")).unwrap();
     assert!(line.contains(r#""\u{1b}[2J\nERROR forged" is not a name"#), "{log}");
     assert!(!log.contains('\u{1b}'), "{log:?}");
@@ -84,7 +84,7 @@ fn what_a_file_says_cannot_write_to_a_terminal_or_forge_a_line() {
     assert!(daemon.end().success());
     fs::write(daemon.path("state/ports.json"), r#"{"version":1,"\u001b[2J\nERROR forged":{}}"#).unwrap();
     daemon.begin(LAN);
-    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    let log = daemon.log();
     assert!(log.contains(r"\u{1b}[2J\nERROR forged") && !log.contains('\u{1b}'), "{log:?}");
 }
 
@@ -167,7 +167,7 @@ fn the_sockets_group_may_change_things_as_the_supplementary_one_too() {
 
 /// Where the daemon serves metrics over TCP, as its log says.
 fn metrics_address(daemon: &Daemon) -> SocketAddr {
-    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    let log = daemon.log();
     let (_, rest) = log.split_once("metrics on http://").unwrap();
     rest.split_once("/metrics").unwrap().0.parse().unwrap()
 }
@@ -273,7 +273,7 @@ fn too_few_descriptors_for_its_ports_are_told_when_it_starts() {
         format!("{LAN}ports:\n") + &(0..count).map(port).collect::<String>()
     };
     let told = |daemon: &Daemon| {
-        let log = fs::read_to_string(daemon.path("log")).unwrap();
+        let log = daemon.log();
         log.lines().find(|line| line.contains("linecardd may have")).map(String::from)
     };
     assert_eq!(told(&Daemon::start_limited(4096, "", &ports(2))), None);
@@ -350,7 +350,7 @@ fn vnic(here: &Path) -> String {
 fn it_ends_in_order_where_no_thread_is_to_be_had() {
     let mut daemon = without_threads();
     assert!(daemon.end().success());
-    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    let log = daemon.log();
     assert!(log.contains("linecardd has ended") && !log.contains("did not end"), "{log}");
 }
 

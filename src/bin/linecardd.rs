@@ -40,5 +40,5 @@ fn complain(error: &DaemonError) {
         text += &format!(": {error}");
         cause = error.source();
     }
-    eprintln!("{text}");
+    daemon::say(&(text + "\n"));
 }

@@ -3,8 +3,8 @@
 use super::format::{count, duration, exact, several, size, table};
 use crate::control::desired::Origin;
 use crate::control::report::{
-    Direction, DropReport, FdbReport, LoopReport, MoveReport, NetworkReport, PortReport, PortState, ShardReport,
-    StatusReport,
+    Direction, DropReport, FdbReport, LogReport, LoopReport, MoveReport, NetworkReport, PortReport, PortState,
+    ShardReport, StatusReport,
 };
 use crate::host::cpu_plan::{CpuPlan, CpuUse, Role};
 
@@ -33,6 +33,14 @@ pub(super) fn status(status: &StatusReport) -> String {
             (ports.join(" and "), several(usize::try_from(*stations).unwrap_or(usize::MAX), "station"));
         text += &format!(
             "\nnetwork {network}: ports {ports} seem to be connected to each other ({stations} seen at both)\n"
+        );
+    }
+    let LogReport { lines_lost, stuck } = status.log;
+    if stuck || lines_lost > 0 {
+        let reads = if stuck { "reads" } else { "read" };
+        text += &format!(
+            "\nnobody {reads} the log: {} lost so far\n",
+            several(lines_lost.try_into().unwrap_or(usize::MAX), "line")
         );
     }
     for change in &status.restart_needed {

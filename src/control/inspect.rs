@@ -8,13 +8,14 @@ use super::desired::Wish;
 use super::events::{Event, Sight, Tally};
 use super::pages::{FdbPlace, Order, Page, lowest};
 use super::report::{
-    CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, MoveReport, NetworkReport, PortReport,
-    PortState, ShardReport, StatusReport,
+    CounterReport, Direction, DropReport, FdbReport, FdbTotals, FrameTotals, LogReport, MoveReport, NetworkReport,
+    PortReport, PortState, ShardReport, StatusReport,
 };
 use super::view::{Facts, NetworkView, PortView, PortsView, ShardsView};
 use super::{ControlError, Controller, FdbFilter};
 use crate::config::{KindPlan, PortPlan};
 use crate::ident::{Name, PortIndex};
+use crate::log_queue::{LOG, Standing};
 use crate::port::{Conduct, LinkState, Notifications};
 use crate::shard::{Counters, PortTotals, QueueMove, Stall};
 use crate::switch::{Fdb, FdbCounters, Flush, MacLimit, StormClass};
@@ -59,6 +60,7 @@ impl Controller {
             fdb: fdb_totals(&self.shown.fdb()),
             loops: self.shown.conflicts.load().loops().to_vec(),
             frames,
+            log: log(),
         }
     }
 
@@ -411,6 +413,11 @@ fn storm_drops(refused: [u64; 3]) -> BTreeMap<String, u64> {
 fn by_limit(refused: [u64; MacLimit::COUNT]) -> BTreeMap<String, u64> {
     let named = MacLimit::ALL.iter().zip(refused).filter(|(_, count)| *count > 0);
     named.map(|(limit, count)| (limit.name().to_string(), count)).collect()
+}
+
+fn log() -> LogReport {
+    let Standing { lost, stuck } = LOG.standing();
+    LogReport { lines_lost: lost, stuck }
 }
 
 fn fdb_totals(fdb: &Fdb) -> FdbTotals {

@@ -48,6 +48,19 @@ pub struct StatusReport {
     pub loops: Vec<LoopReport>,
     /// Frames of all ports together.
     pub frames: FrameTotals,
+    /// The log.
+    #[serde(default)]
+    pub log: LogReport,
+}
+
+/// What became of what the daemon had to say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct LogReport {
+    /// Lines that were lost because nobody read the log.
+    pub lines_lost: u64,
+    /// Whether it is stuck: lines wait, and none was written for more than a second.
+    pub stuck: bool,
 }
 
 /// Sums over ports.

@@ -50,6 +50,7 @@ use crate::sys::signal;
 use crate::sys::socket_file::SocketFile;
 use crate::sys::threads;
 use duties::{Changes, Closing, Upkeep};
+pub use logging::say;
 use service::Manager;
 
 /// Why the daemon did not start, or could not go on.
@@ -107,9 +108,11 @@ pub fn run(file: &Path, relay: &Path) -> Result<(), DaemonError> {
     // Somebody may want the file to be applied before there is a handler for that: it is applied then as soon as there is. All
     // other signals are let through, whatever this process was started with.
     signal::hold_hangup();
+    signal::ignore_file_size();
     let plan = read(file)?;
     let config = fs::canonicalize(file).map_err(|error| DaemonError::Read(file.into(), error.into()))?;
-    logging::start(plan.daemon.log);
+    // Written to its end before this returns.
+    let _log = logging::start(plan.daemon.log).map_err(DaemonError::Runtime)?;
     if let Err(error) = arguments::hide() {
         log::debug!("who reads /proc/PID/cmdline of linecardd can keep it from mapping memory meanwhile: {error}");
     }

@@ -130,7 +130,9 @@ fn daemon(encoder: &mut DescriptorEncoder, status: &StatusReport) -> std::fmt::R
     counters(encoder, "fdb_damped", "Moves not followed because there were too many", one(fdb.damped))?;
     gauges(encoder, "loops_suspected", "Pairs of ports that seem to be connected", one(status.loops.len() as i64))?;
     counters(encoder, "fdb_refused", "Stations not learned because of a limit", one(fdb.refused))?;
-    counters(encoder, "fdb_full", "Stations not learned for want of room", one(fdb.full))
+    counters(encoder, "fdb_full", "Stations not learned for want of room", one(fdb.full))?;
+    counters(encoder, "log_lines_lost", "Lines lost because nobody read the log", one(status.log.lines_lost))?;
+    gauges(encoder, "log_stuck", "1 if nobody reads the log", one(i64::from(status.log.stuck)))
 }
 
 fn ports(encoder: &mut DescriptorEncoder, ports: &[PortReport]) -> std::fmt::Result {

@@ -1,6 +1,7 @@
-//! Signals that wait until somebody has a handler for them, and those that must not wait: [`hold_hangup`].
+//! Signals that wait until somebody has a handler for them, and those that must not wait: [`hold_hangup`]; and one that is not heard:
+//! [`ignore_file_size`].
 
-#![allow(unsafe_code)] // pthread_sigmask with sets of our own.
+#![allow(unsafe_code)] // pthread_sigmask with sets of our own, signal.
 
 use std::mem::MaybeUninit;
 
@@ -14,6 +15,12 @@ pub fn hold_hangup() {
 /// Lets SIGHUP through to this thread again: one that came meanwhile is delivered now.
 pub fn release_hangup() {
     mask_hangup(libc::SIG_UNBLOCK);
+}
+
+/// Has a file that grows beyond RLIMIT_FSIZE, such as a log, be an error like that of a full disk, and not the end of the process.
+pub fn ignore_file_size() {
+    // SAFETY: SIG_IGN is a disposition that this signal can have; no handler of ours is involved.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 fn mask_hangup(how: libc::c_int) {

@@ -116,6 +116,12 @@ impl Daemon {
         self.directory.path().join(name)
     }
 
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        await_written(self.child.id());
+        fs::read_to_string(self.path("log")).unwrap()
+    }
+
     /// Writes the configuration file with `sections`.
     pub fn write(&self, sections: &str) {
         fs::write(self.path("linecard.yaml"), configuration(&self.directory, &self.keys, sections)).unwrap();
@@ -222,6 +228,20 @@ impl Drop for Daemon {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Returns when the thread of process `pid` that writes the log sleeps, as it does when it has written all; or is gone.
+fn await_written(pid: u32) {
+    let begin = Instant::now();
+    loop {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut stats = tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+        if !stats.any(|stat| stat.contains(" (log) ") && !stat.contains(" (log) S")) {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "the log is not written");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -217,8 +217,19 @@ impl Daemon {
 
     /// What the daemon has logged so far.
     pub fn log(&self) -> String {
+        await_written(self.child.id());
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
+}
+
+/// Returns when the thread of process `pid` that writes the log sleeps, as it does when it has written all; or is gone.
+fn await_written(pid: u32) {
+    eventually("the log is written", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut stats = tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+        let writes = stats.any(|stat| stat.contains(" (log) ") && !stat.contains(" (log) S"));
+        (!writes).then_some(())
+    });
 }
 
 impl Drop for Daemon {
