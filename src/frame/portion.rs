@@ -75,7 +75,8 @@ impl Batch<'_> {
         }
     }
 
-    /// Has only the first `frames` frames dealt with in this visit.
+    /// Has only the first `frames` frames dealt with in this visit. Never inline: that is the exception, in the middle of the hot loop.
+    #[inline(never)]
     pub fn cut(&mut self, frames: usize) {
         for frame in self.frames.drain(frames.min(self.frames.len())..) {
             self.bytes -= u64::from(frame.len);
