@@ -6,6 +6,12 @@
 //! as last time, of a thread that waits in the kernel (its state in `/proc` is another than running), has been held up since
 //! then. A thread that is merely kept from its CPU is runnable and counts for nothing.
 //!
+//! A thread may be held up and run: it makes the pages that it touches, huge ones of zeros, thousands in one visit; or the kernel has it
+//! fault again and again, because whoever the page is charged to is out of memory and nobody is there to be killed for it. So one that
+//! runs in the same place all along counts as well if it had page faults since the last look, or has used [`SPUN`] of CPU time there: an
+//! interrupt that falls upon it, which every user of the host can have take 0.1 s and more, is neither. What it takes is its
+//! port's own affair below [`HELD_UP`]: it is paid out of the port's part of the shard ([`super::fairness`]).
+//!
 //! After [`HELD_UP`] the shard's queues go to another thread on the same CPU ([`super::crew`]), so that other ports go on. The
 //! port in whose memory it was is told ([`crate::port::Transmit::hold_up`]): it loses its connection for the second time in
 //! [`MEMORY`], and at once for [`LONG`]. The first short one is forgiven, because a fault may also wait for swap, or for another
@@ -39,7 +45,8 @@ use super::recruiter::{Call, Crews, Recruiter};
 use super::stalls::{Ongoing, Stalls};
 use super::stamp::{Alarm, Phase, Seen, Stamp};
 use crate::ident::PortIndex;
-use crate::sys::threads;
+use crate::sys::cpu;
+use crate::sys::threads::{self, Activity};
 
 /// How often the watchdog looks.
 const LOOK: Duration = Duration::from_millis(5);
@@ -52,6 +59,9 @@ const HELD_UP: Duration = Duration::from_millis(20);
 
 /// How long a shard is held up until the port is barred for the first time that it happens.
 const LONG: Duration = Duration::from_millis(100);
+
+/// CPU time in one place that nothing honest takes, and no interrupt.
+const SPUN: Duration = Duration::from_secs(1);
 
 /// For how long a port's last time is remembered, and a port is on probation.
 const MEMORY: Duration = Duration::from_secs(60);
@@ -75,6 +85,9 @@ struct Watched {
     crew: Weak<Crew>,
     stamp: Arc<Stamp>,
     seen: Seen,
+    /// What it had done at the last look, and the CPU time that it had used when it was first seen there.
+    activity: Activity,
+    ran: Duration,
     /// How long it has been held up at that place.
     held: Duration,
     evicted: bool,
@@ -128,6 +141,48 @@ struct Patrol {
     arrears: Arrears,
 }
 
+/// How a thread is held up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// It waits in the kernel.
+    Waits,
+    /// It runs there.
+    Runs,
+}
+
+impl Watched {
+    fn new(crew: Weak<Crew>, stamp: Arc<Stamp>) -> Self {
+        let (seen, activity, [ran, held]) = (stamp.seen(), Activity::default(), [Duration::ZERO; 2]);
+        Self { crew, stamp, seen, activity, ran, held, evicted: false, barred: false, stall: None }
+    }
+
+    /// Whether it is held up where it was last seen, where it was at the look before if it `goes_on` there.
+    fn look(&mut self, goes_on: bool) -> Option<How> {
+        let activity = threads::activity(self.stamp.thread()?);
+        // If it is elsewhere by now, it may be there that it waits: it sleeps, as a rule.
+        if self.stamp.seen() != self.seen {
+            return None;
+        }
+        let before = std::mem::replace(&mut self.activity, activity);
+        if !goes_on {
+            self.ran = activity.ran;
+        }
+        let toils = activity.faults > before.faults || activity.ran.saturating_sub(self.ran) >= SPUN;
+        match activity.waits {
+            true => Some(How::Waits),
+            false => (goes_on && toils).then_some(How::Runs),
+        }
+    }
+
+    /// Has its thread, if it runs, leave the CPU to the one that serves its ports now.
+    fn step_back(&self, how: How) {
+        let thread = self.stamp.thread().filter(|_| how == How::Runs);
+        if let Some(error) = thread.and_then(|thread| cpu::step_back(thread).err()) {
+            log::warn!("the thread that is held up keeps its part of the CPU: {error}");
+        }
+    }
+}
+
 impl Patrol {
     fn run(mut self) {
         let common = Arc::clone(&self.common);
@@ -174,9 +229,7 @@ impl Patrol {
             let Some(present) = crew.upgrade() else { continue };
             let (_, stamp) = present.server();
             if !self.watched.iter().any(|watched| Arc::ptr_eq(&watched.stamp, &stamp)) {
-                let (seen, held) = (stamp.seen(), Duration::ZERO);
-                let crew = Weak::clone(crew);
-                self.watched.push(Watched { crew, stamp, seen, held, evicted: false, barred: false, stall: None });
+                self.watched.push(Watched::new(Weak::clone(crew), stamp));
             }
         }
         drop(crews);
@@ -199,21 +252,22 @@ impl Patrol {
         if !seen.is_abroad() {
             return watched.evicted || seen.at().0 != Phase::Asleep;
         }
-        // If it is elsewhere by now, it may be there that it waits: it sleeps, as a rule.
-        let waits = watched.stamp.thread().is_some_and(threads::is_waiting) && watched.stamp.seen() == seen;
-        if waits && goes_on {
+        let Some(how) = watched.look(goes_on) else { return true };
+        if goes_on {
             watched.held += since;
         }
-        if watched.held >= HELD_UP {
-            self.find(at, &crew);
-        } else if waits {
+        let long = watched.held >= HELD_UP;
+        if long {
+            self.find(at, &crew, how);
+        }
+        if long == (how == How::Runs) {
             self.find_short(at, &crew, since, goes_on);
         }
         true
     }
 
     /// One has been held up for so long that others are to serve its ports.
-    fn find(&mut self, at: usize, crew: &Crew) {
+    fn find(&mut self, at: usize, crew: &Crew, how: How) {
         let Some(watched) = self.watched.get_mut(at) else { return };
         let ((_, port), sender) = (watched.seen.at(), watched.seen.sender());
         let (held, told) = (watched.held, watched.stall.is_some());
@@ -224,6 +278,7 @@ impl Patrol {
             watched.evicted = evict(crew, &stamp, Some(port).filter(|_| sender.is_none()), held, told);
             if watched.evicted {
                 self.recruit.make();
+                watched.step_back(how);
             }
         }
         let sum = Sum { held, times: 1 };
@@ -233,14 +288,16 @@ impl Patrol {
             Some(_) => {}
             None if !told => {
                 let again = self.last_time.insert(port, Instant::now()).is_some_and(|last| last.elapsed() < MEMORY);
-                self.accuse(at, port, sum, again || held >= LONG, told);
+                // Memory that is new has a host that is a VM itself run for some 10 ms, more than once.
+                let bar = held >= LONG || again && how == How::Waits;
+                self.accuse(at, port, sum, bar, told);
             }
             None if held >= LONG => self.accuse(at, port, sum, true, told),
             None => {}
         }
     }
 
-    /// One waits, and has not for long: with others before it may be too much.
+    /// One is held up for a time that is nothing by itself: with others before it may be too much.
     fn find_short(&mut self, at: usize, crew: &Crew, since: Duration, goes_on: bool) {
         let Some(watched) = self.watched.get(at) else { return };
         let ((_, port), sender) = (watched.seen.at(), watched.seen.sender());

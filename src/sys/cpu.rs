@@ -57,6 +57,20 @@ pub fn pin_to(cpu: u16) -> std::io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
+/// Has a thread of this process run as everybody does, and give way to those who do: it gets a tenth of what one of them gets beside it
+/// (sched(7): the weights of nice values 0 and 10 are 1024 and 110).
+///
+/// # Errors
+/// It has ended, or the kernel does not let it.
+pub fn step_back(thread: i32) -> std::io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: sched_setscheduler(2) reads the structure, which lives through the call.
+    if unsafe { libc::sched_setscheduler(thread, libc::SCHED_OTHER, &parameters) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(rustix::process::setpriority_process(rustix::process::Pid::from_raw(thread), 10)?)
+}
+
 /// Gives the calling thread SCHED_FIFO priority `priority`, 1 to 99 (sched(7)).
 ///
 /// # Errors

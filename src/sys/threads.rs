@@ -1,11 +1,17 @@
-//! Threads of this process as the kernel numbers them: [`id`], and whether one waits in the kernel: [`is_waiting`]; and stacks that are
-//! there before they are used: [`touch_stack`].
+//! Threads of this process as the kernel numbers them: [`id`]; whether one waits in the kernel, and what it has done so far:
+//! [`is_waiting`], [`activity`]; and stacks that are there before they are used: [`touch_stack`].
 
 use std::cell::Cell;
 use std::io::Read;
+use std::time::Duration;
 
-/// Longest text of /proc/PID/stat up to the state: the number, a name of 15 bytes and what is around them.
-const STAT_BYTES: usize = 64;
+/// Longest text of /proc/PID/stat up to the state: the number, a name of 15 bytes and what is around them. And up to the CPU time:
+/// twelve numbers more.
+const STATE_BYTES: usize = 64;
+const ACTIVITY_BYTES: usize = STATE_BYTES + 12 * 21;
+
+/// What CPU time is counted in: USER_HZ is 100 on every architecture of ours (times(2)).
+const CLOCK_TICK: Duration = Duration::from_millis(10);
 
 /// Bytes of a stack that are touched: what any of our threads uses, with a margin for builds without optimisation.
 const STACK_BYTES: usize = 128 * 1024;
@@ -28,15 +34,47 @@ fn ask() -> i32 {
     id
 }
 
-/// Whether a thread of this process waits in the kernel: neither runs nor could run (proc_pid_stat(5), field 3). `false` of one that
-/// is gone. Some 20 us; allocates no more than the file's name.
+/// What a thread has done so far, and does now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// It waits in the kernel: neither runs nor could run.
+    pub waits: bool,
+    /// Page faults that came to an end, and found what they were for.
+    pub faults: u64,
+    /// CPU time, in steps of 10 ms.
+    pub ran: Duration,
+}
+
+/// Whether a thread of this process waits in the kernel: neither runs nor could run. `false` of one that is gone. Some 20 us;
+/// allocates no more than the file's name.
 pub fn is_waiting(id: i32) -> bool {
-    let mut stat = [0; STAT_BYTES];
-    let read = std::fs::File::open(format!("/proc/self/task/{id}/stat")).and_then(|mut file| file.read(&mut stat));
-    let stat = &stat[..read.unwrap_or(0)];
+    parse(stat(id, &mut [0; STATE_BYTES])).waits
+}
+
+/// What a thread of this process has done so far; nothing of one that is gone. Costs what [`is_waiting`] does.
+pub fn activity(id: i32) -> Activity {
+    parse(stat(id, &mut [0; ACTIVITY_BYTES]))
+}
+
+/// As much as fits of what the kernel says of a thread.
+fn stat(id: i32, room: &mut [u8]) -> &[u8] {
+    let read = std::fs::File::open(format!("/proc/self/task/{id}/stat")).and_then(|mut file| file.read(room));
+    room.get(..read.unwrap_or(0)).unwrap_or_default()
+}
+
+/// What it says, by proc_pid_stat(5).
+fn parse(stat: &[u8]) -> Activity {
     // What comes before is the name in parentheses, which may contain anything, but no more than 15 bytes of it.
-    let state = stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2));
-    matches!(state, Some(b'D' | b'S'))
+    let fields = stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2..)).unwrap_or_default();
+    let fields = std::str::from_utf8(fields).unwrap_or_default();
+    // The first one here is the state, field 3.
+    let number = |field: usize| fields.split(' ').nth(field - 3).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let ticks = u32::try_from(number(14) + number(15)).unwrap_or(u32::MAX);
+    Activity {
+        waits: fields.starts_with(['D', 'S']),
+        faults: number(10) + number(12),
+        ran: CLOCK_TICK.saturating_mul(ticks),
+    }
 }
 
 /// Writes to the part of the calling thread's stack that is going to be used; it has to be at least twice as large. For threads that
@@ -72,6 +110,19 @@ mod tests {
         // Of a size that no other thread has, so that nobody has used the stack before.
         let thread = std::thread::Builder::new().stack_size(60 * STACK_BYTES).spawn(check);
         assert!(thread.unwrap().join().unwrap());
+    }
+
+    #[test]
+    fn what_a_thread_did_is_read_behind_its_name() {
+        let stat = b"1234 (a) S (b) R 0 0 ) R 1 1 1 0 -1 4194368 1005 7 3 9 250 50 0 0 20 0 9 0 123";
+        let ran = Duration::from_secs(3);
+        assert_eq!(parse(stat), Activity { waits: false, faults: 1008, ran });
+        assert_eq!(parse(&stat[..40]), Activity::default());
+        assert_eq!(parse(b""), Activity::default());
+        let before = activity(id());
+        let pages = std::hint::black_box(vec![1_u8; 64 << 20]);
+        assert!(activity(id()).faults > before.faults + 16, "{} bytes were touched", pages.len());
+        while activity(id()).ran <= before.ran {}
     }
 
     #[test]

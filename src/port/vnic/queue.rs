@@ -98,7 +98,7 @@ impl Queue {
     }
 
     /// Starts the ring and has it looked at once: the driver may have kicked before we were there. Returns whether the ring
-    /// makes no sense where it goes on (see [`Ring::is_misplaced`]).
+    /// makes no sense where it goes on (see [`is_misplaced`](crate::ring::Ring::is_misplaced)).
     pub fn start(&self, mut setup: RingSetup) -> Result<bool, RingError> {
         let kick = Kick::new(Arc::clone(&setup.kick));
         let mut state = self.lock();

@@ -9,6 +9,7 @@ use super::*;
 mod handed_over;
 mod numbers;
 mod short_times;
+mod toils;
 
 /// A port in whose memory whoever comes is held up while it is `shut`.
 #[derive(Default)]
@@ -23,6 +24,8 @@ struct Trap {
     late: AtomicBool,
     /// It holds up who has its queue rest.
     in_arm: AtomicBool,
+    /// What it has whoever is held up do meanwhile, over and over; nothing: wait.
+    work: Mutex<Option<fn()>>,
     /// Where the tails of the frames are that it sends.
     tails: Mutex<Vec<usize>>,
     /// What it was told: how often, and whether it is barred.
@@ -39,6 +42,11 @@ impl Trap {
     }
 
     fn pass(&self) {
+        let work = *self.work.lock().unwrap();
+        while let Some(work) = work.filter(|_| *self.shut.lock().unwrap()) {
+            self.caught.store(true, Ordering::SeqCst);
+            work();
+        }
         let mut shut = self.shut.lock().unwrap();
         while *shut {
             self.caught.store(true, Ordering::SeqCst);
