@@ -60,7 +60,7 @@ const HELD_UP: Duration = Duration::from_millis(20);
 /// How long a shard is held up until the port is barred for the first time that it happens.
 const LONG: Duration = Duration::from_millis(100);
 
-/// CPU time in one place that nothing honest takes, and no interrupt.
+/// CPU time in one place that counts without page faults: longer than any batch, and than the interrupts that a user can cause.
 const SPUN: Duration = Duration::from_secs(1);
 
 /// For how long a port's last time is remembered, and a port is on probation.
