@@ -125,33 +125,47 @@ impl<'m> Chains<'m> {
         self.pieces.remaining_capacity() >= CHAIN_SEGMENTS + singles
     }
 
-    /// Adds a chain of one piece that takes one place of the ring, if there is [room](Chains::room).
+    /// Adds chains of one piece that take one place of the ring each, as long as `next` has a head and a piece for one more, but
+    /// not more than `most`, nor than there is [room](Chains::room) for. Returns how many.
     #[inline(always)]
-    pub(super) fn push_single(&mut self, head: u16, piece: Span<'m>) {
+    pub(super) fn push_singles(
+        &mut self,
+        most: usize,
+        mut next: impl FnMut(usize) -> Option<(u16, Span<'m>)>,
+    ) -> usize {
         let (at, start) = (self.list.len(), self.pieces.len());
-        if at >= BATCH_FRAMES || start >= BATCH_SEGMENTS {
-            return;
-        }
-        let bytes = piece.len() as u32;
-        let numbers = u64::from(head) | 1 << 16 | (start as u64) << 32 | 1 << 48;
-        // SAFETY: both places are within their arrays, and are initialised here before the lengths include them. The first
-        // four fields are 16 bits each, in this order and aligned as one word (`repr(C, align(8))`), every value of which is
-        // theirs; a big-endian machine would have them the other way round. Whole words are written because a chain
-        // that is stored in smaller pieces than it is loaded in soon after cannot be forwarded from store to load, which
-        // was a third of a batch, and because putting 16-bit fields together one by one costs as much as the walk.
-        unsafe {
-            self.pieces.as_mut_ptr().add(start).write(piece);
-            self.pieces.set_len(start + 1);
-            let chain = self.list.as_mut_ptr().add(at);
-            if cfg!(target_endian = "little") {
-                chain.cast::<u64>().write(numbers);
-            } else {
-                chain.cast::<[u16; 4]>().write([head, 1, start as u16, 1]);
+        let most = most.min(BATCH_FRAMES - at).min(BATCH_SEGMENTS - start);
+        let (list, pieces) = (self.list.as_mut_ptr(), self.pieces.as_mut_ptr());
+        let mut count = 0;
+        while count < most
+            && let Some((head, piece)) = next(count)
+        {
+            let bytes = piece.len() as u32;
+            let numbers = u64::from(head) | 1 << 16 | ((start + count) as u64) << 32 | 1 << 48;
+            // SAFETY: both places are within their arrays, for `most` is no more than was left. The first four fields of a
+            // chain are 16 bits each, in this order and aligned as one word (`repr(C, align(8))`), every value of which is
+            // theirs; a big-endian machine would have them the other way round. Whole words are written because a chain
+            // that is stored in smaller pieces than it is loaded in soon after cannot be forwarded from store to load, which
+            // was a third of a batch, and because putting 16-bit fields together one by one costs as much as the walk.
+            unsafe {
+                pieces.add(start + count).write(piece);
+                let chain = list.add(at + count);
+                if cfg!(target_endian = "little") {
+                    chain.cast::<u64>().write(numbers);
+                } else {
+                    chain.cast::<[u16; 4]>().write([head, 1, (start + count) as u16, 1]);
+                }
+                (&raw mut (*chain).bytes).write(bytes);
+                (&raw mut (*chain).overlong).write(false);
             }
-            (&raw mut (*chain).bytes).write(bytes);
-            (&raw mut (*chain).overlong).write(false);
-            self.list.set_len(at + 1);
+            count += 1;
         }
+        // SAFETY: so many more were initialised just now, in both.
+        unsafe {
+            self.pieces.set_len(start + count);
+            self.list.set_len(at + count);
+        }
+        count
     }
 
     /// Forgets all chains, to gather others.

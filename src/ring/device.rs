@@ -55,6 +55,9 @@ pub trait DeviceRing {
     /// [`DeviceRing::publish`] is called. Chains are completed in the order they were taken.
     fn complete(&mut self, chain: &Chain, written: u32);
 
+    /// [Completes](DeviceRing::complete) chains that were only read.
+    fn complete_read(&mut self, chains: &[Chain]);
+
     /// Makes all completed chains visible to the driver; returns whether it wants an interrupt for them, or `None` if
     /// there were none.
     fn publish(&mut self) -> Option<bool>;

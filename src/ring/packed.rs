@@ -21,17 +21,18 @@
 #![allow(unsafe_code)] // The ring is raw guest memory.
 
 mod resume;
+mod walk;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, add_buffer, check_table, find, finish};
+use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, find};
 use super::device::area;
 use super::place::{AVAIL, Place, USED, passes};
 use super::record::{Element, Record};
 use super::{Chain, Chains, DeviceRing, Direction, RingConfig, RingError, RingFault};
 use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, RING_SIZE};
-use crate::mem::GuestMemory;
+use crate::mem::{GuestMemory, Window};
 use crate::sys::cpu::prefetch_read;
 
 /// RING_EVENT_FLAGS_ENABLE, _DISABLE, _DESC (2.8.10), in the upper half of an event suppression word.
@@ -187,64 +188,60 @@ impl PackedRing {
         flags & (AVAIL | USED) == self.next.available_bits()
     }
 
-    /// Walks a chain that is more than one buffer in one region: several descriptors, an indirect table, a buffer across
-    /// regions. `first` is its first descriptor. Returns its bytes.
+    /// Takes what nearly all is that there is: chains of one buffer, of the right direction, not empty, in the region of `window`;
+    /// up to the end of the lap, and `most` at most. Returns how many; they have still to be taken off the ring.
+    ///
+    /// A function of its own, so that the compiler has registers for all that it needs: with the rest around it, it loads and
+    /// stores half of that for each descriptor.
     #[inline(never)]
-    fn walk<'m, D: Direction>(
-        &mut self,
-        memory: &'m GuestMemory,
+    fn gather_plain<'m, D: Direction>(
+        &self,
+        window: &Window<'m>,
+        most: usize,
+        bytes: &mut usize,
         chains: &mut Chains<'m>,
-        first: Packed,
-    ) -> Result<u32, RingFault> {
-        let head = self.next.slot();
-        let start = chains.pieces.len() as u16;
-        let mut chain = Chain { head, bytes: 0, overlong: false, slots: 0, start, count: 0 };
-        let (mut at, mut packed) = (self.next, first);
-        // Slots that are with us already cannot be available once more; a chain ends before it comes to them (2.8.17).
-        while self.taken + chain.slots < self.size {
-            self.steps += 1;
-            chain.slots += 1;
-            if packed.descriptor.flags & INDIRECT != 0 {
-                self.walk_table::<D>(memory, chains, &mut chain, packed.descriptor)?;
-            } else {
-                add_buffer::<D>(memory, chains, &mut chain, &packed.descriptor)?;
+    ) -> usize {
+        let (begin, plain) = (self.next.slot(), self.next.available_bits() | D::FLAGS);
+        let left = usize::from((self.size - begin).min(self.size - self.taken));
+        let mut sum = *bytes;
+        let count = chains.push_singles(most.min(left), |count| {
+            let slot = begin + count as u16;
+            prefetch_read(self.descriptors.wrapping_add(usize::from(slot + AHEAD)));
+            let tail = self.tail(slot);
+            let Packed { descriptor, id } = self.descriptor(slot, tail);
+            if descriptor.flags & (AVAIL | USED | NEXT | INDIRECT | WRITE) != plain
+                || descriptor.len == 0
+                || sum >= BATCH_BYTES
+            {
+                return None;
             }
-            if packed.descriptor.flags & NEXT == 0 {
-                self.take(chain.slots);
-                // The id of a chain is in its last descriptor (2.8.6).
-                chain.head = packed.id;
-                return Ok(finish(chains, chain));
-            }
-            at = at.forward(1, self.size);
-            packed = self.descriptor(at.slot(), self.tail(at.slot()));
-        }
-        Err(RingFault::Overrun { head, size: self.size })
+            let span = window.span(descriptor.address, descriptor.len)?;
+            D::prefetch(&span);
+            sum += span.len();
+            Some((id, span))
+        });
+        *bytes = sum;
+        count
     }
 
-    /// Walks an indirect table (virtio 1.3, 2.8.7): all of its entries, in order. Each is read once.
-    fn walk_table<'m, D: Direction>(
-        &mut self,
-        memory: &'m GuestMemory,
-        chains: &mut Chains<'m>,
-        chain: &mut Chain,
-        table: Descriptor,
-    ) -> Result<(), RingFault> {
-        let head = chain.head;
-        for at in 0..check_table(self.indirect, head, &table)? {
-            self.steps += 1;
-            let address = table.address.wrapping_add(u64::from(at) * 16);
-            let unmapped = RingFault::Unmapped { head, address, len: 16 };
-            let descriptor = Descriptor::read(memory, address, &mut self.region).ok_or(unmapped)?;
-            // The words of a table's entry lie as those of a split ring's descriptor but for the last two fields. DPDK's
-            // driver (22.11) leaves WRITE in entries that it means to be read; reading them harms nobody.
-            let flags = if D::DEVICE_WRITES { descriptor.next } else { descriptor.next & !WRITE };
-            let descriptor = Descriptor { flags, next: 0, ..descriptor };
-            if descriptor.flags & INDIRECT != 0 {
-                return Err(RingFault::Indirect { head, why: "a table within a table", len: table.len });
-            }
-            add_buffer::<D>(memory, chains, chain, &descriptor)?;
+    /// Lists chains that were only read as completed; returns where the ring is used up to then, and how many the list has.
+    ///
+    /// A function of its own as [`PackedRing::gather_plain`] is.
+    #[inline(never)]
+    fn list_read(&self, chains: &[Chain]) -> (Place, u16) {
+        let (mut here, mut completed) = (self.used, self.completed);
+        for chain in chains {
+            let word = u64::from(chain.head) << 32 | u64::from(here.used_bits()) << 48;
+            completed += u16::from(self.record.set_element(completed, Element { word, slot: here.slot() }));
+            here = here.forward(chain.slots, self.size);
         }
-        Ok(())
+        (here, completed)
+    }
+
+    /// Whether a descriptor that is available is a chain of one buffer, of the right direction, not empty, that may be.
+    fn is_plain<D: Direction>(&self, descriptor: &Descriptor) -> bool {
+        let Descriptor { flags, len, .. } = *descriptor;
+        flags & (NEXT | INDIRECT | WRITE) == D::FLAGS && len > 0 && self.taken < self.size
     }
 
     /// Takes `slots` descriptors off the ring.
@@ -320,28 +317,29 @@ impl DeviceRing for PackedRing {
         self.steps = 0;
         self.merges = self.in_order && !D::DEVICE_WRITES;
         while gathered < limit && bytes < BATCH_BYTES {
-            let slot = self.next.slot();
-            prefetch_read(self.descriptors.wrapping_add(usize::from(slot + AHEAD)));
-            let tail = self.tail(slot);
-            if (tail >> 48) as u16 & (AVAIL | USED) != self.next.available_bits() {
+            let plain = self.gather_plain::<D>(&window, limit - gathered, &mut bytes, chains);
+            self.take(plain as u16);
+            gathered += plain;
+            if gathered == limit || bytes >= BATCH_BYTES || !self.has_next() {
                 break;
             }
-            let first = self.descriptor(slot, tail);
-            let Descriptor { len, flags, .. } = first.descriptor;
-            // One buffer, of the right direction, not empty, in one region: nearly every chain.
-            let plain = flags & (NEXT | INDIRECT | WRITE) == D::FLAGS && len > 0 && self.taken < self.size;
-            if plain && let Some(span) = find(memory, &mut window, &mut self.around, &first.descriptor) {
+            // What is no plain one, or where a lap or a region ends.
+            let slot = self.next.slot();
+            let first = self.descriptor(slot, self.tail(slot));
+            if self.is_plain::<D>(&first.descriptor)
+                && let Some(span) = find(memory, &mut window, &mut self.around, &first.descriptor)
+            {
                 D::prefetch(&span);
-                chains.push_single(first.id, span);
-                bytes += len as usize;
+                bytes += span.len();
+                gathered += chains.push_singles(1, |_| Some((first.id, span)));
                 self.take(1);
-            } else {
-                bytes += self.walk::<D>(memory, chains, first)? as usize;
-                if self.steps >= BATCH_DESCRIPTORS || !chains.has_room(limit - gathered) {
-                    return Ok(gathered + 1);
-                }
+                continue;
             }
+            bytes += self.walk::<D>(memory, chains, first)? as usize;
             gathered += 1;
+            if self.steps >= BATCH_DESCRIPTORS || !chains.has_room((limit + 1).saturating_sub(gathered)) {
+                break;
+            }
         }
         Ok(gathered)
     }
@@ -373,6 +371,14 @@ impl DeviceRing for PackedRing {
         if self.record.set_element(self.completed, Element { word, slot: here.slot() }) {
             self.completed += 1;
         }
+    }
+
+    fn complete_read(&mut self, chains: &[Chain]) {
+        if self.merges {
+            return chains.iter().for_each(|chain| self.complete(chain, 0));
+        }
+        (self.used, self.completed) = self.list_read(chains);
+        self.newest = chains.last().map_or(self.newest, |chain| chain.head);
     }
 
     #[inline]

@@ -21,14 +21,16 @@
 
 #![allow(unsafe_code)] // Ring areas are raw guest memory.
 
+mod walk;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, add_buffer, check_table, find, finish};
+use super::descriptor::{Descriptor, INDIRECT, NEXT, WRITE, find};
 use super::device::area;
 use super::{Chain, Chains, DeviceRing, Direction, RingConfig, RingError, RingFault};
 use crate::limits::{BATCH_BYTES, BATCH_DESCRIPTORS, RING_SIZE};
-use crate::mem::GuestMemory;
+use crate::mem::{GuestMemory, Window};
 use crate::sys::cpu::prefetch_read;
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.7) and VIRTQ_USED_F_NO_NOTIFY (2.7.10).
@@ -136,67 +138,42 @@ impl SplitRing {
         since.is_none() || crosses(event, self.published, since.unwrap_or(before))
     }
 
-    /// Walks a chain that is more than one buffer in one region: several descriptors, an indirect table, a buffer across
-    /// regions. `first` is its first descriptor. Returns its bytes.
+    /// Takes chains of one buffer, of the right direction, not empty, in the region of `window`, until there is another one; `most`
+    /// at most, which are available. Returns how many; they have still to be taken off the ring.
+    ///
+    /// Two steps per chain are in flight at once: while chain `n` is looked at, the descriptor of chain `n + 4` and the first buffer
+    /// of each chain before it are on their way into the cache. A function of its own, so that the compiler has registers for all
+    /// that it needs: with the rest around it, it loads and stores half of that for each chain.
     #[inline(never)]
-    fn walk<'m, D: Direction>(
-        &mut self,
-        memory: &'m GuestMemory,
+    fn gather_plain<'m, D: Direction>(
+        &self,
+        window: &Window<'m>,
+        most: usize,
+        bytes: &mut usize,
         chains: &mut Chains<'m>,
-        head: u16,
-        first: Descriptor,
-    ) -> Result<u32, RingFault> {
-        let start = chains.pieces.len();
-        let mut chain = Chain { head, bytes: 0, overlong: false, slots: 1, start: start as u16, count: 0 };
-        let mut descriptor = first;
-        // A chain of `size` descriptors uses every one of them; a longer one comes back to one it had (2.7.5.2).
-        for _ in 0..self.size {
-            self.steps += 1;
-            if descriptor.flags & INDIRECT != 0 {
-                self.walk_table::<D>(memory, chains, &mut chain, descriptor)?;
-            } else {
-                add_buffer::<D>(memory, chains, &mut chain, &descriptor)?;
+    ) -> usize {
+        let mut sum = *bytes;
+        let count = chains.push_singles(most, |count| {
+            let at = self.next_available.wrapping_add(count as u16);
+            if count + DESCRIPTORS_AHEAD < most {
+                let ahead = self.available_entry(at.wrapping_add(DESCRIPTORS_AHEAD as u16));
+                prefetch_read(self.descriptors.wrapping_add(usize::from(ahead)));
             }
-            if descriptor.flags & (NEXT | INDIRECT) != NEXT {
-                return Ok(finish(chains, chain));
+            let head = self.available_entry(at);
+            if head >= self.size || sum >= BATCH_BYTES {
+                return None;
             }
-            if descriptor.next >= self.size {
-                return Err(RingFault::Next { head, next: descriptor.next, size: self.size });
+            let descriptor = self.descriptor(head);
+            if !is_plain::<D>(&descriptor) {
+                return None;
             }
-            descriptor = self.descriptor(descriptor.next);
-        }
-        Err(RingFault::Loop { head, size: self.size })
-    }
-
-    /// Walks an indirect table (virtio 1.3, 2.7.5.3). Each entry is read once, where the chain comes to it.
-    fn walk_table<'m, D: Direction>(
-        &mut self,
-        memory: &'m GuestMemory,
-        chains: &mut Chains<'m>,
-        chain: &mut Chain,
-        table: Descriptor,
-    ) -> Result<(), RingFault> {
-        let head = chain.head;
-        let entries = check_table(self.indirect, head, &table)?;
-        let mut at = 0;
-        for _ in 0..entries {
-            self.steps += 1;
-            let address = table.address.wrapping_add(u64::from(at) * 16);
-            let unmapped = RingFault::Unmapped { head, address, len: 16 };
-            let descriptor = Descriptor::read(memory, address, &mut self.region).ok_or(unmapped)?;
-            if descriptor.flags & INDIRECT != 0 {
-                return Err(RingFault::Indirect { head, why: "a table within a table", len: table.len });
-            }
-            add_buffer::<D>(memory, chains, chain, &descriptor)?;
-            if descriptor.flags & NEXT == 0 {
-                return Ok(());
-            }
-            at = descriptor.next;
-            if at >= entries {
-                return Err(RingFault::Next { head, next: at, size: entries });
-            }
-        }
-        Err(RingFault::Loop { head, size: entries })
+            let span = window.span(descriptor.address, descriptor.len)?;
+            D::prefetch(&span);
+            sum += span.len();
+            Some((head, span))
+        });
+        *bytes = sum;
+        count
     }
 
     /// Reads descriptor `index`, each byte once. `index` is below the ring's size.
@@ -231,8 +208,18 @@ impl SplitRing {
         u16::from_le(unsafe { AtomicU16::from_ptr(self.used.cast::<u16>().add(1)) }.load(Ordering::Acquire))
     }
 
+    /// Writes element `index` of the used ring, by free-running index.
+    #[inline]
+    fn write_element(&self, index: u16, head: u16, written: u32) {
+        let slot = usize::from(index & (self.size - 1));
+        let element = (u64::from(head) | u64::from(written) << 32).to_le();
+        // SAFETY: the used area has `size` elements of 8 bytes from offset 4 (virtio 1.3, 2.7.8; `areas` checked its whole
+        // length) and `slot < size`. Elements are 4-byte aligned only, hence the unaligned write.
+        unsafe { self.used.add(4 + slot * 8).cast::<u64>().write_unaligned(element) };
+    }
+
     /// Writes 16-bit word number `word` of the used area: flags, index, `size` elements of four words, avail_event
-    /// (2.7.8). Never an element: those [`SplitRing::complete`] writes.
+    /// (2.7.8). Never an element: those [`SplitRing::write_element`] writes.
     #[inline]
     fn write_used(&self, word: usize, value: u16, order: Ordering) {
         debug_assert!(word < 3 + 4 * usize::from(self.size));
@@ -266,8 +253,7 @@ impl DeviceRing for SplitRing {
         if known > 0 { Ok(known) } else { self.look() }
     }
 
-    /// Two steps per chain are in flight at once: while chain `n` is walked, the descriptor of chain `n + 4` and the
-    /// first buffer of each chain walked are on their way into the cache.
+    /// Nearly all that there is are chains of one buffer in one region, which [`SplitRing::gather_plain`] takes.
     #[inline]
     fn gather<'m, D: Direction>(
         &mut self,
@@ -284,30 +270,33 @@ impl DeviceRing for SplitRing {
         let mut window = memory.window(self.around);
         self.steps = 0;
         while taken < limit && bytes < BATCH_BYTES {
-            if taken + DESCRIPTORS_AHEAD < limit {
-                let ahead = self.available_entry(self.next_available.wrapping_add(DESCRIPTORS_AHEAD as u16));
-                prefetch_read(self.descriptors.wrapping_add(usize::from(ahead)));
+            let plain = self.gather_plain::<D>(&window, limit - taken, &mut bytes, chains);
+            self.next_available = self.next_available.wrapping_add(plain as u16);
+            taken += plain;
+            if taken == limit || bytes >= BATCH_BYTES {
+                break;
             }
             let head = self.available_entry(self.next_available);
             if head >= self.size {
                 return Err(RingFault::Head { head, size: self.size });
             }
             let first = self.descriptor(head);
-            // One buffer, of the right direction, not empty, in one region: nearly every chain.
-            let plain = first.flags & (NEXT | INDIRECT | WRITE) == D::FLAGS && first.len > 0;
-            if plain && let Some(span) = find(memory, &mut window, &mut self.around, &first) {
+            let mut goes_on = true;
+            if is_plain::<D>(&first)
+                && let Some(span) = find(memory, &mut window, &mut self.around, &first)
+            {
                 D::prefetch(&span);
-                chains.push_single(head, span);
-                bytes += first.len as usize;
+                bytes += span.len();
+                chains.push_singles(1, |_| Some((head, span)));
             } else {
                 bytes += self.walk::<D>(memory, chains, head, first)? as usize;
-                if self.steps >= BATCH_DESCRIPTORS || !chains.has_room(limit - taken) {
-                    self.next_available = self.next_available.wrapping_add(1);
-                    return Ok(taken + 1);
-                }
+                goes_on = self.steps < BATCH_DESCRIPTORS && chains.has_room(limit - taken);
             }
             self.next_available = self.next_available.wrapping_add(1);
             taken += 1;
+            if !goes_on {
+                break;
+            }
         }
         Ok(taken)
     }
@@ -329,12 +318,16 @@ impl DeviceRing for SplitRing {
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        let slot = usize::from(self.next_used & (self.size - 1));
-        let element = (u64::from(chain.head) | u64::from(written) << 32).to_le();
-        // SAFETY: the used area has `size` elements of 8 bytes from offset 4 (virtio 1.3, 2.7.8; `areas` checked its whole
-        // length) and `slot < size`. Elements are 4-byte aligned only, hence the unaligned write.
-        unsafe { self.used.add(4 + slot * 8).cast::<u64>().write_unaligned(element) };
+        self.write_element(self.next_used, chain.head, written);
         self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    fn complete_read(&mut self, chains: &[Chain]) {
+        let this = &*self;
+        (0..)
+            .zip(chains)
+            .for_each(|(count, chain)| this.write_element(this.next_used.wrapping_add(count), chain.head, 0));
+        self.next_used = self.next_used.wrapping_add(chains.len() as u16);
     }
 
     #[inline]
@@ -368,6 +361,12 @@ impl DeviceRing for SplitRing {
             self.write_used(0, NO_NOTIFY, Ordering::Relaxed);
         }
     }
+}
+
+/// Whether a chain that begins with this descriptor is one buffer, of the right direction, and not empty.
+#[inline]
+fn is_plain<D: Direction>(descriptor: &Descriptor) -> bool {
+    descriptor.flags & (NEXT | INDIRECT | WRITE) == D::FLAGS && descriptor.len > 0
 }
 
 /// Whether moving the used index from `old` to `new` passes `event` (vring_need_event of virtio 1.3, 2.7.7.2.1).

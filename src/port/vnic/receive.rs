@@ -126,9 +126,7 @@ impl Turn<'_> {
         let dealt_with = batch.dealt_with().min(frames);
         drop(batch);
         let (done, kept) = chains.list().split_at(dealt_with);
-        for chain in done {
-            ring.complete(chain, 0);
-        }
+        ring.complete_read(done);
         if !kept.is_empty() {
             ring.give_back(kept);
         }
