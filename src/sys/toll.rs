@@ -1,10 +1,12 @@
-//! What somebody whom we do not trust has a thread of ours spend: [`Toll`], which says when that is too much.
+//! What somebody whom we do not trust has a thread of ours spend: [`Toll`], which says when that is too much, and [`Pardon`], for the
+//! time that it was not that one's doing.
 //!
 //! Writing to an eventfd, and sending to or receiving from a socket, wakes all who wait for its other end, one after the other
 //! with interrupts off. Whoever has that other end can wait for it a million times (epoll sets of duplicates), which makes a
 //! microsecond 100 ms and more. Nothing ends such a call early, so who does that is found out by what the calls took.
 //!
-//! Only CPU time of the calling thread says so: time that passes may have gone to somebody else whom the kernel gave the CPU.
+//! Only CPU time of the calling thread says so: time that passes may have gone to somebody else whom the kernel gave the CPU. But the
+//! kernel counts as a thread's own what its CPU does meanwhile for interrupts, and what a host of virtual machines takes from it.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,9 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// What a single step may take where everybody waits for it.
 pub const AT_ONCE: Duration = Duration::from_millis(20);
+
+/// How often one single step is forgiven.
+const PARDONED_EVERY: Duration = Duration::from_secs(60);
 
 /// CPU time that the calling thread has used.
 pub fn thread_time() -> Duration {
@@ -59,6 +64,28 @@ impl Toll {
     }
 }
 
+/// When somebody was last forgiven for a step that took too much.
+#[derive(Debug, Default)]
+pub struct Pardon {
+    last: Option<Instant>,
+}
+
+impl Pardon {
+    /// Forgives a step at `now`, unless one was a short while before.
+    pub fn grant(&mut self, now: Instant) -> bool {
+        let granted = self.is_due(now);
+        if granted {
+            self.last = Some(now);
+        }
+        granted
+    }
+
+    /// Whether the next one is forgiven.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.last.is_none_or(|last| now.saturating_duration_since(last) >= PARDONED_EVERY)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +103,13 @@ mod tests {
         assert_eq!(fed(&[(60, 0), (0, 1), (60, 2)]), Some(2), "a tenth of a second");
         assert_eq!(fed(&[(60, 0), (0, 1), (60, 2000), (0, 2001), (60, 4000)]), None);
         assert_eq!(fed(&[(500, 0)]), Some(0));
+    }
+
+    #[test]
+    fn one_is_forgiven_and_the_next_one_only_much_later() {
+        let (mut pardon, start) = (Pardon::default(), Instant::now());
+        let at = [0, 1, 59, 60, 61, 119, 121].map(|seconds| pardon.grant(start + Duration::from_secs(seconds)));
+        assert_eq!(at, [true, false, false, true, false, false, true]);
     }
 
     #[test]

@@ -10,14 +10,14 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::attachment::{Attachment, STACK_BYTES};
 use super::offence::Offence;
 use crate::port::rate_limit::log_limited;
 use crate::sys::socket::peer;
 use crate::sys::socket_file;
-use crate::sys::toll::{Toll, thread_time};
+use crate::sys::toll::{Pardon, Toll, thread_time};
 
 /// How long to wait before looking again: at first, and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -66,10 +66,10 @@ impl Dialler {
     }
 
     fn run(&self) {
-        let mut toll = Toll::default();
+        let (mut toll, mut pardon) = (Toll::default(), Pardon::default());
         let (mut next, mut rest) = (BACK_OFF.0, Duration::ZERO);
         while !self.stopped_within(rest) {
-            let found = self.look(&mut toll);
+            let found = self.look(&mut toll, &mut pardon);
             if let Found::Offender(time) = found {
                 rest = time;
                 continue;
@@ -83,14 +83,15 @@ impl Dialler {
     }
 
     /// Looks for the VM once, and serves it if it is there.
-    fn look(&self, toll: &mut Toll) -> Found {
+    fn look(&self, toll: &mut Toll, pardon: &mut Pardon) -> Found {
         if !self.attachment.is_open() {
             return Found::Nobody;
         }
         let before = thread_time();
         let connected = self.attachment.while_looking(socket_file::connect);
         // Connecting wakes all who wait for the VM's socket, with interrupts off.
-        if toll.charge_at_once(thread_time().saturating_sub(before)) {
+        let costly = toll.charge_at_once(thread_time().saturating_sub(before));
+        if costly && !pardon.grant(Instant::now()) {
             connected.into_iter().for_each(|stream| self.attachment.send_away(stream));
             return Found::Offender(self.attachment.keep_away(Offence::SlowSocket));
         }

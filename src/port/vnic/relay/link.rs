@@ -13,8 +13,8 @@
 //! that were passed on are closed when the daemon has none of them any more ([`Kept`]).
 //!
 //! What a front end can have is time: whatever is done at its socket wakes all who wait for the other end. So each message is
-//! measured, and a link that takes too much ([`Toll`]) is dropped: nothing more is done at that socket until the daemon, which
-//! keeps the port out, has ended the session.
+//! measured, and a link that takes too much ([`Toll`]) is dropped, unless that is forgiven ([`super::pacing`]): nothing more is done at
+//! that socket until the daemon, which keeps the port out, has ended the session.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -135,13 +135,13 @@ impl Link {
         self.busy = false;
     }
 
-    /// Moves what can be moved.
-    pub(super) fn step(&mut self) -> Step {
+    /// Moves what can be moved. What takes too much ends that, unless it is forgiven.
+    pub(super) fn step(&mut self, mut forgives: impl FnMut() -> bool) -> Step {
         for _ in 0..TURN {
             let before = thread_time();
             let moved = if self.dropped { self.waste_reply() } else { self.move_on() };
             self.spent += thread_time().saturating_sub(before);
-            if self.costs_too_much(matches!(moved, Ok(true) | Err(Step::Close(_)))) {
+            if self.costs_too_much(matches!(moved, Ok(true) | Err(Step::Close(_)))) && !forgives() {
                 self.dropped = true;
                 if let Err(Step::Look(descriptors) | Step::Close(descriptors)) = moved {
                     self.descriptors = descriptors;
@@ -367,5 +367,35 @@ impl Link {
     pub(super) fn end(self) -> (OwnedFd, Vec<OwnedFd>, Kept) {
         let _ = rustix::net::shutdown(&self.session, Shutdown::Both);
         (self.front_end, self.descriptors, self.kept)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    /// Moves a message that takes too much; returns whether the session got it.
+    fn moves_a_costly_message(forgives: bool) -> (Step, bool) {
+        let ((mut front_end, ours), (mut session, far)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let (lease, _daemons) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let mut link = Link::new(1, ours.into(), far.into(), Kept::new(lease, 2));
+        // GET_FEATURES, version 1, without a body.
+        front_end.write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+        link.spent = AT_ONCE;
+        let step = link.step(|| forgives);
+        session.set_nonblocking(true).unwrap();
+        (step, session.read(&mut [0; 64]).is_ok_and(|read| read == HEADER_BYTES))
+    }
+
+    #[test]
+    fn a_message_that_takes_too_much_goes_on_if_it_is_forgiven() {
+        assert!(matches!(moves_a_costly_message(true), (Step::Waits, true)));
+        assert!(matches!(moves_a_costly_message(false), (Step::Costly, false)));
     }
 }

@@ -9,6 +9,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::sys::toll::Pardon;
+
 /// What a port may use at once.
 const BURST: Duration = Duration::from_millis(500);
 
@@ -19,11 +21,11 @@ const PART: u32 = 32;
 /// a session waits for a first message.
 const MOST: Duration = Duration::from_secs(5);
 
-/// Until when each port has used what it may.
+/// Until when each port has used what it may. Those of which the time has passed are let go of before a map grows.
 #[derive(Default)]
 pub(super) struct Pacing {
-    /// Those of which the time has passed are let go of before the map grows.
     used_up_to: HashMap<u64, Instant>,
+    pardons: HashMap<u64, Pardon>,
 }
 
 impl Pacing {
@@ -35,6 +37,16 @@ impl Pacing {
     /// How long a port is not to be read.
     pub(super) fn debt(&self, port: u64) -> Duration {
         self.debt_at(Instant::now(), port)
+    }
+
+    /// Whether a message of a port that took too much by itself is forgiven. By port, and not by connection: one that is made anew is
+    /// no better.
+    pub(super) fn forgives(&mut self, port: u64) -> bool {
+        let now = Instant::now();
+        if self.pardons.len() == self.pardons.capacity() {
+            self.pardons.retain(|_, pardon| !pardon.is_due(now));
+        }
+        self.pardons.entry(port).or_default().grant(now)
     }
 
     fn charge_at(&mut self, now: Instant, port: u64, used: Duration) {
@@ -69,6 +81,12 @@ mod tests {
         assert_eq!(pacing.debt_at(later, 1), millis(32));
         pacing.charge_at(later, 1, millis(100_000));
         assert_eq!(pacing.debt_at(later, 1), MOST, "it is not kept out for ever");
+    }
+
+    #[test]
+    fn each_port_is_forgiven_once() {
+        let mut pacing = Pacing::default();
+        assert_eq!([1, 1, 2, 1, 2].map(|port| pacing.forgives(port)), [true, false, true, false, false]);
     }
 
     #[test]

@@ -355,7 +355,7 @@ impl Process {
         self.allow(id);
         let Some(Linked { link, .. }) = self.links.get_mut(&id) else { return };
         let port = link.port;
-        match link.step() {
+        match link.step(|| self.pacing.forgives(port)) {
             Step::Waits => {}
             Step::Look(descriptors) => self.begin(Job::new(port, Work::Look(id)), descriptors),
             Step::Close(descriptors) => self.begin(Job::new(port, Work::Close(id)), descriptors),
