@@ -55,8 +55,9 @@ pub trait DeviceRing {
     /// [`DeviceRing::publish`] is called. Chains are completed in the order they were taken.
     fn complete(&mut self, chain: &Chain, written: u32);
 
-    /// [Completes](DeviceRing::complete) chains that were only read.
-    fn complete_read(&mut self, chains: &[Chain]);
+    /// [Completes](DeviceRing::complete) many chains, each with how many bytes were written, and keeps where it is in registers
+    /// meanwhile.
+    fn complete_all<'c>(&mut self, chains: impl Iterator<Item = (&'c Chain, u32)>);
 
     /// Makes all completed chains visible to the driver; returns whether it wants an interrupt for them, or `None` if
     /// there were none.

@@ -224,18 +224,18 @@ impl PackedRing {
         count
     }
 
-    /// Lists chains that were only read as completed; returns where the ring is used up to then, and how many the list has.
+    /// Lists chains as completed; returns where the ring is used up to then, how many the list has, and the id of the last one.
     ///
     /// A function of its own as [`PackedRing::gather_plain`] is.
     #[inline(never)]
-    fn list_read(&self, chains: &[Chain]) -> (Place, u16) {
-        let (mut here, mut completed) = (self.used, self.completed);
-        for chain in chains {
-            let word = u64::from(chain.head) << 32 | u64::from(here.used_bits()) << 48;
-            completed += u16::from(self.record.set_element(completed, Element { word, slot: here.slot() }));
+    fn list<'c>(&self, chains: impl Iterator<Item = (&'c Chain, u32)>) -> (Place, u16, u16) {
+        let (mut here, mut completed, mut newest) = (self.used, self.completed, self.newest);
+        for (chain, written) in chains {
+            completed += u16::from(self.record.set_element(completed, used_element(here, chain, written)));
             here = here.forward(chain.slots, self.size);
+            newest = chain.head;
         }
-        (here, completed)
+        (here, completed, newest)
     }
 
     /// Whether a descriptor that is available is a chain of one buffer, of the right direction, not empty, that may be.
@@ -358,7 +358,6 @@ impl DeviceRing for PackedRing {
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        let id = u64::from(chain.head) << 32;
         let here = self.used;
         self.used = here.forward(chain.slots, self.size);
         self.newest = chain.head;
@@ -366,19 +365,17 @@ impl DeviceRing for PackedRing {
             // The one element there is stands for this chain too.
             return;
         }
-        let flags = here.used_bits() | if written > 0 { WRITE } else { 0 };
-        let word = u64::from(written) | id | u64::from(flags) << 48;
-        if self.record.set_element(self.completed, Element { word, slot: here.slot() }) {
+        if self.record.set_element(self.completed, used_element(here, chain, written)) {
             self.completed += 1;
         }
     }
 
-    fn complete_read(&mut self, chains: &[Chain]) {
+    #[inline]
+    fn complete_all<'c>(&mut self, chains: impl Iterator<Item = (&'c Chain, u32)>) {
         if self.merges {
-            return chains.iter().for_each(|chain| self.complete(chain, 0));
+            return chains.for_each(|(chain, written)| self.complete(chain, written));
         }
-        (self.used, self.completed) = self.list_read(chains);
-        self.newest = chains.last().map_or(self.newest, |chain| chain.head);
+        (self.used, self.completed, self.newest) = self.list(chains);
     }
 
     #[inline]
@@ -411,6 +408,14 @@ impl DeviceRing for PackedRing {
     fn disarm(&mut self) {
         self.set_device_event(DISABLE << 16);
     }
+}
+
+/// What is written where a chain is used, of which so many bytes were written.
+#[inline]
+fn used_element(here: Place, chain: &Chain, written: u32) -> Element {
+    let flags = here.used_bits() | if written > 0 { WRITE } else { 0 };
+    let word = u64::from(written) | u64::from(chain.head) << 32 | u64::from(flags) << 48;
+    Element { word, slot: here.slot() }
 }
 
 /// Host addresses of the ring and of the two words of event suppression, the driver's first, each checked for its whole

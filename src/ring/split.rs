@@ -218,6 +218,18 @@ impl SplitRing {
         unsafe { self.used.add(4 + slot * 8).cast::<u64>().write_unaligned(element) };
     }
 
+    /// Writes elements from the next one on; returns the index behind the last one. With `self` shared, which its compiler knows not
+    /// to change meanwhile.
+    #[inline]
+    fn write_elements<'c>(&self, chains: impl Iterator<Item = (&'c Chain, u32)>) -> u16 {
+        let mut index = self.next_used;
+        for (chain, written) in chains {
+            self.write_element(index, chain.head, written);
+            index = index.wrapping_add(1);
+        }
+        index
+    }
+
     /// Writes 16-bit word number `word` of the used area: flags, index, `size` elements of four words, avail_event
     /// (2.7.8). Never an element: those [`SplitRing::write_element`] writes.
     #[inline]
@@ -322,12 +334,9 @@ impl DeviceRing for SplitRing {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    fn complete_read(&mut self, chains: &[Chain]) {
-        let this = &*self;
-        (0..)
-            .zip(chains)
-            .for_each(|(count, chain)| this.write_element(this.next_used.wrapping_add(count), chain.head, 0));
-        self.next_used = self.next_used.wrapping_add(chains.len() as u16);
+    #[inline]
+    fn complete_all<'c>(&mut self, chains: impl Iterator<Item = (&'c Chain, u32)>) {
+        self.next_used = self.write_elements(chains);
     }
 
     #[inline]

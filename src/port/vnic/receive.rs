@@ -126,7 +126,7 @@ impl Turn<'_> {
         let dealt_with = batch.dealt_with().min(frames);
         drop(batch);
         let (done, kept) = chains.list().split_at(dealt_with);
-        ring.complete_read(done);
+        ring.complete_all(done.iter().map(|chain| (chain, 0)));
         if !kept.is_empty() {
             ring.give_back(kept);
         }

@@ -315,11 +315,13 @@ impl Delivery<'_, '_> {
             if buffer.len() < bytes || frame.len > form.longest || !frame.needs.met_by(form.accepts) {
                 break;
             }
-            ring.complete(chain, bytes as u32);
             write(batch, index, frame, buffer);
             delivered |= 1 << (index % 64);
             filled += 1;
         }
+        let len = |index: u8| batch.frames().get(usize::from(index)).map_or(0, |frame| frame.len);
+        let written = picks[..filled].iter().map(|&index| VNET_HEADER_BYTES as u32 + len(index));
+        ring.complete_all(buffers.rest().iter().zip(written));
         buffers.next += filled;
         self.outcome.delivered |= delivered;
         filled
