@@ -2,6 +2,7 @@
 //! `linecard` command.
 
 use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -11,8 +12,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::child;
-use super::eventually;
 use super::footprint::Footprint;
+use super::{DEADLINE, eventually};
 
 /// A running daemon; it is killed, and its log printed if the test failed, when this goes.
 pub struct Daemon {
@@ -159,6 +160,13 @@ impl Daemon {
         self.wait_for_api();
     }
 
+    /// A service manager that hears of the daemon from its next [start](Daemon::restart) on.
+    pub fn manager(&self) -> Manager {
+        let manager = UnixDatagram::bind(self.dir.path().join(MANAGER)).expect("a free name");
+        manager.set_read_timeout(Some(DEADLINE)).expect("a timeout above zero");
+        Manager(manager)
+    }
+
     pub fn footprint(&self) -> Footprint {
         Footprint::of(self.pid())
     }
@@ -242,9 +250,35 @@ impl Drop for Daemon {
     }
 }
 
+/// Where a service manager listens, below the daemon's directory.
+const MANAGER: &str = "manager.sock";
+
+/// A service manager that ends whoever is silent for a while (sd_watchdog_enabled(3)), or would.
+pub struct Manager(UnixDatagram);
+
+impl Manager {
+    /// Returns when it was told twice more that the daemon is alive.
+    #[track_caller]
+    pub fn hears_on(&self) {
+        let mut message = [0; 1000];
+        self.0.set_nonblocking(true).expect("a socket");
+        while self.0.recv(&mut message).is_ok() {}
+        self.0.set_nonblocking(false).expect("a socket");
+        let mut heard = 0;
+        while heard < 2 {
+            let length = self.0.recv(&mut message).expect("the watchdog is not fed");
+            let text = String::from_utf8_lossy(&message[..length]);
+            heard += text.lines().filter(|line| *line == "WATCHDOG=1").count();
+        }
+    }
+}
+
 fn launch(dir: &Path) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("log")).expect("a log file");
     let mut command = Command::new(env!("CARGO_BIN_EXE_linecardd"));
+    if dir.join(MANAGER).exists() {
+        command.env("NOTIFY_SOCKET", dir.join(MANAGER)).env("WATCHDOG_USEC", "30000000");
+    }
     command.arg("--config").arg(dir.join("linecard.yaml")).stdin(Stdio::null());
     child::spawn(command.stdout(log.try_clone().expect("a second handle")).stderr(log))
 }

@@ -245,6 +245,7 @@ fn a_file_that_cannot_be_closed_does_not_outlive_the_daemon() {
     // Nothing of it is left that another one would have to wait for.
     kill_process(daemon.pid(), Signal::KILL).unwrap();
     eventually("SIGKILL ends the daemon", || (!daemon.is_running()).then_some(()));
+    let manager = daemon.manager();
     daemon.restart();
     let nic = Nic::up(&daemon.socket("bad"), &NicConfig::default());
     daemon.port_when("bad", "it is served again", |port| port.state() == "up");
@@ -254,6 +255,7 @@ fn a_file_that_cannot_be_closed_does_not_outlive_the_daemon() {
     let held = fuse.held();
     send_last(&session, request::SET_VRING_CALL, &0u64.to_le_bytes(), fuse.open());
     eventually("somebody waits again", || (fuse.held() > held).then_some(()));
+    manager.hears_on();
     assert!(daemon.terminate().success());
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FallocateFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use super::frontend::daemon::{Daemon, port as more_port};
+use super::frontend::daemon::{Daemon, Manager, port as more_port};
 use super::frontend::doorbell::Doorbell;
 use super::frontend::nic::{Nic, NicConfig};
 use super::frontend::ram::{GuestRam, Region, memfd};
@@ -177,9 +177,9 @@ pub(super) fn expect_barred(daemon: &Daemon, name: &str) {
     assert!(daemon.log().contains(&format!("{name}: waited ")), "the log says for how long");
 }
 
-/// Everybody but that session goes on: the healthy pair, those who look, and a change of something else. Returns whether the
-/// session waited to the end of that: else it may be that they have waited for the hole.
-fn others_go_on(daemon: &Daemon, witness: &Witness, port: &str, wait: &Wait) -> bool {
+/// Everybody but that session goes on: the healthy pair, those who look, a change of something else, and what feeds the watchdog.
+/// Returns whether the session waited to the end of that: else it may be that they have waited for the hole.
+fn others_go_on(daemon: &Daemon, witness: &Witness, manager: &Manager, port: &str, wait: &Wait) -> bool {
     witness.keeps_going();
     for args in [&["status"][..], &["port", "list"], &["port", "show", port], &["port", "show", "peer"], &["drops"]] {
         daemon.linecard(args).unwrap();
@@ -190,6 +190,7 @@ fn others_go_on(daemon: &Daemon, witness: &Witness, port: &str, wait: &Wait) -> 
     std::fs::write(&file, text).unwrap();
     daemon.linecard(&["apply"]).unwrap();
     assert_eq!(daemon.port(&format!("beside-{port}")).state(), "down");
+    manager.hears_on();
     witness.keeps_going();
     waits(daemon, &format!("vhost-{port}")).contains(wait)
 }
@@ -207,13 +208,16 @@ fn metrics(daemon: &Daemon) -> String {
 #[test]
 fn point_13_a_file_that_keeps_whoever_maps_it_waiting() {
     let ports: Vec<&str> = BAD.into_iter().chain(["peer"]).collect();
-    let daemon = Daemon::with_ports(&ports);
+    let mut daemon = Daemon::with_ports(&ports);
+    let manager = daemon.manager();
+    assert!(daemon.terminate().success());
+    daemon.restart();
     let witness = Witness::start(&daemon.socket("well-1"), &daemon.socket("well-2"));
     let mut gone_on = [false; 2];
     for (at, port) in BAD.into_iter().enumerate() {
         let leaving = at % 2 == 1;
         if let Some((_crowd, hole, wait)) = hold_up(&daemon, port, leaving) {
-            gone_on[usize::from(leaving)] |= others_go_on(&daemon, &witness, port, &wait);
+            gone_on[usize::from(leaving)] |= others_go_on(&daemon, &witness, &manager, port, &wait);
             hole.end();
             expect_barred(&daemon, port);
         }
