@@ -66,6 +66,17 @@ fn nobody_but_its_own_front_end_waits_for_a_ring_that_somebody_is_held_up_in() {
     assert_eq!(refusals(&outcome, 2), [DropReason::MtuExceeded]);
 }
 
+/// Front ends repeat SET_VRING_ENABLE as often as they like, and each that is waited for could take the ring from its shard.
+#[test]
+fn who_enables_a_ring_that_is_enabled_leaves_it_to_who_is_in_it() {
+    let mut rig = Rig::new(LatencySensitivity::Normal);
+    let nic = rig.port.attachment.nic();
+    let held = nic.queues[0].lock();
+    assert!(within_reach("SET_VRING_ENABLE", move || rig.qemu.done(Req::SET_VRING_ENABLE, &state(0, 1), &[])));
+    drop(held);
+    assert!(nic.queues[0].report().enabled);
+}
+
 /// The host may take the CPU away from a shard that is in a ring. That costs others some time and no frames.
 #[test]
 fn who_is_in_a_ring_and_would_go_on_is_waited_for() {

@@ -17,7 +17,7 @@ const BUFFER: u64 = 2048;
 pub(super) struct Rig {
     guest: Guest,
     pub(super) port: Arc<Vnic>,
-    qemu: Raw,
+    pub(super) qemu: Raw,
     _host: Host,
 }
 
