@@ -74,6 +74,40 @@ fn a_port_moves_to_another_network_without_being_made_anew() {
     assert!(daemon.json("port show r")["counters"]["drops"]["no-destination"].as_u64().unwrap() > 0);
 }
 
+/// Runs `ip` where the daemon's interfaces are.
+fn ip(daemon: &Daemon, arguments: &str) {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/proc/{}/ns/net", daemon.pid().as_raw_nonzero())).arg("ip");
+    let output = command.args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", text(&output.stderr));
+}
+
+#[test]
+fn a_tap_that_was_deleted_is_made_again_by_apply() {
+    let files = tempfile::tempdir().unwrap();
+    // In a network namespace of its own, which takes root and iproute2.
+    let own = "set -- unshare --net \"$@\"";
+    let daemon =
+        Daemon::start_after(own, "", &sections(files.path(), "  t: { tap: { interface: lc0 }, network: lan }\n"));
+    let is = |state: &str| daemon.json("port show t")["state"] == state;
+    let sent = || daemon.json("port show t")["counters"]["tx_frames"].as_u64().unwrap();
+    let goes_on = |before: u64| daemon.until("frames reach the host", || sent() > before + 20);
+    daemon.until("the TAP is up", || is("up"));
+    goes_on(0);
+    for _ in 0..2 {
+        ip(&daemon, "link del lc0");
+        daemon.until("its interface is gone", || is("stopped"));
+        let reason = daemon.json("port show t")["reason"].to_string();
+        assert!(reason.contains("interface lc0 was deleted; `linecard apply` makes it again"), "{reason}");
+        assert_eq!(daemon.prints("plan"), "~ port t (was stopped, is tried again)\n");
+        daemon.prints("apply");
+        daemon.until("the TAP is there again", || is("up"));
+        ip(&daemon, "link show lc0");
+        goes_on(sent());
+    }
+    assert_eq!(daemon.prints("plan"), "nothing changes\n");
+}
+
 #[test]
 fn ports_may_swap_sockets_and_addresses() {
     let sockets = tempfile::tempdir().unwrap();
