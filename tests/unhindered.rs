@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use daemon::{Daemon, text};
+use daemon::{Answer, Daemon, text};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -132,6 +132,14 @@ fn the_socket_of_a_process_that_was_killed_and_cannot_end_is_stale() {
     drop(stranded);
 }
 
+/// Makes the calling thread another user's, of these groups: ids of a thread are its own.
+fn become_other(uid: u32, gid: u32, groups: &[u32]) -> rustix::io::Result<()> {
+    let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    rustix::thread::set_thread_groups(&groups)?;
+    rustix::thread::set_thread_gid(Gid::from_raw(gid))?;
+    rustix::thread::set_thread_uid(Uid::from_raw(uid))
+}
+
 #[test]
 fn the_sockets_group_may_change_things_as_the_supplementary_one_too() {
     assert!(
@@ -147,10 +155,7 @@ fn the_sockets_group_may_change_things_as_the_supplementary_one_too() {
     let apply_as = |gid: u32, groups: &[u32]| {
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| {
-                let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
-                rustix::thread::set_thread_groups(&groups).unwrap();
-                rustix::thread::set_thread_gid(Gid::from_raw(gid)).unwrap();
-                rustix::thread::set_thread_uid(Uid::from_raw(4711)).unwrap();
+                become_other(4711, gid, groups).unwrap();
                 assert_eq!(daemon.http("GET", "/v1/status", "").status, 200);
                 daemon.http("POST", "/v1/apply", "")
             });
@@ -204,9 +209,9 @@ fn who_connects_in_a_loop_keeps_nobody_out() {
     let address = SocketAddrUnix::new(daemon.path("api.sock")).unwrap();
     let over = AtomicBool::new(false);
     let (answers, connections) = std::thread::scope(|scope| {
-        // Another user, who may only look: ids of a thread are its own.
+        // Another user, who may only look.
         let flood = || {
-            let become_other = rustix::thread::set_thread_uid(Uid::from_raw(4711));
+            let become_other = become_other(4711, 4711, &[]);
             let mut made = 0;
             while become_other.is_ok() && !over.load(Ordering::Relaxed) {
                 let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -284,13 +289,26 @@ fn too_few_descriptors_for_its_ports_are_told_when_it_starts() {
 
 #[test]
 fn a_request_that_never_ends_is_given_up() {
-    let daemon = Daemon::start(LAN);
-    let mut half = UnixStream::connect(daemon.path("api.sock")).unwrap();
-    half.write_all(b"GET /v1/status HTTP/1.1\r\nHo").unwrap();
-    let mut idle = UnixStream::connect(daemon.path("api.sock")).unwrap();
-    idle.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    for mut stream in [half, idle] {
+    let daemon = Daemon::start_with(", metrics: \"127.0.0.1:0\"", LAN);
+    let address = metrics_address(&daemon);
+    // The one ends in the middle, and the other is the last of its connection.
+    let requests = [&b"GET /metrics HTTP/1.1\r\nHo"[..], b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"];
+    let api = requests.map(|request| {
+        let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request).unwrap();
+        stream
+    });
+    let metrics = requests.map(|request| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request).unwrap();
+        stream
+    });
+    for mut stream in api {
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+    for mut stream in metrics {
         stream.read_to_end(&mut Vec::new()).unwrap();
     }
 }
@@ -334,8 +352,7 @@ fn without_threads() -> Daemon {
     let one = Rlimit { current: Some(1), ..limit };
     // Only that user may set it. Ids of a thread are its own.
     let set = std::thread::spawn(move || {
-        rustix::thread::set_thread_gid(Gid::from_raw(4711)).unwrap();
-        rustix::thread::set_thread_uid(Uid::from_raw(4711)).unwrap();
+        become_other(4711, 4711, &[]).unwrap();
         prlimit(Some(pid), Resource::Nproc, one)
     });
     set.join().unwrap().unwrap();
@@ -406,6 +423,65 @@ fn a_text_that_never_arrives_whole_is_given_up_and_others_get_their_turn() {
     }
 }
 
+/// MiB of the daemon's memory, by a line of proc_pid_status(5).
+fn memory(daemon: &Daemon, key: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).unwrap();
+    let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+}
+
+/// What `act` makes as a user who may look only.
+fn as_reader<T: Send>(act: impl FnOnce() -> T + Send) -> T {
+    let reader = || {
+        become_other(4711, 4711, &[]).expect("this test becomes another user, so run it as root");
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(reader).join().unwrap())
+}
+
+/// What a text of so many bytes gets, of which not all need be read.
+fn answer_to(daemon: &Daemon, path: &str, bytes: usize) -> Answer {
+    let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE))).unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {bytes}\r\n\r\n");
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b'#'; bytes]));
+    let mut answer = String::new();
+    // What was not read makes an error of the end.
+    let _ = stream.read_to_string(&mut answer);
+    Answer::parse(&answer)
+}
+
+#[test]
+fn texts_that_are_held_back_cost_no_memory_and_nobody_who_may_change_something_waits_for_them() {
+    const MOST: usize = 4 << 20;
+    let daemon = Daemon::start_with(", api-mode: \"0666\"", LAN);
+    fs::set_permissions(daemon.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let before = memory(&daemon, "VmRSS");
+    let held = || -> Vec<UnixStream> {
+        let hold = |_| {
+            let mut stream = UnixStream::connect(daemon.path("api.sock")).unwrap();
+            stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let head = format!("POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Length: {MOST}\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            // All but a byte, or as much as is taken.
+            let _ = stream.write_all(&vec![b'#'; MOST - 1]);
+            stream
+        };
+        (0..20).map(hold).collect()
+    };
+    let held = as_reader(held);
+    let most = memory(&daemon, "VmHWM");
+    assert!(most < before + 40, "{before} MiB became {most} for 20 texts of 4 MiB that are not read");
+    assert_eq!(daemon.http("POST", "/v1/check", "version: 1\n").status, 204, "root has a turn of its own");
+    drop(held);
+    // One byte too many, for whoever may look and whoever may do more.
+    assert_eq!(as_reader(|| answer_to(&daemon, "/v1/check", MOST + 1).status), 413);
+    assert_eq!(answer_to(&daemon, "/v1/check", MOST + 1).status, 413);
+    assert_eq!(answer_to(&daemon, "/v1/ports", (64 << 10) + 1).status, 413);
+    assert_eq!(as_reader(|| answer_to(&daemon, "/v1/ports", 64 << 10).status), 403);
+    assert_eq!(answer_to(&daemon, "/v1/check", MOST).status, 422, "it is no configuration, and is read");
+}
+
 #[test]
 fn what_a_text_makes_of_memory_is_bounded_and_given_back() {
     let daemon = Daemon::start(LAN);
@@ -420,13 +496,9 @@ fn what_a_text_makes_of_memory_is_bounded_and_given_back() {
         let asking: Vec<_> = (0..2).map(|_| scope.spawn(ask)).collect();
         asking.into_iter().map(|asking| asking.join().unwrap()).collect()
     });
-    let memory = |key: &str| -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
-    };
-    assert!(memory("VmHWM") < 200, "{} MiB at most", memory("VmHWM"));
-    assert!(memory("VmRSS") < 100, "{} MiB stay", memory("VmRSS"));
+    let [most, stay] = ["VmHWM", "VmRSS"].map(|key| memory(&daemon, key));
+    assert!(most < 200, "{most} MiB at most");
+    assert!(stay < 100, "{stay} MiB stay");
     let refused =
         answers.iter().filter(|answer| answer.status == 422 && answer.body.contains("20000 profiles are too many"));
     assert!(refused.count() > 0, "{:?}", answers.iter().map(|answer| &answer.body).collect::<Vec<_>>());

@@ -30,6 +30,13 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The one that these bytes are.
+    pub fn parse(answer: &str) -> Self {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Self { status, body: body.into() }
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
@@ -169,9 +176,7 @@ impl Daemon {
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, body: body.into() }
+        Answer::parse(&answer)
     }
 
     /// Polls until `done` says so; fails with what the daemon has to show.
