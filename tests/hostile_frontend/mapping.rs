@@ -196,7 +196,7 @@ fn others_go_on(daemon: &Daemon, witness: &Witness, manager: &Manager, port: &st
 }
 
 /// What a scrape of the API's socket gets.
-fn metrics(daemon: &Daemon) -> String {
+pub(super) fn metrics(daemon: &Daemon) -> String {
     let mut stream = UnixStream::connect(daemon.dir().join("api.sock")).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();

@@ -6,11 +6,13 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::Command;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{CWD, FileType, MemfdFlags, Mode, memfd_create, mknodat};
 
-use super::Scene;
-use super::frontend::child;
-use super::frontend::session::request;
+use super::frontend::ram::Region;
+use super::frontend::session::{mem_table, protocol, request, single_region};
+use super::frontend::{child, eventually};
+use super::mapping::metrics;
+use super::{MIB, Scene, refused};
 
 /// Clears the screen, sets the window's title, rings, forges a log line, turns the text round, and uses the 8-bit form of ESC [.
 const NAME: &str = "x\x1b[2J\x1b]0;owned\x07\n[2026-11-29T00:00:00Z ERROR] well-1: forged\r\u{202e}\u{200b}\u{9b}2J";
@@ -60,6 +62,55 @@ fn names_of_descriptors_are_printed_and_not_obeyed() {
     });
     assert!(long.reason().unwrap().len() < 400, "{:?}", long.reason());
     drop(session);
+    scene.finish();
+}
+
+#[test]
+fn names_of_files_that_are_no_memory_are_escaped_wherever_they_are_printed() {
+    let scene = Scene::new();
+    let dir = tempfile::tempdir().unwrap();
+    let region = Region::new(0, 0x1_0000_0000, MIB);
+    let cases = [
+        (request::SET_MEM_TABLE, mem_table(std::slice::from_ref(&region))),
+        (request::SET_LOG_BASE, [MIB, 0].map(u64::to_le_bytes).concat()),
+        (request::ADD_MEM_REG, single_region(&region)),
+    ];
+    for (number, payload) in cases {
+        // A pipe has whatever name its directory has for it, on any file system.
+        let path = dir.path().join(format!("{number}{NAME}"));
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let pipe = File::options().read(true).write(true).open(&path).unwrap();
+        let session = scene.session();
+        let all = protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS | protocol::LOG_SHMFD;
+        session.set_protocol_features(all).unwrap();
+        refused(session.tell(number, &payload, &[pipe.as_fd()], true), "memory in a pipe");
+        let named = format!(r"/{number}x\x1b[2J\x1b]0;owned\x07\n[2026-11-29");
+        if number == request::SET_LOG_BASE {
+            // Without the answer that it wants, a front end is sent away, and that is the reason then.
+            assert!(scene.daemon.log().contains(&named), "{}", scene.daemon.log());
+            continue;
+        }
+        let tells = |text: Option<&str>| text.is_some_and(|text| text.contains(&named));
+        scene.daemon.port_when("bad", "its reason has the name", |port| tells(port.reason()));
+        // One that is stopped, and a moment later stopped again, has one event.
+        if number == request::SET_MEM_TABLE {
+            eventually("an event has the name", || {
+                let stopped = scene.daemon.events("port-stopped");
+                stopped.iter().any(|event| tells(event["reason"].as_str())).then_some(())
+            });
+        }
+    }
+    for args in [&["port", "list"][..], &["port", "show", "bad"], &["status"], &["events"], &["drops"]] {
+        for form in ["table", "json", "yaml"] {
+            let text = printed(&scene, &[&["-o", form], args].concat());
+            assert!(!text.is_empty(), "{args:?} as {form}");
+            assert_eq!(raw(&text), None, "{args:?} as {form}: {text:?}");
+            assert!(!text.lines().any(|line| line.starts_with("[2026")), "{args:?} as {form}: {text:?}");
+        }
+    }
+    let (log, metrics) = (scene.daemon.log(), metrics(&scene.daemon).replace('\r', ""));
+    assert_eq!((raw(&log), raw(&metrics)), (None, None), "{log:?} {metrics:?}");
+    assert!(metrics.contains("linecard_port_up"), "{metrics}");
     scene.finish();
 }
 
