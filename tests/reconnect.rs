@@ -6,9 +6,11 @@
 mod frontend;
 
 use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use frontend::daemon::{Daemon, port, preamble};
+use frontend::daemon::{Daemon, port, port_with, preamble};
 use frontend::doorbell::Doorbell;
 use frontend::eventually;
 use frontend::footprint::Footprint;
@@ -364,6 +366,49 @@ fn records_that_cannot_be_trusted_are_not_used_and_the_port_says_so() {
     let said = daemon.port("vm").0["detail"]["ring_records"].clone();
     assert!(said.as_str().is_some_and(|said| said.starts_with("none: ") && said.contains("not a directory")), "{said}");
     assert!(daemon.log().contains("will not survive the end of this process"), "{}", daemon.log());
+}
+
+/// Daemons whose API sockets are in one directory have one directory of records too. Each has a port with a socket of its own, and
+/// one in client mode that dials the same VM as the other's does.
+#[test]
+fn daemons_in_one_directory_do_not_share_records() {
+    let here = tempfile::tempdir().unwrap();
+    let vm = UnixListener::bind(here.path().join("vm.sock")).unwrap();
+    let config = NicConfig { features: LINUX | feature::RING_PACKED, ..NicConfig::default() };
+    let mut hosts = ["one", "two"].map(|name| {
+        let daemon = Daemon::start(|dir| {
+            let (api, usual) = (here.path().join(format!("{name}.sock")), dir.join("api.sock"));
+            symlink(&api, &usual).unwrap();
+            let preamble = preamble(dir).replace(usual.to_str().unwrap(), api.to_str().unwrap());
+            let ports = port(dir, "own", "lan") + &port(dir, "peer", "lan");
+            preamble + "networks: { lan: {} }\nports:\n" + &ports + &port_with(here.path(), "vm", "lan", "client", "")
+        });
+        let shared = Nic::start(Session::new(vm.accept().unwrap().0).unwrap(), &config).unwrap();
+        let [own, peer] = ["own", "peer"].map(|name| Nic::up(&daemon.socket(name), &config));
+        (daemon, shared, own, peer)
+    });
+    for (_, shared, own, peer) in &mut hosts {
+        meet(own, peer);
+        meet(shared, peer);
+        let _ = own.poll();
+        exchange(own, peer, 300);
+        exchange(shared, peer, 300);
+    }
+    let said = |daemon: &Daemon, port: &str| daemon.port(port).0["detail"]["ring_records"].as_str().unwrap().to_owned();
+    let [one, two] = hosts.each_ref().map(|(daemon, ..)| ["own", "vm"].map(|port| said(daemon, port)));
+    let rings = here.path().join("rings").display().to_string();
+    assert!(one[0].starts_with(&rings) && two[0].starts_with(&rings) && one[0] != two[0], "{one:?}, {two:?}");
+    assert!(one[1].starts_with(&rings), "{one:?}");
+    assert!(two[1].starts_with("none: another process is using "), "{two:?}");
+    for (daemon, shared, own, peer) in &mut hosts {
+        daemon.kill();
+        daemon.restart();
+        own.reconnect(&daemon.socket("own"));
+        peer.reconnect(&daemon.socket("peer"));
+        meet(own, peer);
+        exchange(own, peer, 300);
+        shared.disconnect();
+    }
 }
 
 /// A VM with packed rings at port `vm`, which is added for it, in a process of its own, to be killed: this test, with other
