@@ -74,19 +74,54 @@ fn point_18_a_storm_of_broadcasts() {
     scene.finish();
 }
 
-/// A frame that its receivers have segmented for them: `payload` datagrams of a byte each behind 254 bytes of headers.
-fn datagrams(from: [u8; 6], payload: usize) -> ([u8; 12], Vec<u8>) {
-    const OPTIONS: usize = 192;
-    let len = OPTIONS + 8 + payload;
-    let mut frame = [BROADCAST, from].concat();
-    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, (len >> 8) as u8, len as u8, 60, 64]);
-    frame.extend((0..32).map(|byte| byte + 1));
-    frame.extend([17, (OPTIONS / 8 - 1) as u8]);
-    frame.resize(14 + 40 + OPTIONS, 0);
-    let start = (frame.len() as u16).to_le_bytes();
-    frame.extend([0x9c, 0x40, 0, 53, 0, (8 + payload) as u8, 0, 0]);
-    frame.resize(frame.len() + payload, 0x55);
-    ([1, 5, 0, 0, 1, 0, start[0], start[1], 6, 0, 0, 0], frame)
+/// What receivers have segmented for them.
+#[derive(Clone, Copy, Debug)]
+enum Whole {
+    /// Datagrams of a byte each behind 254 bytes of headers.
+    Datagrams,
+    /// TCP segments of 48 bytes each behind 250.
+    Segments,
+}
+
+impl Whole {
+    /// Bytes of options before the transport header, of that header, and of each piece's payload.
+    fn layout(self) -> [usize; 3] {
+        match self {
+            Self::Datagrams => [192, 8, 1],
+            Self::Segments => [136, 60, 48],
+        }
+    }
+
+    /// Bytes of each frame that comes of it.
+    fn piece(self) -> usize {
+        14 + 40 + self.layout().iter().sum::<usize>()
+    }
+
+    /// A broadcast that becomes so many frames, and its virtio-net header.
+    fn make(self, from: [u8; 6], pieces: usize) -> ([u8; 12], Vec<u8>) {
+        let [options, transport, piece] = self.layout();
+        let (kind, protocol, checksum) = match self {
+            Self::Datagrams => (5, 17, 6),
+            Self::Segments => (4, 6, 16),
+        };
+        let len = options + transport + piece * pieces;
+        let mut frame = [BROADCAST, from].concat();
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, (len >> 8) as u8, len as u8, 60, 64]);
+        frame.extend((0..32).map(|byte| byte + 1));
+        frame.extend([protocol, (options / 8 - 1) as u8]);
+        frame.resize(14 + 40 + options, 0);
+        let start = (frame.len() as u16).to_le_bytes();
+        match self {
+            Self::Datagrams => frame.extend([0x9c, 0x40, 0, 53, 0, (8 + pieces) as u8, 0, 0]),
+            // Options that do nothing.
+            Self::Segments => {
+                frame.extend([0x9c, 0x40, 0, 53, 0, 0, 0, 1, 0, 0, 0, 1, 0xf0, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+                frame.extend([1; 40]);
+            }
+        }
+        frame.resize(frame.len() + piece * pieces, 0x55);
+        ([1, kind, 0, 0, piece as u8, 0, start[0], start[1], checksum, 0, 0, 0], frame)
+    }
 }
 
 /// How many batches the shards had.
@@ -98,8 +133,10 @@ fn batches(daemon: &Daemon) -> u64 {
 #[test]
 fn point_19_frames_that_become_very_many_are_flooded_in_several_visits() {
     const FRAMES: u64 = 64;
-    const DATAGRAMS: usize = 128;
-    for features in [LINUX | feature::HOST_OFFLOADS, LINUX | feature::HOST_OFFLOADS | feature::RING_PACKED] {
+    const PIECES: usize = 128;
+    let cases = [0, feature::RING_PACKED].map(|form| [Whole::Datagrams, Whole::Segments].map(|whole| (form, whole)));
+    for (form, whole) in cases.into_iter().flatten() {
+        let features = LINUX | feature::HOST_OFFLOADS | form;
         let names: Vec<String> = (0..8).map(|n| format!("r{n}")).collect();
         let daemon = Daemon::start(|dir| {
             let receivers: String = names.iter().map(|name| port(dir, name, "lan")).collect();
@@ -108,10 +145,10 @@ fn point_19_frames_that_become_very_many_are_flooded_in_several_visits() {
                 + &port_with(dir, "bad", "lan", "server", ", storm: off")
                 + &receivers
         });
-        let mut bad = Nic::up(&daemon.socket("bad"), &NicConfig { features, tx_buffer: 512, ..NicConfig::default() });
+        let mut bad = Nic::up(&daemon.socket("bad"), &NicConfig { features, tx_buffer: 8192, ..NicConfig::default() });
         let buffers = NicConfig { size: 16384, rx_buffer: 512, tx_buffer: 128, ..NicConfig::default() };
         let mut receivers: Vec<Nic> = names.iter().map(|name| Nic::up(&daemon.socket(name), &buffers)).collect();
-        let (header, frame) = datagrams(bad.mac, DATAGRAMS);
+        let (header, frame) = whole.make(bad.mac, PIECES);
         let before = batches(&daemon);
         for _ in 0..FRAMES {
             assert!(bad.pairs[0].tx.queue_bytes(&header, &frame));
@@ -125,16 +162,16 @@ fn point_19_frames_that_become_very_many_are_flooded_in_several_visits() {
             // All of a frame's segments or none, and no frame twice.
             let port = daemon.port(name);
             assert_eq!(port.counter("tx_frames") + port.counter("tx_dropped"), FRAMES, "{name}");
-            let got = receiver.receive(port.counter("tx_frames") as usize * DATAGRAMS);
-            assert!(got.iter().all(|(_, got)| got.frame.len() == 255), "{name}");
+            let got = receiver.receive(port.counter("tx_frames") as usize * PIECES);
+            assert!(got.iter().all(|(_, got)| got.frame.len() == whole.piece()), "{name}, {whole:?}");
             assert_eq!(receiver.poll().len(), 0, "{name}");
         }
-        // 128 segments and 32 KiB each; six ports of the eight are as much as one visit may come to.
+        // 128 segments and 32 KiB each, or more; six ports of the eight are as much as one visit may come to.
         let visits = batches(&daemon) - before;
         assert!(
             visits >= 2 * FRAMES,
-            "{FRAMES} frames became {} segments in {visits} visits",
-            8 * FRAMES * DATAGRAMS as u64
+            "{whole:?}: {FRAMES} frames became {} segments in {visits} visits",
+            8 * FRAMES * PIECES as u64
         );
     }
 }
