@@ -156,13 +156,15 @@ fn point_12_memory_whose_pages_are_taken_all_the_time() {
 }
 
 #[test]
-fn huge_pages_that_run_out_under_traffic_are_named() {
+fn huge_pages_that_run_out_under_traffic_are_named_and_a_pause_of_the_vm_heals_it() {
     let _pool = Pool::reserve(2, 8);
     let mut scene = Scene::new();
-    let small = SmallHugetlbfs::new("2M", "4M");
+    let small = SmallHugetlbfs::new("2M", "16M");
     for from_peer in [false, true] {
-        let nic = scene.nic();
+        let mut nic = scene.nic();
         // Eight pages, of which there will be two.
+        let filler = small.file("filler", 12 * MIB);
+        rustix::fs::fallocate(&filler, FallocateFlags::empty(), 0, 12 * MIB).unwrap();
         let file = Arc::new(small.file(&format!("ram-{from_peer}"), 16 * MIB));
         let region = Region { gpa: 0x8_0000_0000, uva: 0x7777_0000_0000, len: 16 * MIB, offset: 0, file };
         nic.session().add_mem_reg(&region, true).unwrap();
@@ -172,18 +174,31 @@ fn huge_pages_that_run_out_under_traffic_are_named() {
             true => receives.set_desc(head, Desc::writable(buffer(head), 2048)),
             false => sends.set_desc(head, Desc::readable(buffer(head), 1412)),
         });
-        for at in 0..40 {
-            if from_peer {
-                scene.peer.send(&frame(nic.mac, scene.peer.mac, 1000, at.into()));
-                scene.peer.drain();
-            } else {
-                sends.offer(at);
-                nic.vmm.vrings[1].kick.ring();
+        let mut touch_all = |nic: &Nic, first: u16| {
+            for at in first..first + 40 {
+                if from_peer {
+                    scene.peer.send(&frame(nic.mac, scene.peer.mac, 1000, at.into()));
+                    scene.peer.drain();
+                } else {
+                    sends.offer(at);
+                    nic.vmm.vrings[1].kick.ring();
+                }
             }
-        }
+        };
+        touch_all(&nic, 0);
         let port = scene.daemon.port_when("bad", "its memory has no room", |port| port.state() == "stopped");
         assert!(port.reason().is_some_and(|why| why.contains("no memory left")), "{:?}", port.reason());
         scene.witness.keeps_going();
+        // There is room again.
+        filler.set_len(0).unwrap();
+        nic.stop().unwrap();
+        nic.cont().unwrap();
+        let used = || if from_peer { receives.used_idx() } else { sends.used_idx() };
+        let before = used();
+        touch_all(&nic, 40);
+        eventually("buffers in all pages are used", || (used().wrapping_sub(before) >= 40).then_some(()));
+        let port = scene.daemon.port("bad");
+        assert_eq!((port.state(), port.reason()), ("up", None));
         nic.disconnect();
         drop((nic, region));
         scene.peer.poll();
