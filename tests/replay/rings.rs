@@ -7,6 +7,7 @@ use super::frontend::daemon::Daemon;
 use super::frontend::frame::{BROADCAST, assert_same, frame};
 use super::frontend::large::{KINDS, SEGMENT};
 use super::frontend::nic::{LINUX, Nic, NicConfig, exchange};
+use super::frontend::packed::Packed;
 use super::frontend::queue::Queue;
 use super::frontend::ram::memfd;
 use super::frontend::random::Random;
@@ -108,9 +109,20 @@ fn cve_2026_74356_a_receiver_with_one_buffer_makes_nobody_spin() {
     assert!(spent < Duration::from_millis(500), "{spent:?} of processor time in a second in which nothing happened");
 }
 
+/// Receive buffers with a runt of `len` bytes, by the lengths of their descriptors: alone, before another, before one that has
+/// room for the rest, and behind a long one. Guests that merge may have the same in buffers of their own.
+fn with_runt(len: u32, header: u32, merging: bool) -> Vec<Vec<Vec<u32>>> {
+    let (rest, most) = (header + 60, header + 40);
+    let chains = [vec![len], vec![len, 13 - len], vec![len, rest], vec![most, len], vec![most, len, 60]];
+    let apart = chains[1..].iter().map(|chain| chain.iter().map(|&len| vec![len]).collect());
+    let apart: Vec<_> = apart.filter(|_| merging).collect();
+    chains.iter().map(|chain| vec![chain.clone()]).chain(apart).collect()
+}
+
 /// DPDK: receive descriptors shorter than a header had the length of the copy underflow, in split and packed rings.
 #[test]
 fn cve_2026_86566_receive_buffers_shorter_than_a_header() {
+    const GAP: u64 = 1024;
     let merging = feature::MRG_RXBUF;
     let modern = feature::VERSION_1 | feature::INDIRECT_DESC;
     let packed = modern | feature::RING_PACKED;
@@ -118,31 +130,41 @@ fn cve_2026_86566_receive_buffers_shorter_than_a_header() {
         let mut scene = Scene::with(NicConfig { features, ..NicConfig::default() });
         let header = driver::header_len(scene.bad.features()) as u32;
         let ram = scene.bad.vmm.ram.clone();
-        let at = ram.alloc(4096, 64);
-        for len in 0..=13 {
-            // Alone, before another, and before one that has room for the rest; each with a gap behind it.
-            for rest in [None, Some(13 - len), Some(header + 60)] {
-                scene.empty_rx();
-                ram.write(at, &[0xa5; 4096]);
-                let mut chain = vec![Desc::writable(at, len)];
-                chain.extend(rest.map(|rest| Desc::writable(at + 1024, rest)));
-                let rx = &mut scene.bad.pairs[0].rx.queue;
+        let at = ram.alloc(4 * GAP, 64);
+        let merges = features & merging != 0;
+        let cases = (0..=13).flat_map(|len| with_runt(len, header, merges)).enumerate();
+        for (number, buffers) in cases {
+            let what = format!("{features:#x}, buffers of {buffers:?} bytes");
+            scene.empty_rx();
+            ram.write(at, &[0xa5; 4 * GAP as usize]);
+            // Each with a gap behind it.
+            let mut places = (at..).step_by(GAP as usize);
+            let rx = &mut scene.bad.pairs[0].rx.queue;
+            for buffer in &buffers {
+                let chain: Vec<_> =
+                    buffer.iter().zip(places.by_ref()).map(|(&len, at)| Desc::writable(at, len)).collect();
                 rx.add(&chain, false).unwrap();
-                rx.publish();
-                let sent = frame(scene.bad.mac, scene.peer.mac, 60, len.into());
-                scene.peer.send(&sent);
-                scene.peer.drain();
-                let bytes = ram.bytes(at, 4096);
-                let outside = |i: u32| i >= len && !(1024..1024 + rest.unwrap_or(0)).contains(&i);
-                let touched: Vec<_> = (0..4096).filter(|&i| outside(i) && bytes[i as usize] != 0xa5).collect();
-                assert!(touched.is_empty(), "{features:#x}, {len} and {rest:?} bytes: {touched:?} were written");
-                let fits = rest == Some(header + 60);
-                let used = scene.bad.pairs[0].rx.queue.collect();
-                assert_eq!(used.len(), usize::from(fits), "{features:#x}, {len} and {rest:?} bytes");
-                if fits {
-                    let whole = [&bytes[..len as usize], &bytes[1024..1024 + (header + 60) as usize]].concat();
-                    assert_same(&whole[header as usize..][..60], &sent, "behind a runt");
-                }
+            }
+            rx.publish();
+            let sent = frame(scene.bad.mac, scene.peer.mac, 60, number as u64);
+            scene.peer.send(&sent);
+            scene.peer.drain();
+            let lens = buffers.concat();
+            let bytes = ram.bytes(at, 4 * GAP as usize);
+            let parts: Vec<_> =
+                bytes.chunks(GAP as usize).zip(&lens).map(|(part, &len)| part.split_at(len as usize)).collect();
+            assert!(parts.iter().all(|(_, gap)| gap.iter().all(|&byte| byte == 0xa5)), "{what}: {parts:x?}");
+            let fits = lens.iter().sum::<u32>() >= header + 60;
+            let used = scene.bad.pairs[0].rx.queue.collect();
+            assert_eq!(used.len(), if fits { buffers.len() } else { 0 }, "{what}");
+            if fits {
+                let whole: Vec<u8> = parts.iter().flat_map(|(part, _)| part.iter().copied()).collect();
+                assert_same(&whole[header as usize..][..60], &sent, &what);
+                assert!(
+                    !merges || whole[10..12] == (buffers.len() as u16).to_le_bytes(),
+                    "{what}: {:x?}",
+                    &whole[..12]
+                );
             }
         }
         scene.finish();
@@ -186,6 +208,55 @@ fn cve_2026_93683_indirect_tables_whose_length_changes() {
             ring.offer(0);
             scene.bad.vmm.vrings[TX].kick.ring();
             std::thread::yield_now();
+        }
+        drop(mutator);
+        scene.witness.keeps_going();
+        for (_, got) in scene.peer.poll() {
+            let stray = got.frame.windows(16).any(|bytes| bytes == [0x5e; 16]);
+            assert!(!stray, "bytes from behind the table: {:x?}", got.frame);
+        }
+        scene.recover();
+    }
+    scene.finish();
+}
+
+/// The same in packed rings, where nothing but its length ends a table.
+#[test]
+fn cve_2026_93683_packed_rings_whose_tables_change() {
+    let features = LINUX | feature::RING_PACKED;
+    let mut scene = Scene::with(NicConfig { features, size: 64, ..NicConfig::default() });
+    let ram = scene.bad.vmm.ram.clone();
+    let sent = frame(scene.peer.mac, scene.bad.mac, 300, 1);
+    let (at, table, secret) = (ram.alloc(512, 64), ram.alloc(8 * DESC_LEN, 16), ram.alloc(64, 64));
+    ram.write(at, &[0; 12]);
+    ram.write(at + 12, &sent);
+    ram.write(secret, &[0x5e; 64]);
+    let ring = scene.bad.vmm.vrings[TX].ring.clone();
+    for round in 0..20 {
+        let entries = [Desc::readable(at, 12), Desc::readable(at + 12, 300)].into_iter();
+        for (slot, entry) in entries.chain([Desc::readable(secret, 64); 6]).enumerate() {
+            ram.write(table + slot as u64 * DESC_LEN, &entry.to_packed_entry());
+        }
+        let (changed, mut random) = (ring.clone(), Random::new(round));
+        let scribble = move || {
+            let lens = [32, 32, 32, 16, 0, 17, 16 * 1025, !15u32];
+            let (slot, len) = (random.below(64), lens[random.below(8) as usize]);
+            changed.ram.write(changed.desc + slot * DESC_LEN + 8, &len.to_le_bytes());
+            let len = [300, 300, 60, 0, u32::MAX][random.below(5) as usize];
+            changed.ram.write(table + DESC_LEN + 8, &len.to_le_bytes());
+        };
+        // The first time nobody does.
+        let mutator = (round > 0).then(|| Mutator::start(scribble));
+        let mut tx = Packed::new();
+        tx.next = scene.bad.pairs[0].tx.queue.place().unwrap();
+        for id in 0..50 {
+            tx.add(&ring, &[Desc { addr: table, len: 2 * DESC_LEN as u32, flags: INDIRECT, next: 0 }], id);
+            tx.publish(&ring);
+            scene.bad.vmm.vrings[TX].kick.ring();
+            std::thread::yield_now();
+        }
+        if round == 0 {
+            scene.peer.receive(50).iter().for_each(|(_, got)| assert_same(&got.frame, &sent, "out of a table of two"));
         }
         drop(mutator);
         scene.witness.keeps_going();
