@@ -354,6 +354,12 @@ impl Controller {
         controller
     }
 
+    /// Who holds this has the kernel keep TAP ports waiting.
+    #[cfg(test)]
+    pub(crate) fn kernel_of_taps(&self) -> Arc<Mutex<()>> {
+        self.lock().runtime.kernel_of_taps()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change leaves the state whole between two of its statements, so a panic elsewhere must not end the API.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

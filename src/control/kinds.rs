@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::config::{self, KindPlan, Offloads, PortPlan, SocketMode, VhostUserPlan};
 use crate::frame::Needs;
@@ -13,7 +14,7 @@ use crate::port::faulty::{Faulty, FaultyConfig};
 use crate::port::loopback::Loopback;
 use crate::port::null::Null;
 use crate::port::replay::{Replay, ReplayConfig, ReplayError};
-use crate::port::tap::{Tap, TapConfig, TapError};
+use crate::port::tap::{Keeper, Tap, TapConfig, TapError};
 use crate::port::vnic::{Acceptor, Mode, Vnic, VnicConfig, VnicError, sweep_records};
 use crate::switch::{StormClass, StormRates};
 
@@ -30,6 +31,8 @@ pub(super) enum OpenError {
 /// What the ports of a kind share.
 pub(super) struct Kinds {
     acceptor: Acceptor,
+    /// Opens TAP interfaces and looks at them.
+    pub(super) taps: Keeper,
     /// Where vNICs note how far they are in packed rings.
     records: Option<PathBuf>,
     #[cfg(test)]
@@ -51,19 +54,20 @@ pub(super) fn sweep(run: &Path) {
 }
 
 impl Kinds {
-    /// Starts the thread that waits for VMs. `run` is the directory of what lives as long as this host is up, such as the
+    /// Starts the threads that wait for VMs and for the kernel. `run` is the directory of what lives as long as this host is up, such as the
     /// API's socket.
     pub(super) fn start(run: Option<&Path>) -> io::Result<Self> {
         Ok(Self {
             acceptor: Acceptor::start()?,
+            taps: Keeper::start()?,
             records: run.map(records),
             #[cfg(test)]
             stand_in: None,
         })
     }
 
-    /// Opens the port called `name`.
-    pub(super) fn open(&self, name: &Name, plan: &PortPlan) -> Result<Arc<dyn Port>, OpenError> {
+    /// Opens the port called `name`. What may have to wait for the kernel is waited for until `deadline`, and goes on after that.
+    pub(super) fn open(&self, name: &Name, plan: &PortPlan, deadline: Instant) -> Result<Arc<dyn Port>, OpenError> {
         #[cfg(test)]
         if let Some(port) = self.stand_in.as_ref().and_then(|stand_in| stand_in(name)) {
             return Ok(port);
@@ -73,7 +77,10 @@ impl Kinds {
                 let config = VnicConfig { records: self.records.clone(), ..vnic(name, plan, vhost_user)? };
                 Vnic::new(config, &self.acceptor)?
             }
-            KindPlan::Tap(tap) => Tap::new(&TapConfig { interface: tap.interface.clone(), mtu: plan.mtu })?,
+            KindPlan::Tap(tap) => {
+                let config = TapConfig { interface: tap.interface.clone(), mtu: plan.mtu };
+                Tap::new(&config, &self.taps, deadline)?
+            }
             KindPlan::Loopback => Loopback::new(),
             KindPlan::Null => Null::new(),
             KindPlan::Replay(replay) => {

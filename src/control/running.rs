@@ -25,7 +25,7 @@ use super::refusals::Refusals;
 use super::storms::Storms;
 use super::view::{NetworkView, PortView, PortsView, ShardsView, Shown};
 use crate::clock::Instant;
-use crate::config::{NetworkPlan, PortPlan};
+use crate::config::{KindPlan, NetworkPlan, PortPlan};
 use crate::host::cpu;
 use crate::host::cpu_plan::Choice;
 use crate::host::dma_latency::DmaLatency;
@@ -114,6 +114,9 @@ pub(super) struct Runtime {
 /// How long a change waits for ports to end.
 const ENDING: Duration = Duration::from_secs(2);
 
+/// How long it waits for interfaces that are opened for it.
+const OPENING: Duration = Duration::from_secs(1);
+
 /// Why a port is not opened whose predecessor has not ended.
 const NOT_ENDED: &str =
     "what was here before has not ended: it waits for its far end or for the kernel; `linecard apply` tries again";
@@ -141,6 +144,12 @@ impl Runtime {
     #[cfg(test)]
     pub(super) fn stand_in(&mut self, stand_in: kinds::StandIn) {
         self.kinds.stand_in = Some(stand_in);
+    }
+
+    /// Who holds this has the kernel keep TAP ports waiting.
+    #[cfg(test)]
+    pub(super) fn kernel_of_taps(&self) -> Arc<std::sync::Mutex<()>> {
+        self.kinds.taps.kernel()
     }
 
     /// Shows what runs now to those who look.
@@ -195,17 +204,21 @@ impl Runtime {
         self.free_numbers();
         self.close(actions);
         let before = self.places();
-        let mut changed = Vec::new();
+        let (mut changed, mut opening) = (Vec::new(), Vec::new());
         for action in actions {
             self.desired.perform(action);
             match action {
                 Action::AddNetwork(name, _) => self.add_network(name),
-                Action::AddPort(name, _) => self.add_port(name),
-                Action::RemakePort(name, ..) | Action::RetryPort(name) => self.open(name),
+                Action::AddPort(name, _) => {
+                    self.add_port(name);
+                    opening.push(name);
+                }
+                Action::RemakePort(name, ..) | Action::RetryPort(name) => opening.push(name),
                 Action::ChangePort(name, ..) => changed.push(name),
                 Action::RemovePort(_) | Action::ChangeNetwork(..) | Action::RemoveNetwork(_) => {}
             }
         }
+        self.open_all(&opening);
         self.retune(&changed);
         self.publish();
         self.settle_pins();
@@ -328,14 +341,23 @@ impl Runtime {
         };
         self.shards.clear_port(number);
         self.ports.insert(name.clone(), Running::without(number, "it was not opened yet"));
-        self.open(name);
     }
 
-    fn open(&mut self, name: &Name) {
+    /// Opens ports; those that the kernel may have wait come last, and are waited for together.
+    fn open_all(&mut self, names: &[&Name]) {
+        let is_tap = |name: &&&Name| self.plan(name).is_some_and(|plan| matches!(plan.kind, KindPlan::Tap(_)));
+        let (taps, others): (Vec<_>, Vec<_>) = names.iter().partition(is_tap);
+        for ports in [others, taps] {
+            let deadline = std::time::Instant::now() + OPENING;
+            ports.into_iter().for_each(|name| self.open(name, deadline));
+        }
+    }
+
+    fn open(&mut self, name: &Name, deadline: std::time::Instant) {
         let before = self.ports.get(name).and_then(|running| running.before.as_ref());
         let opened = match self.desired.ports.get(name).map(|wish| &wish.plan) {
             Some(Ok(_)) if before.is_some_and(|ended| !ended.is_set()) => Err(NOT_ENDED.into()),
-            Some(Ok(plan)) => match self.kinds.open(name, plan) {
+            Some(Ok(plan)) => match self.kinds.open(name, plan, deadline) {
                 Ok(port) => Ok(Handle::new(port, &self.shown.calls)),
                 Err(error) => Err(super::chain(&error)),
             },

@@ -13,6 +13,7 @@ use super::report::{PortReport, PortState};
 use super::stuck::{Gate, Stuck};
 use super::{Controller, FdbFilter};
 use crate::port::{LinkState, Port};
+use crate::sys::tap::enter_fresh_network_namespace;
 
 /// How long anything may take before a test gives up. Far more than it takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -236,4 +237,49 @@ fn ports_whose_ground_is_gone_are_made_again_with_each_change_and_no_others() {
     assert_eq!(controller.apply(None).unwrap().steps.len(), 1);
     assert_eq!((controller.port("bad").unwrap().state, opened.load(Ordering::Relaxed)), (PortState::Up, 2));
     assert_eq!(controller.apply(None).unwrap().steps, []);
+}
+
+#[test]
+fn taps_that_the_kernel_keeps_waiting_hold_up_no_other_port_and_nobody_who_looks_or_changes() {
+    std::thread::spawn(|| {
+        enter_fresh_network_namespace();
+        let directory = tempfile::tempdir().unwrap();
+        let file = write(&directory, "", "null");
+        let taps: Vec<_> = (0..8).map(|i| format!("tap{i}")).collect();
+        let tap = |name: &String| format!("  {name}: {{ tap: {{ interface: {name} }}, network: lan }}\n");
+        let text = fs::read_to_string(&file).unwrap() + &taps.iter().map(tap).collect::<String>();
+        fs::write(&file, &text).unwrap();
+        let controller = Arc::new(Controller::for_test(&file, Box::new(|_| None)));
+        let bench = Bench { directory, controller, gate: Arc::default() };
+        let lock = bench.controller.kernel_of_taps();
+
+        let kernel = lock.lock().unwrap();
+        let begun = bench.in_time("the start", |c| c.begin().unwrap());
+        assert_eq!(begun.stopped, [].into());
+        let status = bench.in_time("status", Controller::status);
+        assert_eq!((status.ports_up, status.ports_down), (2, taps.len()), "{status:?}");
+        assert!(bench.port("tap0").reason.unwrap().contains("has been waiting to be opened for"));
+        bench.look_at_everything("opening TAPs");
+        let fewer = text.replace("  bad: { \"null\": {}, network: lan }\n", "");
+        assert_ne!(fewer, text);
+        fs::write(&file, fewer).unwrap();
+        assert_eq!(bench.in_time("apply", |c| c.apply(None).unwrap()).steps.len(), 1);
+        drop(kernel);
+        bench.until("TAPs", |bench| bench.in_time("status", Controller::status).ports_up == 1 + taps.len());
+
+        let kernel = lock.lock().unwrap();
+        bench.until("it is told", |bench| {
+            let port = bench.port("tap7");
+            assert_eq!(port.state, PortState::Up);
+            port.reason.is_some_and(|reason| reason.contains("state unknown for"))
+        });
+        bench.in_time("upkeep", Controller::upkeep);
+        assert_eq!(bench.in_time("status", Controller::status).ports_up, 1 + taps.len());
+        fs::write(&file, &text).unwrap();
+        assert_eq!(bench.in_time("apply", |c| c.apply(None).unwrap()).steps.len(), 1);
+        bench.look_at_everything("looking at TAPs");
+        drop(kernel);
+    })
+    .join()
+    .unwrap();
 }

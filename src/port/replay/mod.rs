@@ -226,7 +226,7 @@ impl Receive for ReplayQueue {
         if wake.is_some() {
             self.start();
         }
-        self.watch.hand_over(wake, self.timer.as_fd(), "a replay port");
+        self.watch.hand_over(wake, Some(self.timer.as_fd()), "a replay port");
     }
 }
 

@@ -9,21 +9,28 @@
 //! edge-triggered, and an edge says only that something came in at some time, so [`Receive::receive`] reads until there
 //! is nothing and [`Receive::arm`] looks once more.
 //!
+//! Whatever the kernel may have somebody wait for is left to one thread ([`keeper`]), which also opens the interface: until it has,
+//! the port is down.
+//!
 //! The descriptor belongs to the [`Tap`]: when that is dropped it closes, whoever still has a queue or the transmit side,
 //! and the kernel removes the interface unless it is persistent. No lock on the descriptor is held while a batch is
 //! lent, so that one port's end waits for no other port.
 
+mod keeper;
 mod offloads;
 mod reading;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
+pub use self::keeper::Keeper;
+use self::keeper::{Rounds, Sight};
 use self::offloads::Offloads;
 use self::reading::Reading;
 use super::watch::Watch;
@@ -102,28 +109,34 @@ pub enum TapError {
 pub struct Tap(Arc<Interface>);
 
 impl Tap {
-    /// Opens the interface, in the calling thread's network namespace; makes it if there is none; sets its MTU and brings
-    /// it up.
+    /// Has `keeper` open the interface, in its network namespace; make it if there is none; set its MTU and bring it up. Waits
+    /// for that no longer than until `deadline`: the port is up when it is done.
     ///
     /// # Errors
     /// [`TapError`], which says what to do.
-    pub fn new(config: &TapConfig) -> Result<Arc<Self>, TapError> {
+    pub fn new(config: &TapConfig, keeper: &Keeper, deadline: Instant) -> Result<Arc<Self>, TapError> {
+        let tap = Self::unopened(config, keeper.rounds())?;
+        keeper.rounds().add(&tap.0);
+        tap.0.wait_until_opened(deadline)?;
+        Ok(tap)
+    }
+
+    fn unopened(config: &TapConfig, rounds: &Arc<Rounds>) -> Result<Arc<Self>, TapError> {
         let name: InterfaceName = config.interface.parse()?;
-        let tun = open(&name)?;
         let control = InterfaceControl::open().map_err(|source| refused("look up", name, source))?;
-        if let Some(mtu) = config.mtu {
-            set_mtu(&control, name, mtu)?;
-        }
-        bring_up(&control, name)?;
-        let offloads = Offloads::ask(tun.as_fd()).map_err(|source| refused("set up the offloads of", name, source))?;
         Ok(Arc::new(Self(Arc::new(Interface {
             name,
-            tun: RwLock::new(Some(tun)),
+            mtu: config.mtu,
+            device: RwLock::default(),
             control,
             reading: Mutex::new(Reading::new()),
             watch: Watch::default(),
-            offloads,
             counters: Counters::default(),
+            kernel: Mutex::default(),
+            sight: Mutex::default(),
+            seen: Condvar::new(),
+            wish: Mutex::default(),
+            rounds: Arc::clone(rounds),
         }))))
     }
 }
@@ -138,45 +151,22 @@ impl Port for Tap {
     }
 
     fn link(&self) -> LinkState {
-        let (name, flags) = match self.0.state() {
-            Ok((name, Ok(flags))) => (name, flags),
-            // It is attached, and still carries frames if it is up where it is.
-            Ok((name, Err(_))) => {
-                return LinkState::Impaired(format!(
-                    "interface {name} is in another network namespace: whether it is up is not seen from here"
-                ));
-            }
-            Err(_) => {
-                let name = self.0.name;
-                return LinkState::Gone(format!("interface {name} was deleted; `linecard apply` makes it again"));
-            }
-        };
-        // Not IFF_RUNNING: a TAP has its carrier as long as we are attached, and the kernel shows that late, from a work
-        // queue, when a persistent interface is attached to again (net/core/link_watch.c).
-        if flags & libc::IFF_UP == 0 {
-            LinkState::Down(format!("interface {name} is down: `ip link set {name} up`"))
-        } else {
-            LinkState::Up
-        }
+        self.0.link()
     }
 
     fn set_offloads(&self, offloads: Needs) {
-        if let Some(tun) = &*self.0.tun()
-            && let Err(error) = self.0.offloads.set(tun.as_fd(), offloads)
-        {
-            log::error!("{}: the host does not take the offloads that the port is set to: {error}", self.0.name);
-        }
+        *self.0.wish.lock().unwrap_or_else(PoisonError::into_inner) = Some(offloads);
+        self.0.rounds.ring();
     }
 
     fn detail(&self) -> serde_json::Value {
-        let Interface { name, control, counters, .. } = &*self.0;
-        let attached = self.0.tun().as_ref().and_then(|tun| tap::attached(tun.as_fd()).ok());
-        let (interface, persistent) = attached.unwrap_or((*name, false));
+        let counters = &self.0.counters;
+        let (interface, persistent, mtu) = self.0.facts();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let last_error = Some(counters.last_error.load(Ordering::Relaxed)).filter(|&errno| errno != 0);
         serde_json::json!({
             "interface": interface.as_str(),
-            "mtu": control.mtu(&interface).ok(),
+            "mtu": mtu,
             "persistent": persistent,
             "received-frames": count(&counters.received),
             "transmitted-frames": count(&counters.transmitted),
@@ -189,23 +179,42 @@ impl Port for Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        let tun = self.0.tun.write().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(tun) = tun {
-            self.0.watch.hand_over(None, tun.as_fd(), self.0.name.as_str());
+        let mut ended = self.0.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        *ended = true;
+        let device = self.0.device.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop(ended);
+        if let Some(device) = device {
+            self.0.watch.hand_over(None, Some(device.tun.as_fd()), self.0.name.as_str());
         }
     }
 }
 
-/// The interface, as its queue and its transmit side share it.
+/// The interface, as its queue, its transmit side and the keeper share it.
 struct Interface {
     name: InterfaceName,
-    /// `None` once the port has ended.
-    tun: RwLock<Option<OwnedFd>>,
+    /// The MTU that it is to have.
+    mtu: Option<u16>,
+    /// `None` until it was opened, and once the port has ended.
+    device: RwLock<Option<Device>>,
     control: InterfaceControl,
     reading: Mutex<Reading>,
     watch: Watch,
-    offloads: Offloads,
     counters: Counters,
+    /// Held by who waits for the kernel, so that whoever ends the port waits for him without having shards wait behind him for the
+    /// device; whether it has ended.
+    kernel: Mutex<bool>,
+    sight: Mutex<Sight>,
+    /// Something else is in `sight`.
+    seen: Condvar,
+    /// Offloads that are to be used and are not yet.
+    wish: Mutex<Option<Needs>>,
+    rounds: Arc<Rounds>,
+}
+
+/// The interface, opened.
+struct Device {
+    tun: OwnedFd,
+    offloads: Offloads,
 }
 
 /// What the interface did, in frames.
@@ -220,20 +229,26 @@ struct Counters {
 }
 
 impl Interface {
-    fn tun(&self) -> RwLockReadGuard<'_, Option<OwnedFd>> {
-        self.tun.read().unwrap_or_else(PoisonError::into_inner)
+    fn device(&self) -> RwLockReadGuard<'_, Option<Device>> {
+        self.device.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reading(&self) -> MutexGuard<'_, Reading> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The interface's name of now, which `ip link set name` may have changed, and its flags, if it is where it was made.
-    fn state(&self) -> io::Result<(InterfaceName, io::Result<libc::c_int>)> {
-        let tun = self.tun();
-        let tun = tun.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let (name, _) = tap::attached(tun.as_fd())?;
-        Ok((name, self.control.flags(&name)))
+    /// Opens the interface, in the calling thread's network namespace.
+    fn open(&self) -> Result<(), TapError> {
+        let name = self.name;
+        let tun = open(&name)?;
+        if let Some(mtu) = self.mtu {
+            set_mtu(&self.control, name, mtu)?;
+        }
+        bring_up(&self.control, name)?;
+        let offloads = Offloads::ask(tun.as_fd()).map_err(|source| refused("set up the offloads of", name, source))?;
+        let mut device = self.device.write().unwrap_or_else(PoisonError::into_inner);
+        self.watch.begin(device.insert(Device { tun, offloads }).tun.as_fd(), name.as_str());
+        Ok(())
     }
 
     /// Reads one frame into `room`; `None` if there is none.
@@ -250,11 +265,11 @@ impl Interface {
     }
 }
 
-impl Interface {
+impl Device {
     /// Gives one frame to the host: as it is, or as the complete frames that it becomes if the host lacks what it needs.
     #[inline]
-    fn write(&self, tun: BorrowedFd<'_>, batch: &Batch<'_>, pick: u8, outcome: &mut Outcome) -> Result<(), WriteError> {
-        let index = usize::from(pick);
+    fn write(&self, batch: &Batch<'_>, pick: u8, outcome: &mut Outcome) -> Result<(), WriteError> {
+        let (index, tun) = (usize::from(pick), self.tun.as_fd());
         let Some(frame) = batch.frames().get(index) else { return Ok(()) };
         if !frame.needs.met_by(self.offloads.accepts()) {
             return self.offloads.write(tun, batch, index, outcome);
@@ -281,14 +296,15 @@ impl From<io::Error> for WriteError {
 impl Receive for Interface {
     fn receive(&self, heads: &mut Heads, process: &mut dyn FnMut(&mut Batch<'_>)) -> Received {
         let mut reading = self.reading();
-        if let Some(tun) = &*self.tun() {
-            let received = reading.fill(|room| self.read(tun.as_fd(), room));
+        let read = |device: &Device| {
+            let received = reading.fill(|room| self.read(device.tun.as_fd(), room));
             self.counters.received.fetch_add(received as u64, Ordering::Relaxed);
-        }
-        if !reading.is_pending() {
+            device.offloads.may()
+        };
+        let Some(may) = self.device().as_ref().map(read).filter(|_| reading.is_pending()) else {
             return Received::Nothing;
-        }
-        let mut batch = reading.lend(heads, self.offloads.may());
+        };
+        let mut batch = reading.lend(heads, may);
         process(&mut batch);
         let (dealt_with, flooding) = (batch.dealt_with(), batch.flooding());
         drop(batch);
@@ -297,12 +313,13 @@ impl Receive for Interface {
     }
 
     fn arm(&self) -> bool {
+        let device = self.device();
+        // The queue is woken when it is opened.
+        let Some(device) = &*device else { return true };
         if self.reading().is_pending() {
             return false;
         }
-        let tun = self.tun();
-        let Some(tun) = &*tun else { return true };
-        let mut readable = [PollFd::new(tun, PollFlags::IN)];
+        let mut readable = [PollFd::new(&device.tun, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         // A deleted interface answers POLLERR for good: nothing to stay awake for.
         let ready = poll(&mut readable, Some(&now)).is_ok() && readable[0].revents().contains(PollFlags::IN);
@@ -313,19 +330,18 @@ impl Receive for Interface {
     fn disarm(&self) {}
 
     fn attach(&self, wake: Option<Arc<dyn Wake>>) {
-        if let Some(tun) = &*self.tun() {
-            self.watch.hand_over(wake, tun.as_fd(), self.name.as_str());
-        }
+        let device = self.device();
+        self.watch.hand_over(wake, device.as_ref().map(|device| device.tun.as_fd()), self.name.as_str());
     }
 }
 
 impl Transmit for Interface {
     fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
-        let tun = self.tun();
-        let Some(tun) = &*tun else { return outcome.refuse_all(picks, DropReason::LinkDown) };
+        let device = self.device();
+        let Some(device) = &*device else { return outcome.refuse_all(picks, DropReason::LinkDown) };
         let (mut transmitted, mut last_error, began) = (0, None, cpu::cycles());
         for &pick in picks {
-            match self.write(tun.as_fd(), batch, pick, outcome) {
+            match device.write(batch, pick, outcome) {
                 Ok(()) => {
                     outcome.deliver(pick);
                     transmitted += 1;

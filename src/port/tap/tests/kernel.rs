@@ -45,7 +45,7 @@ fn both(sketch: &Sketch, from: &Tap, to: &dyn Receive, shard: &Shard) -> (Vec<Ve
 /// Two TAP ports on one bridge of the host, the second without offloads.
 fn bridged() -> (Arc<Tap>, Arc<Tap>) {
     let (from, to) = (tap("lc0", Some(65_521)).unwrap(), tap("lc1", Some(65_521)).unwrap());
-    to.set_offloads(Needs::NONE);
+    set_offloads(&to, Needs::NONE);
     ip("link add lcbr type bridge");
     ip("link set lcbr up mtu 65521");
     for interface in ["lc0", "lc1"] {
@@ -95,7 +95,7 @@ fn the_kernel_makes_the_same_frames_of_what_it_gets() {
 fn a_host_that_is_left_with_no_offloads_gets_complete_frames() {
     in_namespace(|| {
         let (from, to) = bridged();
-        from.set_offloads(Needs::NONE);
+        set_offloads(&from, Needs::NONE);
         let (queue, shard) = (to.receive_queues().remove(0), Shard::new());
         queue.attach(Some(shard.clone()));
         for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
