@@ -10,6 +10,7 @@
 
 mod acceptor;
 mod attachment;
+mod attendance;
 mod device;
 mod dialler;
 mod endpoint;

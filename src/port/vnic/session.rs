@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::FrontendReq as Req;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use super::attendance::{Attendance, TURN};
 use super::handler::Handler;
 use super::message::{self, Arrival, Header, Request};
 use super::nic::{Mode, Nic};
@@ -106,9 +107,10 @@ impl<'a> Session<'a> {
     /// Serves until the connection ends.
     pub(super) fn run(&mut self, stopping: &AtomicBool) -> io::Result<End> {
         // Only who connects to us can keep others out by saying nothing; whom we connect to may take its time.
-        let silence = (self.nic.config.mode == Mode::Server).then(|| Instant::now() + FIRST_MESSAGE);
-        let mut deadline = silence.map(|at| (at, End::Silent));
+        let mut deadline = (self.nic.config.mode == Mode::Server).then_some((FIRST_MESSAGE, End::Silent));
+        let mut attendance = Attendance::new(Instant::now());
         loop {
+            attendance.turn(Instant::now());
             let arrival = message::arrival(self.stream)?;
             if stopping.load(Ordering::Acquire) {
                 return Ok(End::Removed);
@@ -133,13 +135,14 @@ impl<'a> Session<'a> {
                 Arrival::Part => true,
             };
             if part && !matches!(deadline, Some((_, End::HalfMessage))) {
-                deadline = Some((Instant::now() + REST_OF_MESSAGE, End::HalfMessage));
+                deadline = Some((attendance.total() + REST_OF_MESSAGE, End::HalfMessage));
             }
-            if let Some((_, end)) = deadline.take_if(|(at, _)| *at <= Instant::now()) {
+            if let Some((_, end)) = deadline.take_if(|(at, _)| *at <= attendance.total()) {
                 let unread = matches!(end, End::Silent) && relay::is_crowded();
                 return Ok(if unread { End::Unread } else { end });
             }
-            if self.wait(part, deadline.as_ref().map(|(at, _)| *at))? {
+            let left = deadline.as_ref().map(|(at, _)| at.saturating_sub(attendance.total()).min(TURN));
+            if self.wait(part, left)? {
                 return Ok(End::HalfMessage);
             }
         }
@@ -161,9 +164,8 @@ impl<'a> Session<'a> {
         std::thread::sleep(self.nic.mappings.debt().max(self.nic.messages.debt()));
     }
 
-    /// Sleeps until there is something to do. `true`: a message has begun, and its sender is gone.
-    fn wait(&self, part: bool, deadline: Option<Instant>) -> io::Result<bool> {
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+    /// Sleeps until there is something to do, or for as long as is `left`. `true`: a message has begun, and its sender is gone.
+    fn wait(&self, part: bool, left: Option<Duration>) -> io::Result<bool> {
         // What is here already would wake poll at once, so wait for the end of the stream and look again soon.
         let (events, left) = match part {
             true => (PollFlags::RDHUP, Some(REST_POLL)),

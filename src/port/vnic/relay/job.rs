@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::message::DESCRIPTORS;
 use super::vetting;
@@ -14,7 +14,8 @@ use super::vetting;
 pub(super) struct Job {
     pub port: u64,
     pub work: Work,
-    pub since: Instant,
+    /// When it began, by the time for which the relay was there.
+    pub since: Duration,
     /// It has taken for too long.
     pub held: bool,
     /// The kernel had no thread for it.
@@ -81,9 +82,9 @@ pub(super) struct Done {
 }
 
 impl Job {
-    /// One that begins now.
+    /// One that has not begun.
     pub fn new(port: u64, work: Work) -> Self {
-        Self { port, work, since: Instant::now(), held: false, refused: false }
+        Self { port, work, since: Duration::ZERO, held: false, refused: false }
     }
 
     /// Whether it could be found to take too long.

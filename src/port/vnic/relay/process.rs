@@ -9,6 +9,7 @@
 //! the eventfds that are [kept](Kept) may go. Its end is that of the last of its threads ([`Daemon::wait`]); neither the end of a
 //! socket nor that of the thread that has started this process says as much.
 
+mod lateness;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -24,6 +25,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::super::attendance::Attendance;
 use super::job::{Done, Job, Running, Work};
 use super::kept::Kept;
 use super::ledger::Ledger;
@@ -33,9 +35,6 @@ use super::{News, ORDER_DESCRIPTORS, Order, WORD_BYTES, vetting};
 use crate::sys::eventfd::EventFd;
 use crate::sys::toll::thread_time;
 use crate::sys::{arguments, descriptors, process, socket, stop_signals};
-
-/// How long a descriptor may take to be looked at or let go of. Then its connection is ended, and the daemon hears of it.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// When jobs are tried again for which the kernel had no thread.
 const RETRY: Duration = Duration::from_millis(100);
@@ -146,6 +145,7 @@ fn serve(control: OwnedFd, elsewhere: Elsewhere) -> io::Result<Process> {
         starved: BTreeSet::new(),
         pacing: Pacing::default(),
         paced: BTreeMap::new(),
+        attendance: Attendance::new(Instant::now()),
     };
     let read = epoll::EventFlags::IN;
     epoll::add(&process.epoll, &process.control, epoll::EventData::new_u64(CONTROL), read)?;
@@ -189,6 +189,8 @@ struct Process {
     pacing: Pacing,
     /// Links that are not read for that, and until when.
     paced: BTreeMap<u64, Instant>,
+    /// By which jobs are found to take too long.
+    attendance: Attendance,
 }
 
 /// A link, and what the epoll set waits for at its two sockets.
@@ -209,6 +211,7 @@ impl Process {
             {
                 return Err(errno.into());
             }
+            self.attendance.turn(Instant::now());
             for event in &events {
                 match event.data.u64() {
                     CONTROL => {
@@ -457,7 +460,8 @@ impl Process {
     }
 
     /// Begins a job, or puts it off if its port has as many as it may.
-    fn begin(&mut self, job: Job, descriptors: Vec<OwnedFd>) {
+    fn begin(&mut self, mut job: Job, descriptors: Vec<OwnedFd>) {
+        job.since = self.attendance.total();
         self.last += 1;
         self.ledger.set(self.last, job.port, descriptors.len() + job.work.opens());
         self.go(self.last, job, descriptors);
@@ -553,34 +557,6 @@ impl Process {
             (None, outcome) => self.let_go(job.port, link.unwrap_or(id), outcome.unwrap_or_default()),
         }
     }
-
-    /// How long the oldest job may still take, or until what waits for a thread, for the daemon to hear of it, or for its port to have
-    /// time again, is tried again.
-    fn patience(&self) -> Option<Duration> {
-        let waiting = self.waiting.iter().map(|(_, job, _)| job).filter(|job| job.work.link().is_some());
-        let oldest = self.jobs.values().chain(waiting).filter(|job| job.may_be_late()).map(|job| job.since).min();
-        let due = oldest.map(|since| since + PATIENCE).into_iter().chain(self.refused.map(|refused| refused + RETRY));
-        let now = Instant::now();
-        let paced = self.paced.values().copied().min();
-        due.chain(paced).chain(self.untold.then_some(now + RETRY)).min().map(|due| due.saturating_duration_since(now))
-    }
-
-    /// Ends connections whose descriptors take too long, and tells the daemon.
-    fn expire(&mut self) {
-        let mut ended = Vec::new();
-        let mut told = Vec::new();
-        let waiting = self.waiting.iter_mut().map(|(_, job, _)| (false, job));
-        let late = |job: &Job| job.may_be_late() && job.since.elapsed() >= PATIENCE;
-        for (running, job) in self.jobs.values_mut().map(|job| (true, job)).chain(waiting).filter(|(_, job)| late(job))
-        {
-            job.held = true;
-            ended.extend(job.work.link());
-            told.extend(running.then_some(job.port));
-        }
-        // First, so that the session's end can be explained.
-        told.into_iter().for_each(|port| self.tell_held(port));
-        ended.into_iter().for_each(|link| self.end(link));
-    }
 }
 
 /// The key of something that a link has.
@@ -609,6 +585,7 @@ mod tests {
     use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
     use rustix::pipe::{PipeFlags, pipe_with};
 
+    use super::lateness::PATIENCE;
     use super::*;
 
     /// Rings of the port.
@@ -847,6 +824,40 @@ mod tests {
         assert_eq!(told(&rig), Some((7, News::Held(1))));
         HOLDS.store(false, Ordering::SeqCst);
         assert_eq!(told(&rig), Some((7, News::Held(0))));
+    }
+
+    #[test]
+    fn time_in_which_the_relay_does_not_run_is_held_against_nobody() {
+        static JOBS: AtomicUsize = AtomicUsize::new(0);
+        static HOLDS: AtomicBool = AtomicBool::new(true);
+        let rig = Rig::with(|descriptors, task| {
+            if JOBS.fetch_add(1, Ordering::SeqCst) == 1 {
+                // On the relay's own thread, while the first job is being done.
+                std::thread::sleep(PATIENCE + Duration::from_secs(1));
+                HOLDS.store(false, Ordering::SeqCst);
+            }
+            let held = Box::new(move |descriptors| {
+                while HOLDS.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                task(descriptors);
+            });
+            vetting::elsewhere(descriptors, held)
+        });
+        let (front_end, session, _lease) = rig.connect(8);
+        let ((_other, sent), kick) = (io::pipe().unwrap(), message(12, &[2; 8]));
+        send(&rig.front_end, &kick, &[sent.as_fd()]);
+        while JOBS.load(Ordering::SeqCst) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        send(&front_end, &kick, &[sent.as_fd()]);
+        for session in [&rig.session, &session] {
+            session.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        }
+        assert_eq!(rig.take(20), (kick.clone(), 1), "it was done as soon as anything was");
+        let mut passed_on = vec![0; kick.len()];
+        (&session).read_exact(&mut passed_on).unwrap();
+        assert_eq!(passed_on, kick);
     }
 
     /// Does what a job does at once, so that there is always one that was done.
