@@ -118,6 +118,10 @@ pub const STORM_RATE: u32 = 100_000_000;
 /// Frames that a port may have flooded at once, however low its bound: what a guest sends when it boots.
 pub const STORM_BURST_MIN: u32 = 16;
 
+/// Frames that a port may have flooded at once if its bound lets it have as many in a second: QEMU's longest ring. That can be full
+/// of what a guest has sent within its bound when nobody took it for a while.
+pub const STORM_BURST_RING: u32 = 1024;
+
 /// Memory regions that one front end may share. QEMU's own ceiling is 509 slots with CONFIGURE_MEM_SLOTS.
 pub const MEMORY_REGIONS: usize = 509;
 

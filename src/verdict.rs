@@ -78,7 +78,7 @@ drop_reasons! {
     LinkLocalGroup => "link-local-group", "Nothing to do: LLDP, LACP, STP and pause frames end at the switch. A guest that bridges two of its NICs in one network is not kept from a loop by its spanning tree, then.";
     /// The destination is behind the port that the frame came from.
     SamePort => "same-port", "Nothing to do, unless two stations behind one port expect the switch to reflect frames.";
-    /// The port sent more broadcasts, multicasts or frames to unknown stations in a second than its `storm` allows.
+    /// The port sent more broadcasts, multicasts or frames to unknown stations in a second, or at once, than its `storm` allows.
     StormLimited => "storm-limited", "Look for a loop or a scan in the VM; `linecard port show` says which kind it was. If it has to send as many, raise `storm` of its port or profile.";
     /// No other port is in the network, or none of them is up.
     NoDestination => "no-destination", "Add the other ports of the network, or start their VMs.";

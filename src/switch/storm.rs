@@ -7,7 +7,8 @@
 //! A bucket is one word, the tick of its last change and what was left then, and changes by compare-and-swap: the bound holds
 //! however many shards take from it. It is looked at only for frames that are to be flooded, and only read while it is empty,
 //! which is when there are many. Time is the switch's own, in tenths of a second, so what a port may send comes in portions of a
-//! tenth of a second's worth; a bucket holds a quarter of a second's.
+//! tenth of a second's worth. A bucket holds what may come at once ([`burst`]): what a sender within its bound has in its ring when
+//! the switch, or the host, stood still for a moment.
 //!
 //! Frames are counted as they would be on a wire: one that is to be segmented counts as its segments, and goes through whole
 //! if anything is left; what that overdraws is made good before the next one.
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::clock::Tick;
 use crate::ident::MacAddr;
-use crate::limits::STORM_BURST_MIN;
+use crate::limits::{STORM_BURST_MIN, STORM_BURST_RING};
 
 /// Why a frame is flooded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,10 +179,14 @@ impl Level {
     }
 }
 
-/// Most that a bucket holds, in tenths of frames: a quarter of a second's worth, or what a guest sends at once when it boots if
-/// that is more. Nothing at all where nothing is to be flooded.
+/// Most that a bucket holds, in tenths of frames: a second's worth up to a ring's, or a quarter of a second's or what a guest sends
+/// at once when it boots if that is more. Nothing at all where nothing is to be flooded.
 fn burst(rate: u32) -> i64 {
-    if rate == 0 { 0 } else { (i64::from(rate) * FRAME / 4).max(i64::from(STORM_BURST_MIN) * FRAME) }
+    if rate == 0 {
+        return 0;
+    }
+    let most = rate.clamp(STORM_BURST_MIN, STORM_BURST_RING);
+    (i64::from(rate) * FRAME / 4).max(i64::from(most) * FRAME)
 }
 
 /// `number` in as many bits as a bucket has for it.

@@ -13,8 +13,8 @@ const NOBODY: [u8; 6] = [0x52, 0x54, 0, 0xee, 0xee, 0xee];
 
 /// What a vNIC may have flooded at once and in a second: of broadcasts unless its configuration says otherwise, and of frames to
 /// nobody where it does, as the 5000 that it may have otherwise are more than a busy machine sends.
-const BROADCASTS: (u64, u64) = (250, 1000);
-const UNKNOWN: (u64, u64) = (125, 500);
+const BROADCASTS: (u64, u64) = (1000, 1000);
+const UNKNOWN: (u64, u64) = (500, 500);
 
 /// Has the bad guest send to `to` as fast as it can, until that was three times what it may have flooded meanwhile. Returns
 /// how many frames those were.

@@ -304,15 +304,7 @@ impl fmt::Display for Event {
                  comes with it from there is dropped"
             ),
             Self::AddressesRefused { network, port, limit, most, count } => {
-                let (whose, remedy) = match limit {
-                    AddressLimit::Port => ("the port has", "raise its `limits.macs` if they are all wanted"),
-                    AddressLimit::Network => {
-                        ("the network has", "raise its `mac-limit`, or lower `limits.macs` of ports that have most")
-                    }
-                    AddressLimit::Host => {
-                        ("the host has", "lower `mac-limit` of networks or `limits.macs` of ports that have most")
-                    }
-                };
+                let (whose, remedy) = limit.words();
                 write!(
                     f,
                     "network {network}: port {port} sent {count} times from addresses that were not learned, for {whose} {most}, \
@@ -335,11 +327,28 @@ impl fmt::Display for Event {
                 }
             }
             Self::StormBegan { port, traffic, limit } => {
-                write!(f, "port {port}: sends more {traffic} than {limit} frames/s; the rest is dropped")
+                write!(
+                    f,
+                    "port {port}: sends more {traffic} in a second, or at once, than its bound of {limit} frames/s lets through; the \
+                     rest is dropped"
+                )
             }
             Self::StormEnded { port, traffic, dropped } => {
                 write!(f, "port {port}: no longer sends too much {traffic}; {dropped} frames were dropped")
             }
+        }
+    }
+}
+
+impl AddressLimit {
+    /// Who has as many addresses as he may, and what helps.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Port => ("the port has", "raise its `limits.macs` if they are all wanted"),
+            Self::Network => {
+                ("the network has", "raise its `mac-limit`, or lower `limits.macs` of ports that have most")
+            }
+            Self::Host => ("the host has", "lower `mac-limit` of networks or `limits.macs` of ports that have most"),
         }
     }
 }

@@ -169,7 +169,7 @@ fn what_waits_behind_a_large_flood_is_not_cut_with_it() {
 fn another_frame_in_the_place_of_one_that_was_begun_begins_anew() {
     let large = Sent { to: MacAddr::BROADCAST, len: 65_000, segment: Some(48) };
     for (replaced, reached) in [(plain(B, 64), 1), (plain(MacAddr([1; 6]), 64), 299), (large, 299)] {
-        let mut queue = Queue::new(tables(300, [Some(100), None, None]), &[plain(MacAddr::BROADCAST, 64)]);
+        let mut queue = Queue::new(tables(300, [Some(25), None, None]), &[plain(MacAddr::BROADCAST, 64)]);
         assert_eq!(queue.visit(0).unwrap().dealt_with, 0);
         queue.frames = Queue::new(tables(2, [None; 3]), &[replaced]).frames;
         let visits: Vec<Visit> = std::iter::from_fn(|| queue.visit(0)).collect();

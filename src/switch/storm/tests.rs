@@ -67,16 +67,30 @@ fn refused(tables: &Tables) -> [u64; 3] {
 }
 
 #[test]
-fn each_class_has_a_quarter_of_a_second_at_once_and_then_its_rate() {
-    let tables = tables([Some(1000), Some(400), Some(5000)]);
-    for (to, rate) in [(MacAddr::BROADCAST, 1000), (MULTICAST, 400), (NOBODY, 5000)] {
-        assert_eq!(flooded(&tables, 7, to, 2000), rate / 4, "{to}");
+fn each_class_has_a_second_up_to_a_ring_or_a_quarter_of_one_at_once_and_then_its_rate() {
+    let tables = tables([Some(1000), Some(2000), Some(5000)]);
+    for (to, rate, burst) in [(MacAddr::BROADCAST, 1000, 1000), (MULTICAST, 2000, 1024), (NOBODY, 5000, 1250)] {
+        assert_eq!(flooded(&tables, 7, to, 2000), burst, "{to}");
         assert_eq!(flooded(&tables, 7, to, 100), 0, "{to}");
         assert_eq!(flooded(&tables, 8, to, 2000), rate / 10, "{to}");
-        assert_eq!(flooded(&tables, 100, to, 2000), rate / 4, "{to}: nobody saves up more");
+        assert_eq!(flooded(&tables, 100, to, 2000), burst, "{to}: nobody saves up more");
     }
-    let drops = |rate: u64| 2000 + 100 + 2000 + 2000 - rate / 4 * 2 - rate / 10;
-    assert_eq!(refused(&tables), [drops(1000), drops(400), drops(5000)]);
+    let drops = |rate: u64, burst: u64| 2000 + 100 + 2000 + 2000 - burst * 2 - rate / 10;
+    assert_eq!(refused(&tables), [drops(1000, 1000), drops(2000, 1024), drops(5000, 1250)]);
+}
+
+/// The switch takes nothing for a while, and then what has come in a second of it, as far as a ring holds that.
+#[test]
+fn a_sender_within_its_bound_loses_nothing_when_the_switch_stood_still() {
+    let tables = tables([Some(1000), Some(10_000), Some(5000)]);
+    for (to, rate) in [(MacAddr::BROADCAST, 1000), (MULTICAST, 10_000), (NOBODY, 5000)] {
+        for still in [2, 5, 10, 100] {
+            let sent = (rate * still / 10).min(rate.min(1024)) as usize;
+            let now = 1000 * still;
+            assert_eq!(flooded(&tables, now as u32, to, sent), sent, "{to} after {still} tenths of a second");
+        }
+    }
+    assert_eq!(refused(&tables), [0; 3]);
 }
 
 #[test]
@@ -98,12 +112,12 @@ fn no_bound_is_no_bound_and_bounds_change_while_frames_come() {
     assert_eq!(flooded(&tables, 0, MacAddr::BROADCAST, 5000), 5000);
     let set = |rates| tables.ports[0].as_ref().unwrap().storm.set(rates);
     set([Some(1000), None, None]);
-    assert_eq!(flooded(&tables, 0, MacAddr::BROADCAST, 5000), 250);
+    assert_eq!(flooded(&tables, 0, MacAddr::BROADCAST, 5000), 1000);
     set([Some(0), None, None]);
     assert_eq!(flooded(&tables, 50, MacAddr::BROADCAST, 5000), 0);
-    set([Some(2000), None, None]);
-    assert_eq!((flooded(&tables, 51, MacAddr::BROADCAST, 5000), flooded(&tables, 51, MULTICAST, 5000)), (500, 5000));
-    assert_eq!(refused(&tables), [4750 + 5000 + 4500, 0, 0]);
+    set([Some(8000), None, None]);
+    assert_eq!((flooded(&tables, 53, MacAddr::BROADCAST, 5000), flooded(&tables, 53, MULTICAST, 5000)), (2000, 5000));
+    assert_eq!(refused(&tables), [4000 + 5000 + 3000, 0, 0]);
 }
 
 #[test]
@@ -129,9 +143,9 @@ fn a_frame_that_is_several_counts_as_them_and_is_not_cut() {
         process(&tables, PortIndex(0), &mut batch, Tick(tick));
         batch.frames()[0].verdict
     };
-    assert_eq!(verdict(0), Verdict::Flood, "250 are there, and it is 1000");
-    let passed: Vec<u32> = (0..30).filter(|&tick| verdict(tick) == Verdict::Flood).collect();
-    assert_eq!(passed, [8, 18, 28], "750 are owed, and each costs a second");
+    assert_eq!((verdict(0), verdict(1)), (Verdict::Flood, Verdict::Flood), "100 are there, and it is 1000");
+    let passed: Vec<u32> = (1..31).filter(|&tick| verdict(tick) == Verdict::Flood).collect();
+    assert_eq!(passed, [11, 21], "900 are owed, and each costs a second");
 }
 
 #[test]
@@ -143,7 +157,7 @@ fn shards_share_one_bucket() {
         let shards: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
         shards.into_iter().map(|shard| shard.join().unwrap()).sum()
     });
-    assert_eq!(passed, 250);
+    assert_eq!(passed, 1000);
 }
 
 proptest! {
