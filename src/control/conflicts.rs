@@ -25,6 +25,10 @@ pub(super) use view::ConflictsView;
 /// How often a conflict, or a loop, that goes on is told.
 const REMINDER: Duration = Duration::from_secs(60);
 
+/// How many stations have to be seen at two ports for these to be found connected to each other: what one sends may as well
+/// come from several machines that have one address.
+const LOOP_STATIONS: u64 = 2;
+
 /// A network and two of its ports, in order.
 type Pair = (Arc<str>, Arc<str>, Arc<str>);
 
@@ -60,6 +64,26 @@ struct Loop {
     last: Instant,
     told: Option<Instant>,
     stations: u64,
+}
+
+/// Stations that are seen at both of two ports.
+#[derive(Debug, Default, Clone, Copy)]
+struct Common {
+    /// Those that are at neither.
+    of_others: u64,
+    /// Those that are at one of the two.
+    own: u64,
+}
+
+impl Common {
+    fn stations(self) -> u64 {
+        self.of_others + self.own
+    }
+
+    /// Whether that is how a loop begins, or, if there `is_known` to be one, how it goes on.
+    fn is_loop(self, is_known: bool) -> bool {
+        self.of_others > 0 && (is_known || self.stations() >= LOOP_STATIONS)
+    }
 }
 
 /// What an incident is about, by name; nothing for a port or a network that has gone since.
@@ -140,7 +164,9 @@ impl Conflicts {
     }
 
     fn tell(&mut self, now: Instant, events: &Events) {
-        for ((network, mac), Conflict { reason, stays_at, sightings }) in &mut self.stations {
+        for ((network, mac), conflict) in &mut self.stations {
+            let more_ports = (conflict.recent(now).count() as u64).saturating_sub(1);
+            let Conflict { reason, stays_at, sightings } = conflict;
             for (port, sighting) in sightings.iter_mut().filter(|(_, sighting)| sighting.untold > 0) {
                 if !is_due(now, sighting.told) {
                     continue;
@@ -150,26 +176,23 @@ impl Conflicts {
                 let (network, mac) = (network.to_string(), mac.to_string());
                 let (port, other_port) = (port.to_string(), stays_at.to_string());
                 events.record(match reason {
-                    ConflictReason::Damped => Event::AddressDamped { network, mac, port, other_port, count },
+                    ConflictReason::Damped => {
+                        Event::AddressDamped { network, mac, port, other_port, more_ports, count }
+                    }
                     ConflictReason::Pinned => Event::AddressPinned { network, mac, port, other_port, count },
                 });
             }
         }
     }
 
-    /// One station that is at neither of two ports and is seen at both: what goes out at one comes in at the other.
+    /// Several stations that are seen at two ports, at least one of them at neither: what goes out at one comes in at the other. One
+    /// station at however many ports is an address that several machines have.
     fn find_loops(&mut self, now: Instant, events: &Events) {
-        let mut found: BTreeMap<_, u64> = BTreeMap::new();
-        for ((network, _), conflict) in &self.stations {
-            let recent = conflict.sightings.iter().filter(|(_, sighting)| now.since(sighting.last) < FLAP_WINDOW);
-            let mut recent: Vec<_> = recent.collect();
-            recent.sort_by_key(|(_, sighting)| std::cmp::Reverse(sighting.last));
-            if let [(a, _), (b, _), ..] = recent[..] {
-                let (first, second) = if a < b { (a, b) } else { (b, a) };
-                *found.entry((network.clone(), first.clone(), second.clone())).or_default() += 1;
+        for (ports, common) in self.common(now) {
+            if !common.is_loop(self.loops.contains_key(&ports)) {
+                continue;
             }
-        }
-        for (ports, count) in found {
+            let count = common.stations();
             let suspected = self.loops.entry(ports.clone()).or_insert(Loop { last: now, told: None, stations: 0 });
             (suspected.last, suspected.stations) = (now, suspected.stations.max(count));
             if is_due(now, suspected.told) {
@@ -180,6 +203,22 @@ impl Conflicts {
         }
     }
 
+    /// What pairs of ports have in common just now.
+    fn common(&self, now: Instant) -> BTreeMap<Pair, Common> {
+        let mut found: BTreeMap<_, Common> = BTreeMap::new();
+        for ((network, _), conflict) in &self.stations {
+            let mut recent: Vec<_> = conflict.recent(now).collect();
+            recent.sort_by_key(|(_, sighting)| std::cmp::Reverse(sighting.last));
+            for (port, _) in &recent {
+                found.entry(pair(network, port, &conflict.stays_at)).or_default().own += 1;
+            }
+            if let [(a, _), (b, _), ..] = recent[..] {
+                found.entry(pair(network, a, b)).or_default().of_others += 1;
+            }
+        }
+        found
+    }
+
     fn forget(&mut self, now: Instant) {
         for conflict in self.stations.values_mut() {
             conflict.sightings.retain(|_, sighting| now.since(sighting.last) < FLAP_HOLD_DOWN);
@@ -187,6 +226,18 @@ impl Conflicts {
         self.stations.retain(|_, conflict| !conflict.sightings.is_empty());
         self.loops.retain(|_, suspected| now.since(suspected.last) < FLAP_HOLD_DOWN);
     }
+}
+
+impl Conflict {
+    /// Where it was seen just now, too.
+    fn recent(&self, now: Instant) -> impl Iterator<Item = (&Arc<str>, &Sighting)> {
+        self.sightings.iter().filter(move |(_, sighting)| now.since(sighting.last) < FLAP_WINDOW)
+    }
+}
+
+fn pair(network: &Arc<str>, a: &Arc<str>, b: &Arc<str>) -> Pair {
+    let (first, second) = if a < b { (a, b) } else { (b, a) };
+    (Arc::clone(network), Arc::clone(first), Arc::clone(second))
 }
 
 /// Whether something that was told at `told` is to be told again.
@@ -269,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_at_two_ports_that_are_not_its_own_is_a_loop() {
+    fn addresses_at_two_ports_that_are_not_theirs_are_a_loop() {
         let mut conflicts = Conflicts::default();
         let told = note(
             &mut conflicts,
@@ -281,8 +332,8 @@ mod tests {
                 incident(IncidentKind::Pinned, 2, 4, 2, 1),
             ],
         );
-        let found = "loop-suspected network lan: ports p3 and p4 seem to be connected to each other: frames come in there with \
-                     the addresses of 2 stations of other ports";
+        let found = "loop-suspected network lan: ports p3 and p4 seem to be connected to each other: frames with the addresses of \
+                     2 stations come in at both";
         assert_eq!(told.iter().filter(|line| line.starts_with("loop")).collect::<Vec<_>>(), [found]);
         assert_eq!(told.iter().filter(|line| line.starts_with("address-pinned")).count(), 2);
         let view = ConflictsView::of(&conflicts);
@@ -294,6 +345,46 @@ mod tests {
         note(&mut conflicts, 200, &[]);
         assert!(conflicts.loops.is_empty() && conflicts.stations.is_empty());
         assert!(!ConflictsView::of(&conflicts).is_in_loop("p3"));
+    }
+
+    /// A snapshot that was restored several times; a gateway's address that each of several routers has.
+    #[test]
+    fn one_address_at_several_ports_is_no_loop() {
+        let mut conflicts = Conflicts::default();
+        let seen = [3, 4, 5].map(|port| incident(IncidentKind::Damped, 1, port, 2, 7));
+        let told = note(&mut conflicts, 0, &seen);
+        let line = |port: &str| {
+            format!(
+                "address-damped network lan: 02:00:00:00:00:01 is at ports p2 and {port} in turn, and at 2 more: it stays at p2, and \
+                 7 times {port} was not believed"
+            )
+        };
+        assert_eq!(told, ["p3", "p4", "p5"].map(line));
+        assert!(ConflictsView::of(&conflicts).loops().is_empty());
+        // However often, and wherever it stays.
+        for (at, stays_at) in (1..).zip([3, 4, 5, 2, 3]) {
+            let others = [2, 3, 4, 5].into_iter().filter(|port| *port != stays_at);
+            let seen: Vec<_> = others.map(|port| incident(IncidentKind::Damped, 1, port, stays_at, 7)).collect();
+            note(&mut conflicts, at, &seen);
+            assert!(ConflictsView::of(&conflicts).loops().is_empty(), "it stays at p{stays_at}");
+        }
+    }
+
+    /// Two ports that the host joins: what it sends itself comes in at both, and one guest is all that there is beside it.
+    #[test]
+    fn one_bystander_and_who_joins_the_ports_are_enough_for_a_loop() {
+        let mut conflicts = Conflicts::default();
+        note(&mut conflicts, 0, &[incident(IncidentKind::Damped, 1, 4, 3, 1)]);
+        assert!(conflicts.loops.is_empty(), "one address at both of them");
+        let bystander = [3, 4].map(|port| incident(IncidentKind::Damped, 2, port, 1, 1));
+        let told = note(&mut conflicts, 1, &bystander);
+        assert_eq!(told.iter().filter(|line| line.starts_with("loop")).count(), 1, "{told:?}");
+        assert_eq!(["p1", "p3", "p4"].map(|port| ConflictsView::of(&conflicts).is_in_loop(port)), [false, true, true]);
+        // It goes on as long as anybody's frames come back.
+        for at in [60, 150, 260] {
+            note(&mut conflicts, at, &bystander);
+            assert!(ConflictsView::of(&conflicts).is_in_loop("p3"), "{at}");
+        }
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub struct LoopReport {
     pub network: String,
     /// The ports.
     pub ports: Vec<String>,
-    /// How many stations of other ports were seen at both.
+    /// How many stations were seen at both.
     pub stations: u64,
 }
 

@@ -120,6 +120,9 @@ pub enum Event {
         port: String,
         /// Where it stays.
         other_port: String,
+        /// At how many more ports it was seen within 10 s: then several machines have it, or a loop brings it there.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        more_ports: u64,
         /// How many moves were not followed since the last such record.
         count: u64,
     },
@@ -151,7 +154,8 @@ pub enum Event {
         /// How often since the last such record. Frames that follow each other with one source count once.
         count: u64,
     },
-    /// Frames come in at two ports with addresses of stations behind others: their far ends are connected to each other.
+    /// Frames with the same addresses, of stations of other ports among them, come in at two ports: their far ends are connected to
+    /// each other.
     LoopSuspected {
         /// The network.
         network: String,
@@ -293,11 +297,13 @@ impl fmt::Display for Event {
             Self::AddressMoved { network, mac, port, other_port, count } => {
                 write!(f, "network {network}: {mac} moved from port {other_port} to port {port}{}", times(*count))
             }
-            Self::AddressDamped { network, mac, port, other_port, count } => write!(
-                f,
-                "network {network}: {mac} is at ports {other_port} and {port} in turn: it stays at {other_port}, and {count} \
-                 times {port} was not believed"
-            ),
+            Self::AddressDamped { network, mac, port, other_port, more_ports, count } => {
+                write!(f, "network {network}: {mac} is at ports {other_port} and {port} in turn")?;
+                if *more_ports > 0 {
+                    write!(f, ", and at {more_ports} more")?;
+                }
+                write!(f, ": it stays at {other_port}, and {count} times {port} was not believed")
+            }
             Self::AddressPinned { network, mac, port, other_port, count } => write!(
                 f,
                 "network {network}: {mac} is the address of port {other_port} and was seen at port {port} {count} times: what \
@@ -313,8 +319,8 @@ impl fmt::Display for Event {
             }
             Self::LoopSuspected { network, port, other_port, count } => write!(
                 f,
-                "network {network}: ports {port} and {other_port} seem to be connected to each other: frames come in there \
-                 with the addresses of {count} stations of other ports"
+                "network {network}: ports {port} and {other_port} seem to be connected to each other: frames with the \
+                 addresses of {count} stations come in at both"
             ),
             Self::ShardStalled { cpu, port, sender, milliseconds, short_times } => {
                 write!(f, "port {port}: the shard on CPU {cpu} was held up there for {milliseconds} ms")?;
@@ -361,6 +367,12 @@ impl fmt::Display for Traffic {
             Self::UnknownUnicast => "unknown unicast",
         })
     }
+}
+
+/// Whether a number says nothing.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn times(count: u64) -> String {
