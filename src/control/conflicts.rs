@@ -40,6 +40,14 @@ pub(super) struct Conflicts {
     stations: BTreeMap<(Arc<str>, MacAddr), Conflict>,
     /// When each pair of ports was told of last, and when it was seen last.
     loops: BTreeMap<Pair, Loop>,
+    omitted: Omitted,
+}
+
+/// What the shards had no room to note, and was not told yet.
+#[derive(Debug, Default)]
+struct Omitted {
+    count: u64,
+    told: Option<Instant>,
 }
 
 /// One station that is seen at other ports than its own.
@@ -98,7 +106,7 @@ impl Conflicts {
     fn note(
         &mut self,
         now: Instant,
-        incidents: &[Incident],
+        (incidents, lost): (&[Incident], u64),
         name: impl Fn(&Incident) -> Option<Named>,
         events: &Events,
     ) {
@@ -120,6 +128,7 @@ impl Conflicts {
             self.enter(now, incident, named, reason, &mut counts);
         }
         self.tell(now, events);
+        self.omitted.add(now, lost, events);
         self.find_loops(now, events);
         self.forget(now);
     }
@@ -228,6 +237,17 @@ impl Conflicts {
     }
 }
 
+impl Omitted {
+    /// So many more; told now, or with others when a minute has passed.
+    fn add(&mut self, now: Instant, count: u64, events: &Events) {
+        self.count += count;
+        if self.count > 0 && is_due(now, self.told) {
+            self.told = Some(now);
+            events.record(Event::AddressesUntold { count: std::mem::take(&mut self.count) });
+        }
+    }
+}
+
 impl Conflict {
     /// Where it was seen just now, too.
     fn recent(&self, now: Instant) -> impl Iterator<Item = (&Arc<str>, &Sighting)> {
@@ -249,9 +269,6 @@ impl Controller {
     /// Takes in what the shards noted of stations since the last call.
     pub(super) fn note_conflicts(&self) {
         let (view, (incidents, lost)) = (self.shown.ports.load(), self.shown.fdb().take_incidents());
-        if lost > 0 {
-            log::debug!("FDB: {lost} moves and refused moves of stations were too many to be noted one by one");
-        }
         let numbered = view.networks.iter().filter_map(|(name, network)| Some((network.number?, name)));
         let networks: BTreeMap<NetworkIndex, _> = numbered.collect();
         let ports: BTreeMap<PortIndex, _> = view.ports.iter().map(|(name, port)| (port.number, name)).collect();
@@ -262,7 +279,7 @@ impl Controller {
         };
         // Whole between two statements.
         let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
-        conflicts.note(self.clock.now(), &incidents, name, &self.events);
+        conflicts.note(self.clock.now(), (&incidents, lost), name, &self.events);
         let seen = ConflictsView::of(&conflicts);
         let plans = view.ports.iter().filter_map(|(name, port)| Some((name, port, port.wish.plan.as_ref().ok()?)));
         for (name, port, plan) in plans.filter(|(_, _, plan)| plan.storm.minds_loops()) {
@@ -283,11 +300,16 @@ mod tests {
 
     /// Has `conflicts` note these at second `at`; what was recorded.
     pub(super) fn note(conflicts: &mut Conflicts, at: u64, incidents: &[Incident]) -> Vec<String> {
+        note_with(conflicts, at, incidents, 0)
+    }
+
+    /// The same, where the shards had no room for so many more.
+    fn note_with(conflicts: &mut Conflicts, at: u64, incidents: &[Incident], lost: u64) -> Vec<String> {
         let events = Events::default();
         let port = |port: PortIndex| Arc::from(format!("p{}", port.0));
         let named = |i: &Incident| Named { network: "lan".into(), port: port(i.port), other: port(i.other) };
         let name = |i: &Incident| (i.port.0 < 90).then(|| named(i));
-        conflicts.note(Instant(at * 1_000_000_000), incidents, name, &events);
+        conflicts.note(Instant(at * 1_000_000_000), (incidents, lost), name, &events);
         events.since(0).iter().map(|record| format!("{} {}", record.event.kind(), record.event)).collect()
     }
 
@@ -391,6 +413,21 @@ mod tests {
     fn moves_are_told_as_they_are() {
         let told = note(&mut Conflicts::default(), 0, &[incident(IncidentKind::Moved, 1, 2, 1, 1)]);
         assert_eq!(told, ["address-moved network lan: 02:00:00:00:00:01 moved from port p1 to port p2"]);
+    }
+
+    #[test]
+    fn what_is_not_told_one_by_one_is_counted_and_told_once_a_minute() {
+        let told = |count: u32| {
+            format!(
+                "addresses-untold addresses moved, or were seen at ports where they are not, {count} times more: too many at once \
+                 to be told one by one"
+            )
+        };
+        let (mut conflicts, moved) = (Conflicts::default(), incident(IncidentKind::Moved, 1, 2, 1, 1));
+        assert_eq!(note_with(&mut conflicts, 0, &[moved], 42)[1..], [told(42)]);
+        assert!((1..60).all(|at| note_with(&mut conflicts, at, &[], 2).is_empty()));
+        assert_eq!(note(&mut conflicts, 60, &[]), [told(118)]);
+        assert!((61..200).all(|at| note(&mut conflicts, at, &[]).is_empty()));
     }
 
     #[test]

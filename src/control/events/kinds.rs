@@ -140,6 +140,11 @@ pub enum Event {
         /// How often since the last such record.
         count: u64,
     },
+    /// More addresses moved, or were seen where they are not, than are told one by one.
+    AddressesUntold {
+        /// How many times since the last such record, which is a minute ago at least.
+        count: u64,
+    },
     /// Addresses that a port sends from were not learned because a limit is reached: what is sent to them goes to all ports of the
     /// network, as far as `storm` lets it.
     AddressesRefused {
@@ -217,6 +222,7 @@ impl Event {
             Self::AddressMoved { .. } => "address-moved",
             Self::AddressDamped { .. } => "address-damped",
             Self::AddressPinned { .. } => "address-pinned",
+            Self::AddressesUntold { .. } => "addresses-untold",
             Self::AddressesRefused { .. } => "addresses-refused",
             Self::LoopSuspected { .. } => "loop-suspected",
             Self::ShardStalled { .. } => "shard-stalled",
@@ -231,7 +237,8 @@ impl Event {
             Self::DaemonStarted { .. }
             | Self::DaemonStopping
             | Self::ConfigurationApplied { .. }
-            | Self::ConfigurationRefused { .. } => None,
+            | Self::ConfigurationRefused { .. }
+            | Self::AddressesUntold { .. } => None,
             Self::PortUp { port }
             | Self::PortDown { port, .. }
             | Self::PortStopped { port, .. }
@@ -267,6 +274,7 @@ impl Event {
             | Self::PortUp { .. }
             | Self::PortDown { .. }
             | Self::AddressMoved { .. }
+            | Self::AddressesUntold { .. }
             | Self::StormEnded { .. } => Level::Info,
             Self::ConfigurationRefused { .. } | Self::PortStopped { .. } => Level::Error,
             Self::PortBarred { .. }
@@ -308,6 +316,11 @@ impl fmt::Display for Event {
                 f,
                 "network {network}: {mac} is the address of port {other_port} and was seen at port {port} {count} times: what \
                  comes with it from there is dropped"
+            ),
+            Self::AddressesUntold { count } => write!(
+                f,
+                "addresses moved, or were seen at ports where they are not, {count} times more: too many at once to be told one \
+                 by one"
             ),
             Self::AddressesRefused { network, port, limit, most, count } => {
                 let (whose, remedy) = limit.words();

@@ -54,6 +54,7 @@ fn a_kinds_name_is_the_one_that_is_written() {
             count: 1,
         },
         Event::AddressPinned { network: text(), mac: text(), port: port(), other_port: text(), count: 1 },
+        Event::AddressesUntold { count: 1 },
         Event::AddressesRefused { network: text(), port: port(), limit: AddressLimit::Host, most: 1, count: 1 },
         Event::LoopSuspected { network: text(), port: port(), other_port: text(), count: 1 },
         Event::ShardStalled { cpu: 0, port: port(), sender: None, milliseconds: 1, short_times: None },
