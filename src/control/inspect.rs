@@ -17,7 +17,7 @@ use crate::config::{KindPlan, PortPlan};
 use crate::ident::{Name, PortIndex};
 use crate::log_queue::{LOG, Standing};
 use crate::port::{Conduct, LinkState, Notifications};
-use crate::shard::{Counters, PortTotals, QueueMove, Stall};
+use crate::shard::{Counters, QueueMove, Stall};
 use crate::switch::{Fdb, FdbCounters, Flush, MacLimit, StormClass};
 use crate::verdict::DropReason;
 
@@ -37,7 +37,7 @@ impl Controller {
                 PortState::Down => down += 1,
                 PortState::Stopped => stopped.push(name.to_string()),
             }
-            let totals = counters.of(port.number);
+            let totals = port.totals(&counters);
             frames.rx_frames += totals.rx_frames;
             frames.rx_delivered += totals.rx_delivered;
             frames.rx_dropped += totals.rx_dropped.iter().sum::<u64>();
@@ -198,7 +198,7 @@ impl Controller {
         let wanted = view.ports.iter().filter(|(name, _)| port.is_none_or(|port| port == name.as_str()));
         let mut list: Vec<_> = wanted
             .flat_map(|(name, port)| {
-                let totals = counters.of(port.number);
+                let totals = port.totals(&counters);
                 DropReason::ALL.iter().flat_map(move |&reason| {
                     let rx = drops(name, Direction::Rx, reason, totals.rx_dropped[reason.index()]);
                     rx.into_iter().chain(drops(name, Direction::Tx, reason, totals.tx_dropped[reason.index()]))
@@ -365,7 +365,7 @@ fn link(port: &PortView, link: Option<LinkState>) -> (PortState, Option<String>)
 }
 
 fn counters(counted: &Counters, port: &PortView) -> CounterReport {
-    let totals: PortTotals = counted.of(port.number);
+    let totals = port.totals(counted);
     let by_reason = |counts: &[u64; DropReason::COUNT]| {
         let named = DropReason::ALL.iter().map(|reason| (reason.name().to_string(), counts[reason.index()]));
         named.filter(|(_, count)| *count > 0).collect()

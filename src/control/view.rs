@@ -16,7 +16,7 @@ use super::diff::Change;
 use crate::config::NetworkPlan;
 use crate::ident::{Name, NetworkIndex, PortIndex};
 use crate::port::{LinkState, Port};
-use crate::shard::{QueueMove, Readings};
+use crate::shard::{Counters, PortTotals, QueueMove, Readings};
 use crate::switch::{Fdb, Storm};
 
 /// The last of each.
@@ -46,6 +46,17 @@ pub(super) struct PortView {
     /// What is to be said about where it is served.
     pub(super) remark: Option<String>,
     pub(super) storm: Arc<Storm>,
+}
+
+impl PortView {
+    /// What was counted for it: by shards, and by the port itself of what its far end refused afterwards.
+    pub(super) fn totals(&self, counters: &Counters) -> PortTotals {
+        let mut totals = counters.of(self.number);
+        if let Some(port) = self.port.as_ref().ok().and_then(|port| port.port()) {
+            totals.lose(port.lost());
+        }
+        totals
+    }
 }
 
 /// One network.

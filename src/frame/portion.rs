@@ -67,14 +67,6 @@ impl Batch<'_> {
         self.portion.flooding.next > 0
     }
 
-    /// Has at most `frames` dealt with in this visit, if the queue takes back what is not.
-    #[inline]
-    pub fn limit(&mut self, frames: usize) {
-        if self.frames.len() > frames && self.is_divisible() {
-            self.cut(frames);
-        }
-    }
-
     /// Has only the first `frames` frames dealt with in this visit. Never inline: that is the exception, in the middle of the hot loop.
     #[inline(never)]
     pub fn cut(&mut self, frames: usize) {

@@ -20,6 +20,7 @@ pub mod replay;
 pub mod tap;
 pub mod vnic;
 
+mod batch_lock;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -45,6 +46,15 @@ pub struct Conduct {
     pub deed: Option<&'static str>,
     /// For how many seconds the port then serves nobody.
     pub seconds: u64,
+}
+
+/// Frames that a port took and that its far end refused afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lost {
+    /// How many.
+    pub frames: u64,
+    /// Their bytes, without FCS.
+    pub bytes: u64,
 }
 
 /// What a receive queue got done in one call.
@@ -142,8 +152,6 @@ pub struct Outcome {
     pub held: Option<u64>,
     /// Cycles that notifying the far end took, beyond what that takes: the far end's doing, not the sender's.
     pub excess: u64,
-    /// Cycles that the host's network stack had, which runs as long as it likes when it is given a frame.
-    pub host: u64,
 }
 
 impl Outcome {
@@ -158,7 +166,6 @@ impl Outcome {
             merged: 0,
             held: None,
             excess: 0,
-            host: 0,
         }
     }
 
@@ -281,6 +288,11 @@ pub trait Port: Send + Sync {
     /// What its far end has done to others so far. Waits for nobody.
     fn conduct(&self) -> Conduct {
         Conduct::default()
+    }
+
+    /// Frames that were delivered to it and that its far end did not take after all. Waits for nobody.
+    fn lost(&self) -> Lost {
+        Lost::default()
     }
 
     /// On which NUMA nodes the memory lies that its frames are in, for kinds that have a guest's, as far as that is known;

@@ -59,7 +59,7 @@ use arc_swap::ArcSwap;
 use crate::clock::Clock;
 use crate::ident::PortIndex;
 use crate::limits::{PORTS, SHARDS};
-use crate::port::{Receive, Transmit};
+use crate::port::{Lost, Receive, Transmit};
 use crate::stats::{Counter, PortCounters, QueueLoad, ShardCounters};
 use crate::switch;
 use crate::verdict::DropReason;
@@ -535,6 +535,13 @@ impl Default for PortTotals {
 }
 
 impl PortTotals {
+    /// Counts frames that the port took as dropped there: its far end did not take them after all.
+    pub fn lose(&mut self, lost: Lost) {
+        self.tx_frames = self.tx_frames.saturating_sub(lost.frames);
+        self.tx_bytes = self.tx_bytes.saturating_sub(lost.bytes);
+        self.tx_dropped[DropReason::HostRefused.index()] += lost.frames;
+    }
+
     fn add(&mut self, counters: &PortCounters) {
         self.rx_frames += counters.rx_frames.get();
         self.rx_bytes += counters.rx_bytes.get();

@@ -158,12 +158,6 @@ impl Outbox {
         self.excess.drain(..)
     }
 
-    /// The cycles that the host's network stack had since this was asked last.
-    #[inline]
-    pub fn take_host(&mut self) -> u64 {
-        std::mem::take(&mut self.outcome.host)
-    }
-
     /// Remembers `port` if it held its notification back, or if that took too long.
     #[inline]
     fn note_held(&mut self, port: PortIndex) {

@@ -6,10 +6,6 @@
 //! port starves another. While only one port is awake nothing is measured, and a round ends after [`ALONE_VISITS`] queues,
 //! so that a port with 128 of them does not keep the shard from looking who else came.
 //!
-//! A frame that is given to the host runs the host's network stack in the shard's thread. A queue whose visit took too long for that
-//! has smaller ones for as long as that is so ([`Roster::fit`]), and what it did not get rid of waits in its ring: were it dropped, a
-//! TCP with large frames, some 50 us each, would lose most of every batch.
-//!
 //! Rounds conserve work: if every port that has frames is in debt, all are given as much as the least indebted of them
 //! lacks, so no round passes in which frames wait and nobody is served.
 //!
@@ -24,7 +20,7 @@ use super::idle::{self, POLLED_WHEN_BUSY};
 use super::stamp::{Phase, Stamp};
 use super::wake::Engagement;
 use crate::ident::PortIndex;
-use crate::limits::{BATCH_FRAMES, VISIT_HOST_MICROS};
+use crate::limits::BATCH_FRAMES;
 use crate::port::{Receive, Received, Wake};
 use crate::stats::QueueLoad;
 use crate::sys::cpu;
@@ -51,8 +47,6 @@ pub(super) struct Slot {
     /// The cycle count when it last had something.
     served: Option<u64>,
     awake: bool,
-    /// How many frames the next visit may be of; fewer than a batch while the host takes long for them.
-    pub most: usize,
 }
 
 /// One port's part of the shard.
@@ -75,8 +69,6 @@ pub(super) struct Roster {
     active: Vec<u32>,
     resting: usize,
     quantum: i64,
-    /// What the host may take of a visit.
-    host_cycles: u64,
     /// For how many cycles a few empty queues are polled while others have frames.
     busy_spin: u64,
     round: Round,
@@ -106,7 +98,6 @@ impl Roster {
             active: Vec::with_capacity(QUEUES_AT_HAND),
             resting: 0,
             quantum: i64::try_from(quantum).unwrap_or(i64::MAX).max(1),
-            host_cycles: cpu::cycles_per_second() / 1_000_000 * VISIT_HOST_MICROS,
             busy_spin: idle::busy_spin_cycles(),
             round: Round::default(),
             stamp,
@@ -187,19 +178,6 @@ impl Roster {
                 slot.load.waited.add(now.wrapping_sub(before));
             }
         }
-    }
-
-    /// Notes that the host had so many cycles of the visit that is being made, and has the next one be of as many frames as fit
-    /// into [`VISIT_HOST_MICROS`]. What the host takes may fall as it has risen, so it is of twice as many as this one at most.
-    /// Returns whether it was too long.
-    #[cold]
-    pub fn fit(&mut self, received: Received, host: u64) -> bool {
-        let Some(Some(slot)) = self.slots.get_mut(self.round.visiting as usize) else { return false };
-        let Received::Frames(frames) = received else { return false };
-        // None may be dealt with, of one that goes to very many ports.
-        let fits = (frames.max(1) as u64).saturating_mul(self.host_cycles) / host.max(1);
-        slot.most = (fits as usize).clamp(1, (2 * slot.most).min(BATCH_FRAMES));
-        host > self.host_cycles
     }
 
     /// Charges `port` with cycles that others' visits took for it.
@@ -286,7 +264,6 @@ impl Roster {
             empty_since: None,
             served: None,
             awake: true,
-            most: BATCH_FRAMES,
         });
         self.shares[share as usize].queues += 1;
         self.enlist(index as u32);

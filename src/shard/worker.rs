@@ -20,7 +20,7 @@ use super::{Shared, Tables};
 use crate::clock::{Clock, Tick};
 use crate::frame::{self, Heads};
 use crate::ident::PortIndex;
-use crate::limits::{BATCH_FRAMES, VISIT_WORK};
+use crate::limits::VISIT_WORK;
 use crate::port::{Flush, Received};
 use crate::switch;
 use crate::sys::cpu;
@@ -139,10 +139,9 @@ impl Worker {
         let measured = roster.begin();
         let (mut moved, mut busy, mut work, mut before) = (0, false, 0, now);
         while let Some(slot) = roster.next() {
-            let (port, most) = (slot.port, slot.most);
+            let port = slot.port;
             stamp.set(Phase::Receive, port);
             let received = slot.queue.receive(heads, &mut |batch| {
-                batch.limit(most);
                 switch::process(&tables.switch, port, batch, *tick);
                 outbox.deliver(tables, port, batch, &shared.ports);
                 work += batch.work();
@@ -161,10 +160,6 @@ impl Worker {
             for (port, cycles) in outbox.take_excess() {
                 taken = taken.saturating_sub(cycles);
                 roster.charge(port, cycles);
-            }
-            let host = outbox.take_host();
-            if (host > 0 || most < BATCH_FRAMES) && roster.fit(received, host) {
-                work = VISIT_WORK;
             }
             roster.settle(received, before, taken);
             before = after;

@@ -459,7 +459,7 @@ mod tests {
         };
         assert_eq!((write(), mapped.failure()), ((-1, Some(libc::EFAULT)), None));
         // SAFETY: within the mapping.
-        unsafe { crate::sys::sigbus::touch(mapped.address().add(4096)) };
+        unsafe { mapped.address().add(4096).read_volatile() };
         assert_eq!((write().0, mapped.failure()), (8, Some(Failure::NoPage)));
         drop(reader);
     }

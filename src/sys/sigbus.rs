@@ -163,16 +163,6 @@ impl Drop for Watch {
     }
 }
 
-/// Brings in the page of `address` as an access to it would, SIGBUS included if it comes to that: for the address that a
-/// system call met EFAULT at.
-///
-/// # Safety
-/// `address` is in a mapping of the caller's that can be read.
-pub unsafe fn touch(address: *const u8) {
-    // SAFETY: the caller's; the byte may be any.
-    unsafe { address.read_volatile() };
-}
-
 /// One watched mapping; free if `end` is zero.
 #[derive(Debug)]
 struct Slot {

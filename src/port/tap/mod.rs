@@ -1,9 +1,12 @@
 //! A port to the host's own network stack, through a TAP interface: [`Tap`].
 //!
 //! What the host sends out of the interface is received here, what is transmitted here the host receives. Frames cross
-//! with a virtio-net header in front (`IFF_VNET_HDR`, linux/if_tun.h), which is a head's own form, so transmitting is one
-//! vectored write from the sender's memory: the kernel takes frames with offloads as we have them. In the other direction
-//! we tell it which we take (`TUNSETOFFLOAD`), and check what it says like what a guest says.
+//! with a virtio-net header in front (`IFF_VNET_HDR`, linux/if_tun.h), which is a head's own form: the kernel takes frames with
+//! offloads as we have them. In the other direction we tell it which we take (`TUNSETOFFLOAD`), and check what it says like
+//! what a guest says.
+//!
+//! Transmitting is copying into a [`backlog`], which a thread of the port's own writes out ([`writer`]): what the host does with a
+//! frame it does in the thread that writes, for as long as it likes.
 //!
 //! Reading is one system call per frame into a buffer that the queue's lock guards ([`reading`]). The descriptor is watched
 //! edge-triggered, and an edge says only that something came in at some time, so [`Receive::receive`] reads until there
@@ -16,9 +19,11 @@
 //! and the kernel removes the interface unless it is persistent. No lock on the descriptor is held while a batch is
 //! lent, so that one port's end waits for no other port.
 
+mod backlog;
 mod keeper;
 mod offloads;
 mod reading;
+mod writer;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,16 +34,16 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
+use self::backlog::Records;
 pub use self::keeper::Keeper;
 use self::keeper::{Rounds, Sight};
 use self::offloads::Offloads;
 use self::reading::Reading;
+use self::writer::Writer;
 use super::watch::Watch;
-use super::{LinkState, Outcome, Port, Receive, Received, Transmit, Wake};
+use super::{LinkState, Lost, Outcome, Port, Receive, Received, Transmit, Wake};
 use crate::frame::{Batch, Heads, Needs};
 use crate::limits::VNET_HEADER_BYTES;
-use crate::mem;
-use crate::sys::cpu;
 use crate::sys::tap::{self, InterfaceControl, InterfaceName, InterfaceNameError};
 use crate::verdict::DropReason;
 
@@ -159,18 +164,25 @@ impl Port for Tap {
         self.0.rounds.ring();
     }
 
+    fn lost(&self) -> Lost {
+        self.0.device().as_ref().map(|device| device.writer.outgoing().lost()).unwrap_or_default()
+    }
+
     fn detail(&self) -> serde_json::Value {
         let counters = &self.0.counters;
         let (interface, persistent, mtu) = self.0.facts();
+        let (transmitted, written_error) =
+            self.0.device().as_ref().map_or((0, 0), |device| device.writer.outgoing().did());
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let last_error = Some(counters.last_error.load(Ordering::Relaxed)).filter(|&errno| errno != 0);
+        let errors = [written_error, counters.last_error.load(Ordering::Relaxed)];
+        let last_error = errors.into_iter().find(|&errno| errno != 0);
         serde_json::json!({
             "interface": interface.as_str(),
             "mtu": mtu,
             "persistent": persistent,
             "received-frames": count(&counters.received),
-            "transmitted-frames": count(&counters.transmitted),
-            "refused-frames": count(&counters.refused),
+            "transmitted-frames": transmitted,
+            "refused-frames": count(&counters.refused) + self.lost().frames,
             "read-errors": count(&counters.read_errors),
             "last-error": last_error.map(|errno| io::Error::from_raw_os_error(errno).to_string()),
         })
@@ -185,6 +197,7 @@ impl Drop for Tap {
         drop(ended);
         if let Some(device) = device {
             self.0.watch.hand_over(None, Some(device.tun.as_fd()), self.0.name.as_str());
+            device.writer.end();
         }
     }
 }
@@ -215,16 +228,17 @@ struct Interface {
 struct Device {
     tun: OwnedFd,
     offloads: Offloads,
+    writer: Writer,
 }
 
 /// What the interface did, in frames.
 #[derive(Default)]
 struct Counters {
     received: AtomicU64,
-    transmitted: AtomicU64,
+    /// Frames that did not get into the backlog.
     refused: AtomicU64,
     read_errors: AtomicU64,
-    /// The last error of a read or write as an errno, 0 before the first.
+    /// The last error of a read as an errno, 0 before the first.
     last_error: AtomicI32,
 }
 
@@ -246,8 +260,10 @@ impl Interface {
         }
         bring_up(&self.control, name)?;
         let offloads = Offloads::ask(tun.as_fd()).map_err(|source| refused("set up the offloads of", name, source))?;
+        let writer = tun.try_clone().and_then(|tun| Writer::start(tun, name.as_str()));
+        let writer = writer.map_err(|source| refused("start a thread for", name, source))?;
         let mut device = self.device.write().unwrap_or_else(PoisonError::into_inner);
-        self.watch.begin(device.insert(Device { tun, offloads }).tun.as_fd(), name.as_str());
+        self.watch.begin(device.insert(Device { tun, offloads, writer }).tun.as_fd(), name.as_str());
         Ok(())
     }
 
@@ -266,30 +282,34 @@ impl Interface {
 }
 
 impl Device {
-    /// Gives one frame to the host: as it is, or as the complete frames that it becomes if the host lacks what it needs.
+    /// Has the picked frames wait for the host; returns how many do.
     #[inline]
-    fn write(&self, batch: &Batch<'_>, pick: u8, outcome: &mut Outcome) -> Result<(), WriteError> {
-        let (index, tun) = (usize::from(pick), self.tun.as_fd());
+    fn put_all(&self, waiting: &mut Records, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> usize {
+        let before = outcome.delivered;
+        for &pick in picks {
+            match self.put(waiting, batch, pick, outcome) {
+                Ok(()) => outcome.deliver(pick),
+                Err(reason) => outcome.refuse(pick, reason),
+            }
+        }
+        (outcome.delivered ^ before).count_ones() as usize
+    }
+
+    /// Has one frame wait for the host: as it is, or as the complete frames that it becomes if the host lacks what it needs.
+    #[inline]
+    fn put(&self, waiting: &mut Records, batch: &Batch<'_>, pick: u8, outcome: &mut Outcome) -> Result<(), DropReason> {
+        let index = usize::from(pick);
         let Some(frame) = batch.frames().get(index) else { return Ok(()) };
         if !frame.needs.met_by(self.offloads.accepts()) {
-            return self.offloads.write(tun, batch, index, outcome);
+            return self.offloads.put(waiting, batch, index, outcome);
         }
-        let head = &batch.head(index).bytes[..VNET_HEADER_BYTES + usize::from(frame.head_len)];
-        Ok(mem::write_frame(tun, head, batch.tail(index))?)
-    }
-}
-
-/// Why the host did not get a frame.
-enum WriteError {
-    /// It said so.
-    Host(io::Error),
-    /// The frame is not what its header says.
-    Frame(DropReason),
-}
-
-impl From<io::Error> for WriteError {
-    fn from(error: io::Error) -> Self {
-        Self::Host(error)
+        let len = VNET_HEADER_BYTES + frame.len as usize;
+        let room = waiting.room(len).ok_or(DropReason::HostBusy)?;
+        let (header, body) = room.split_at_mut(VNET_HEADER_BYTES);
+        header.copy_from_slice(&batch.head(index).bytes[..VNET_HEADER_BYTES]);
+        batch.source(index).read(body);
+        waiting.keep(len);
+        Ok(())
     }
 }
 
@@ -339,27 +359,22 @@ impl Transmit for Interface {
     fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
         let device = self.device();
         let Some(device) = &*device else { return outcome.refuse_all(picks, DropReason::LinkDown) };
-        let (mut transmitted, mut last_error, began) = (0, None, cpu::cycles());
-        for &pick in picks {
-            match device.write(batch, pick, outcome) {
-                Ok(()) => {
-                    outcome.deliver(pick);
-                    transmitted += 1;
-                }
-                Err(WriteError::Host(error)) => {
-                    outcome.refuse(pick, DropReason::HostRefused);
-                    last_error = error.raw_os_error();
-                }
-                Err(WriteError::Frame(reason)) => outcome.refuse(pick, reason),
+        let outgoing = device.writer.outgoing();
+        let entered = match outgoing.refuses() {
+            true => Err(DropReason::HostRefused),
+            false => outgoing.backlog.enter(batch.bytes()).ok_or(DropReason::ReceiverBusy),
+        };
+        let put = match entered {
+            Ok(mut waiting) => device.put_all(&mut waiting, batch, picks, outcome),
+            Err(reason) => {
+                outcome.refuse_all(picks, reason);
+                0
             }
+        };
+        if put > 0 {
+            device.writer.wake();
         }
-        // What the host does with a frame it does in this thread, before the write returns.
-        outcome.host += cpu::cycles().wrapping_sub(began);
-        self.counters.transmitted.fetch_add(transmitted, Ordering::Relaxed);
-        self.counters.refused.fetch_add(picks.len() as u64 - transmitted, Ordering::Relaxed);
-        if let Some(errno) = last_error {
-            self.counters.last_error.store(errno, Ordering::Relaxed);
-        }
+        self.counters.refused.fetch_add((picks.len() - put) as u64, Ordering::Relaxed);
     }
 }
 

@@ -8,15 +8,15 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use super::WriteError;
+use super::backlog::Records;
 use crate::frame::{Batch, Needs};
-use crate::limits::{FRAME_MAX_BYTES, VNET_HEADER_BYTES};
-use crate::mem::{Cursor, Span, write_frame};
+use crate::limits::VNET_HEADER_BYTES;
+use crate::mem::{Cursor, Span};
 use crate::offload::Rewrite;
 use crate::port::Outcome;
 use crate::sys::tap;
+use crate::verdict::DropReason;
 
 const USO: Needs = Needs::USO4.and(Needs::USO6);
 
@@ -26,8 +26,6 @@ pub(super) struct Offloads {
     known: Needs,
     /// What of it the port's settings leave in use, [`Needs::bits`].
     used: AtomicU8,
-    /// Room for a frame that has to be made complete before it is written.
-    room: Mutex<Box<[u8]>>,
 }
 
 impl Offloads {
@@ -42,8 +40,7 @@ impl Offloads {
             }
             Err(error) => return Err(error),
         };
-        let room = Mutex::new(vec![0; VNET_HEADER_BYTES + FRAME_MAX_BYTES].into());
-        Ok(Self { known, used: AtomicU8::new(known.bits()), room })
+        Ok(Self { known, used: AtomicU8::new(known.bits()) })
     }
 
     /// Changes which are used, in both directions.
@@ -65,25 +62,24 @@ impl Offloads {
         self.known
     }
 
-    /// Writes frame `index` of `batch` as the complete frames that it becomes. A host that takes some of them and refuses
-    /// one has refused the frame: its stack is no ring that could be asked for room beforehand.
+    /// Has frame `index` of `batch` wait as the complete frames that it becomes: all of them, or none if there is no room for one.
     #[inline(never)]
-    pub(super) fn write(
+    pub(super) fn put(
         &self,
-        tun: BorrowedFd<'_>,
+        waiting: &mut Records,
         batch: &Batch<'_>,
         index: usize,
         outcome: &mut Outcome,
-    ) -> Result<(), WriteError> {
-        let mut rewrite = Rewrite::of(batch, index, self.accepts()).map_err(WriteError::Frame)?;
-        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+    ) -> Result<(), DropReason> {
+        let mut rewrite = Rewrite::of(batch, index, self.accepts())?;
+        let before = waiting.len();
         while let Some(len) = rewrite.next_len() {
-            rewrite.write(VNET_HEADER_BYTES, 1, Cursor::new(&[Span::from_buffer(&mut room)]));
-            write_frame(
-                tun,
-                &room[..(VNET_HEADER_BYTES + len).min(VNET_HEADER_BYTES + FRAME_MAX_BYTES)],
-                [].into_iter(),
-            )?;
+            let Some(room) = waiting.room(VNET_HEADER_BYTES + len) else {
+                waiting.truncate(before);
+                return Err(DropReason::HostBusy);
+            };
+            rewrite.write(VNET_HEADER_BYTES, 1, Cursor::new(&[Span::from_buffer(room)]));
+            waiting.keep(VNET_HEADER_BYTES + len);
         }
         outcome.rewritten(rewrite.is_segmentation());
         Ok(())

@@ -6,7 +6,7 @@
 //!
 //! Whoever is in a ring touches a peer's memory, and that may take as long as the peer likes: the kernel holds a page fault
 //! for as long as somebody punches a hole there. So only the sessions of the ring's own port wait for the lock. A shard that
-//! would receive comes back later; one that would transmit waits for as long as a batch may take ([`occupancy`]) and then
+//! would receive comes back later; one that would transmit waits for as long as a batch may take ([`BatchLock`]) and then
 //! drops. The control side reads and sets what it wants without the lock ([`published`], [`wakeup`]).
 //!
 //! Memory that lacks pages is a fault for each page that is touched, so a shard does nothing with a ring any more that has such
@@ -15,7 +15,6 @@
 //! When a shard finds a [`RingFault`] it takes the ring out of service on the spot and signals `attention`, for the
 //! session to tell the front end and the operator. What peers gave us is closed on sessions' threads and without the lock.
 
-mod occupancy;
 mod published;
 mod setup;
 mod state;
@@ -23,11 +22,8 @@ mod wakeup;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, MutexGuard};
 
-#[cfg(test)]
-pub(super) use self::occupancy::WAIT_MICROS;
-use self::occupancy::{Occupancy, micros};
 use self::published::{Published, Settings};
 pub(super) use self::setup::RingSetup;
 use self::state::Loss;
@@ -39,6 +35,7 @@ use super::relay::lease::PeerEvent;
 use crate::frame::Needs;
 use crate::ident::{LatencySensitivity, MacAddr};
 use crate::mem::{DirtyLog, GuestMemory};
+use crate::port::batch_lock::{BatchLock, micros};
 use crate::port::{Flush, Notifications, Wake};
 use crate::ring::{RingError, RingFault};
 use crate::sys::cpu;
@@ -63,8 +60,7 @@ pub struct QueueReport {
 
 /// One ring of a vNIC, in either direction.
 pub(super) struct Queue {
-    state: Mutex<State>,
-    occupancy: Occupancy,
+    state: BatchLock<State>,
     ready: AtomicBool,
     /// An interrupt is held back.
     held: AtomicBool,
@@ -88,8 +84,7 @@ impl Queue {
         let wakeup = Wakeup::new(Arc::clone(&docket));
         let shared = Arc::new(Shared { published, settings, wakeup, docket });
         Self {
-            state: Mutex::new(State::new(Arc::clone(&shared))),
-            occupancy: Occupancy::default(),
+            state: BatchLock::new(State::new(Arc::clone(&shared))),
             ready: false.into(),
             held: false.into(),
             disarms: false.into(),
@@ -296,37 +291,23 @@ impl Queue {
 
     /// The queue's state, waiting for it: for the session of the ring's own port, and nobody else.
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock cannot leave the state half changed in a way that matters: the ring is checked anew on
-        // every access.
-        self.hold(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        self.state.lock()
     }
 
     /// The queue's state, if nobody has it just now.
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
-        match self.state.try_lock() {
-            Ok(state) => Some(self.hold(state)),
-            Err(TryLockError::Poisoned(poisoned)) => Some(self.hold(poisoned.into_inner())),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        self.state.try_lock()
     }
 
     /// The queue's state for a batch of so many `bytes`, after a wait if another shard is busy with one. `None` if somebody
-    /// is held up there by the peer whose memory it is, or for long by the host that gave the CPU away ([`occupancy`]).
+    /// is held up there by the peer whose memory it is, or for long by the host that gave the CPU away ([`BatchLock`]).
     #[inline]
     pub fn enter(&self, bytes: u64) -> Option<MutexGuard<'_, State>> {
         if self.shared.docket.is_barred() {
             return None;
         }
-        let state = self.try_lock().or_else(|| self.occupancy.wait(|| self.try_lock()))?;
-        self.occupancy.bear(bytes);
-        Some(state)
-    }
-
-    #[inline]
-    fn hold<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.occupancy.begin();
-        state
+        self.state.enter(bytes)
     }
 
     /// Has the driver told that the ring is polled, as soon as nobody else is in it.

@@ -74,32 +74,6 @@ fn run(roster: &mut Roster, loads: &[Load], total: u64) -> (Vec<u64>, BTreeMap<u
     (used, visits)
 }
 
-/// A visit of a queue that gave `frames` to the host, each of which took that `each` cycles; how many the next may be of.
-fn visit(roster: &mut Roster, frames: usize, each: u64) -> usize {
-    roster.begin();
-    let most = roster.next().unwrap().most;
-    let received = if frames > 0 { Received::Frames(frames.min(most)) } else { Received::Nothing };
-    let took = frames.min(most) as u64 * each;
-    assert_eq!(roster.fit(received, took), took > 1000);
-    roster.settle(received, 0, took);
-    roster.slots[0].as_ref().unwrap().most
-}
-
-#[test]
-fn visits_are_as_short_as_the_host_is_slow() {
-    let mut roster = Roster { host_cycles: 1000, ..roster(&[Load { queues: 1, cost: 1, frames: 64 }]) };
-    assert_eq!(visit(&mut roster, 64, 10), 64);
-    assert_eq!(visit(&mut roster, 64, 100), 10);
-    assert_eq!(visit(&mut roster, 64, 100), 10);
-    assert_eq!(visit(&mut roster, 64, 100_000), 1);
-    assert_eq!(visit(&mut roster, 0, 0), 1, "nothing says nothing");
-    let others = [(); 7].map(|()| visit(&mut roster, 64, 0));
-    assert_eq!(others, [2, 4, 8, 16, 32, 64, 64], "to whoever else it sends");
-    // The kernel gave the CPU to somebody else meanwhile.
-    assert_eq!(visit(&mut roster, 1, 10_000_000), 1);
-    assert_eq!([(); 6].map(|()| visit(&mut roster, 64, 1)).last(), Some(&64));
-}
-
 proptest! {
     /// Whatever their queues and the costs of their batches: ports that always have full batches get equal shares, to
     /// within one batch and one quantum, and so do the queues of one port.

@@ -6,8 +6,8 @@ use std::sync::mpsc::channel;
 use super::interrupts::Rig;
 use super::*;
 use crate::frame::Needs;
+use crate::port::batch_lock::WAIT_MICROS;
 use crate::port::testing::{Shard, transmit};
-use crate::port::vnic::queue::WAIT_MICROS;
 use crate::port::{Flush, Outcome};
 use crate::sys::cpu;
 use crate::verdict::DropReason;
@@ -72,8 +72,10 @@ fn who_enables_a_ring_that_is_enabled_leaves_it_to_who_is_in_it() {
     let mut rig = Rig::new(LatencySensitivity::Normal);
     let nic = rig.port.attachment.nic();
     let held = nic.queues[0].lock();
-    assert!(within_reach("SET_VRING_ENABLE", move || rig.qemu.done(Req::SET_VRING_ENABLE, &state(0, 1), &[])));
+    let enable = move || (rig.qemu.done(Req::SET_VRING_ENABLE, &state(0, 1), &[]), rig.qemu);
+    let (done, _qemu) = within_reach("SET_VRING_ENABLE", enable);
     drop(held);
+    assert!(done);
     assert!(nic.queues[0].report().enabled);
 }
 

@@ -1,4 +1,4 @@
-//! Who is in a ring, and how long a shard waits for that one: [`Occupancy`].
+//! A lock that is held for a batch, and how long a shard waits for it: [`BatchLock`].
 //!
 //! A shard that finds another one in a receiver's ring waits for as long as a batch takes. If that is over, the holder is held up
 //! in a peer's memory, or the host has given its CPU away. The first may last as long as the peer likes, and nobody waits for it any
@@ -7,12 +7,13 @@
 //! the holder runs or could run, [`PREEMPTED_MICROS`] at most and for a twentieth of the time.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::sys::{cpu, threads};
 
 /// How long a shard waits for a ring that another thread is in, in microseconds, beside a nanosecond for each byte of that one's
 /// batch. A batch of small frames takes 5 us, and copying is several times as fast as that. A debug build is slower.
-pub(in super::super) const WAIT_MICROS: u64 = if cfg!(debug_assertions) { 500 } else { 20 };
+pub(super) const WAIT_MICROS: u64 = if cfg!(debug_assertions) { 500 } else { 20 };
 
 /// How long it waits for several in a row, in microseconds.
 const LONGEST_WAIT_MICROS: u64 = 50 * WAIT_MICROS;
@@ -23,8 +24,54 @@ const PREEMPTED_MICROS: u64 = if cfg!(test) { 20_000_000 } else { 10_000 };
 /// How much longer than such a wait took the next one is away.
 const REST: u64 = 20;
 
-/// Who is in a ring. What is written under the ring's lock is on the line that the lock itself is on.
-pub(super) struct Occupancy {
+/// Something that shards and the control side have one at a time: a ring, or frames that wait for the host.
+#[derive(Default)]
+pub(super) struct BatchLock<T> {
+    state: Mutex<T>,
+    occupancy: Occupancy,
+}
+
+impl<T> BatchLock<T> {
+    /// It, with nobody in it.
+    pub fn new(state: T) -> Self {
+        Self { state: Mutex::new(state), occupancy: Occupancy::default() }
+    }
+
+    /// Waits for it, however long that takes: not for a shard.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        // A panic under the lock cannot leave the state half changed in a way that matters: what a peer can write is checked anew
+        // on every access, and our own lists are changed whole.
+        self.hold(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// It, if nobody has it just now.
+    #[inline]
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(self.hold(state)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(self.hold(poisoned.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// It, for a batch of so many `bytes`, after a wait if another shard is busy with one. `None` if somebody is held up there by
+    /// the peer whose memory it is, or for long by the host that gave the CPU away.
+    #[inline]
+    pub fn enter(&self, bytes: u64) -> Option<MutexGuard<'_, T>> {
+        let state = self.try_lock().or_else(|| self.occupancy.wait(|| self.try_lock()))?;
+        self.occupancy.bear(bytes);
+        Some(state)
+    }
+
+    #[inline]
+    fn hold<'a>(&self, state: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        self.occupancy.begin();
+        state
+    }
+}
+
+/// Who has the lock. What is written under it is on the line that the lock itself is on.
+struct Occupancy {
     /// How often somebody has taken the lock: while it stays the same, the same one has it.
     holder: AtomicU32,
     /// The thread that has taken it last.
