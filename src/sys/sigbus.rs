@@ -13,8 +13,8 @@
 //! queue touches. How many pages are replaced in the whole process is bounded ([`super::pieces`]); beyond that, a mapping that
 //! fails is replaced as a whole.
 //!
-//! Faults that the kernel meets in a system call, such as a write(2) from guest memory, are no signal but that call's EFAULT;
-//! [`touch`] makes one of them the other.
+//! Faults that the kernel meets in a system call, such as a write(2) from guest memory, are no signal but that call's EFAULT: no
+//! system call is given a guest's memory.
 //!
 //! Huge pages are replaced as a whole, since the kernel maps nothing over a part of one: a watch knows the size of its
 //! mapping's pages and begins and ends at multiples of it. The handler never returns to the same fault for ever: what it
