@@ -28,7 +28,7 @@ mod writer;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -165,7 +165,8 @@ impl Port for Tap {
     }
 
     fn lost(&self) -> Lost {
-        self.0.device().as_ref().map(|device| device.writer.outgoing().lost()).unwrap_or_default()
+        let device = self.0.glance();
+        device.as_deref().and_then(Option::as_ref).map(|device| device.writer.outgoing().lost()).unwrap_or_default()
     }
 
     fn detail(&self) -> serde_json::Value {
@@ -247,6 +248,17 @@ impl Interface {
         self.device.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The device, for whoever waits for nobody: not while it is put there or taken away, which may itself wait for a shard that a
+    /// sender's memory holds up.
+    #[inline]
+    fn glance(&self) -> Option<RwLockReadGuard<'_, Option<Device>>> {
+        match self.device.try_read() {
+            Ok(device) => Some(device),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     fn reading(&self) -> MutexGuard<'_, Reading> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -321,7 +333,10 @@ impl Receive for Interface {
             self.counters.received.fetch_add(received as u64, Ordering::Relaxed);
             device.offloads.may()
         };
-        let Some(may) = self.device().as_ref().map(read).filter(|_| reading.is_pending()) else {
+        let device = self.glance();
+        let may = device.as_deref().and_then(Option::as_ref).map(read);
+        drop(device);
+        let Some(may) = may.filter(|_| reading.is_pending()) else {
             return Received::Nothing;
         };
         let mut batch = reading.lend(heads, may);
@@ -333,7 +348,7 @@ impl Receive for Interface {
     }
 
     fn arm(&self) -> bool {
-        let device = self.device();
+        let Some(device) = self.glance() else { return false };
         // The queue is woken when it is opened.
         let Some(device) = &*device else { return true };
         if self.reading().is_pending() {
@@ -357,8 +372,10 @@ impl Receive for Interface {
 
 impl Transmit for Interface {
     fn transmit(&self, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) {
-        let device = self.device();
-        let Some(device) = &*device else { return outcome.refuse_all(picks, DropReason::LinkDown) };
+        let device = self.glance();
+        let Some(device) = device.as_deref().and_then(Option::as_ref) else {
+            return outcome.refuse_all(picks, DropReason::LinkDown);
+        };
         let outgoing = device.writer.outgoing();
         let entered = match outgoing.refuses() {
             true => Err(DropReason::HostRefused),

@@ -250,6 +250,21 @@ fn an_interface_that_was_made_for_the_port_goes_with_it_even_if_a_queue_is_still
 }
 
 #[test]
+fn a_shard_does_not_wait_for_whoever_opens_or_ends_the_port() {
+    in_namespace(|| {
+        let port = tap("lc0", None).unwrap();
+        let (queue, side) = (port.receive_queues().remove(0), port.transmit_side());
+        let taken = port.0.device.write().unwrap();
+        let outcome = testing::transmit(&*side, &[vec![0; 60]]);
+        assert_eq!((outcome.delivered, outcome.reasons[0]), (0, DropReason::LinkDown));
+        assert!(testing::receive_all(&*queue).is_empty() && !queue.arm());
+        assert_eq!(port.lost(), Lost::default());
+        drop(taken);
+        assert_eq!(testing::transmit(&*side, &[vec![0; 60]]).delivered, 1);
+    });
+}
+
+#[test]
 fn a_persistent_interface_is_used_and_stays() {
     in_namespace(|| {
         ip("tuntap add dev lc0 mode tap");
