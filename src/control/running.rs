@@ -31,7 +31,7 @@ use crate::host::cpu_plan::Choice;
 use crate::host::dma_latency::DmaLatency;
 use crate::ident::{LatencySensitivity, MacAddr, Name, NetworkIndex, PortIndex};
 use crate::limits::{NETWORKS, PORTS};
-use crate::port::Port;
+use crate::port::{Lost, Port};
 use crate::shard::{self, Absent, Service, ShardError, Shards, Wish};
 use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow, Storm};
 
@@ -42,6 +42,8 @@ pub(super) struct Running {
     pub(super) number: PortIndex,
     /// The port, or why there is none.
     pub(super) port: Result<Arc<Handle>, String>,
+    /// What ports that were here before have lost.
+    lost: Lost,
     /// Of the port that was here before: whether it has ended.
     before: Option<Arc<Ended>>,
     /// How the shards serve it, if they do, but for the NUMA node, which is not asked for but found.
@@ -64,6 +66,7 @@ impl Running {
         Self {
             number,
             port: Err(reason.into()),
+            lost: Lost::default(),
             before: None,
             served: None,
             obstacle: None,
@@ -78,6 +81,11 @@ impl Running {
     /// The port, if it was opened.
     fn opened(&self) -> Option<&Arc<dyn Port>> {
         self.port.as_ref().ok()?.port()
+    }
+
+    /// What it has lost, and those before it.
+    fn lost(&self) -> Lost {
+        self.lost + self.opened().map(|port| port.lost()).unwrap_or_default()
     }
 
     /// The shards serve it at `high`, or did until this very change.
@@ -161,6 +169,7 @@ impl Runtime {
                 port: running.port.clone(),
                 obstacle: running.obstacle.clone(),
                 remark: running.locality.remark.clone(),
+                lost: running.lost,
                 storm: Arc::clone(&running.storm),
             };
             Some((name.clone(), view))
@@ -285,7 +294,7 @@ impl Runtime {
                 continue;
             };
             let Some(running) = self.ports.get_mut(name) else { continue };
-            let was_high = running.is_high();
+            let (was_high, lost) = (running.is_high(), running.lost());
             let Running { number, storms, refusals, .. } = *running;
             let storm = Arc::clone(&running.storm);
             let before = running.port.as_ref().map_or_else(|_| running.before.clone(), |handle| Some(handle.ended()));
@@ -294,6 +303,7 @@ impl Runtime {
                 storm,
                 storms,
                 refusals,
+                lost,
                 before: before.clone(),
                 ..Running::without(number, "it is being made anew")
             };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::report::{PortReport, PortState};
 use super::stuck::{Gate, Stuck};
 use super::{Controller, FdbFilter};
-use crate::port::{LinkState, Port};
+use crate::port::{LinkState, Lost, Port};
 use crate::sys::tap::enter_fresh_network_namespace;
 
 /// How long anything may take before a test gives up. Far more than it takes.
@@ -237,6 +237,25 @@ fn ports_whose_ground_is_gone_are_made_again_with_each_change_and_no_others() {
     assert_eq!(controller.apply(None).unwrap().steps.len(), 1);
     assert_eq!((controller.port("bad").unwrap().state, opened.load(Ordering::Relaxed)), (PortState::Up, 2));
     assert_eq!(controller.apply(None).unwrap().steps, []);
+}
+
+#[test]
+fn what_a_port_has_lost_stays_counted_when_it_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write(&directory, "", "null");
+    let stand_in = Box::new(|_: &crate::ident::Name| {
+        let mut port = Stuck::new("", &Arc::default());
+        port.lost = Lost { frames: 3, bytes: 180 };
+        port.link = LinkState::Gone("its interface was deleted".into());
+        Some(Arc::new(port) as Arc<dyn Port>)
+    });
+    let controller = Controller::for_test(&file, stand_in);
+    controller.begin().unwrap();
+    for times in 1..4 {
+        let dropped = controller.port("good").unwrap().counters.tx_dropped;
+        assert_eq!(dropped, 3 * times, "the first time, and made anew {} times", times - 1);
+        controller.apply(None).unwrap();
+    }
 }
 
 #[test]

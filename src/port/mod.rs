@@ -57,6 +57,14 @@ pub struct Lost {
     pub bytes: u64,
 }
 
+impl std::ops::Add for Lost {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { frames: self.frames + other.frames, bytes: self.bytes + other.bytes }
+    }
+}
+
 /// What a receive queue got done in one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {

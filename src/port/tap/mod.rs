@@ -198,7 +198,7 @@ impl Drop for Tap {
         drop(ended);
         if let Some(device) = device {
             self.0.watch.hand_over(None, Some(device.tun.as_fd()), self.0.name.as_str());
-            device.writer.end();
+            device.writer.end(self.0.name.as_str());
         }
     }
 }
@@ -391,7 +391,9 @@ impl Transmit for Interface {
         if put > 0 {
             device.writer.wake();
         }
-        self.counters.refused.fetch_add((picks.len() - put) as u64, Ordering::Relaxed);
+        if put < picks.len() {
+            self.counters.refused.fetch_add((picks.len() - put) as u64, Ordering::Relaxed);
+        }
     }
 }
 

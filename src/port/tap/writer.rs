@@ -95,12 +95,12 @@ impl Writer {
     }
 
     /// Has it end, with what is in the backlog lost. Waits for that, unless the host has it for long: then it ends when it comes back.
-    pub(super) fn end(&self) {
+    pub(super) fn end(&self, name: &str) {
         self.outgoing.ends.store(true, Ordering::SeqCst);
         self.thread.unpark();
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            log::warn!("the host takes long for a frame: the interface is closed when it is done with that");
+            log::warn!("{name}: the host takes long for a frame: the interface is closed when it is done with that");
         }
     }
 }
@@ -204,7 +204,7 @@ mod tests {
         assert!(put(&writer, number));
         host.read_exact(&mut record).unwrap();
         assert_eq!((record[3], writer.outgoing().lost()), (number as u8, Lost::default()));
-        writer.end();
+        writer.end("pipe");
         assert_eq!(host.read(&mut record).unwrap(), 0, "the descriptor is closed");
     }
 
@@ -215,7 +215,7 @@ mod tests {
         let put = (0..200).filter(|&number| put(&writer, number)).count();
         assert_eq!(put, 200);
         // It is somewhere in the first 70 of them.
-        writer.end();
+        writer.end("pipe");
         let mut rest = Vec::new();
         host.read_to_end(&mut rest).unwrap();
         assert!(rest.len() < 200 * RECORD_BYTES, "{} bytes", rest.len());
