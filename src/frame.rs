@@ -19,7 +19,7 @@ use arrayvec::ArrayVec;
 use self::copying::TAILS_BYTES;
 pub use self::portion::Flooding;
 use self::portion::Portion;
-use crate::ident::MacAddr;
+use crate::ident::{MacAddr, PortIndex};
 use crate::limits::{
     BATCH_FRAMES, BATCH_SEGMENTS, FRAME_MAX_BYTES, FRAME_MIN_BYTES, HEAD_BYTES, LONG_HEAD_BYTES, VNET_HEADER_BYTES,
 };
@@ -276,6 +276,8 @@ pub struct Batch<'m> {
     beyond: u64,
     gso: u32,
     portion: Portion,
+    /// The port that it came from.
+    pub port: PortIndex,
     /// Which of its port's queues the batch came from; receivers with several queues keep a flow on one by it.
     pub queue: u16,
 }
@@ -286,7 +288,18 @@ impl<'m> Batch<'m> {
     pub fn new(heads: &'m mut Heads, queue: u16) -> Self {
         let (frames, segments) = (ArrayVec::new_const(), ArrayVec::new_const());
         let Heads { heads, tails: room } = heads;
-        Self { heads, room, frames, segments, bytes: 0, beyond: 0, gso: 0, portion: Portion::default(), queue }
+        Self {
+            heads,
+            room,
+            frames,
+            segments,
+            bytes: 0,
+            beyond: 0,
+            gso: 0,
+            portion: Portion::default(),
+            port: PortIndex(0),
+            queue,
+        }
     }
 
     /// How many frames are in it.

@@ -145,12 +145,15 @@ pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65_535;
 /// with 32 regions, has 1032.
 pub const VHOST_USER_BODY_BYTES: usize = 4096;
 
-/// Bytes of frames that wait in a TAP port for the host, twice: a list that fills up and one that is being written. A CPU's cache holds
-/// both; it is 16 of the largest frames, or 700 of 1500 bytes, some 0.7 ms of what a host takes.
-pub const TAP_BACKLOG_BYTES: usize = 1024 * 1024;
+/// Bytes of a piece of memory that frames for a TAP interface wait in: an Ethernet frame with its header.
+pub const TAP_PIECE_BYTES: usize = 2048;
 
-/// How many frames that are at most, each time: as many as a new interface queues in the other direction (`txqueuelen`), and some.
-pub const TAP_BACKLOG_FRAMES: usize = 1024;
+/// How many of them a TAP port has at most, 16 MiB. A single sender may have two thirds: 160 of the largest frames, and more than what two
+/// TCP connections of Linux have on their way at most (`tcp_wmem`, 4 MiB).
+pub const TAP_PIECES: usize = 8192;
+
+/// How many of them it has before it needs more, 2 MiB: what a guest sends at once out of a ring of usual size has room.
+pub const TAP_PIECES_AT_FIRST: usize = 1024;
 
 /// Frames that wait in a `loopback` or `faulty` port until they are received again, before its queue is full.
 pub const LOOPBACK_FRAMES: usize = 1024;

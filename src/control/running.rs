@@ -31,7 +31,7 @@ use crate::host::cpu_plan::Choice;
 use crate::host::dma_latency::DmaLatency;
 use crate::ident::{LatencySensitivity, MacAddr, Name, NetworkIndex, PortIndex};
 use crate::limits::{NETWORKS, PORTS};
-use crate::port::{Lost, Port};
+use crate::port::{Handover, Port};
 use crate::shard::{self, Absent, Service, ShardError, Shards, Wish};
 use crate::switch::{self, Fdb, Flush, NetworkRow, PortRow, Storm};
 
@@ -42,8 +42,8 @@ pub(super) struct Running {
     pub(super) number: PortIndex,
     /// The port, or why there is none.
     pub(super) port: Result<Arc<Handle>, String>,
-    /// What ports that were here before have lost.
-    lost: Lost,
+    /// What ports that were here before have handed over.
+    handover: Handover,
     /// Of the port that was here before: whether it has ended.
     before: Option<Arc<Ended>>,
     /// How the shards serve it, if they do, but for the NUMA node, which is not asked for but found.
@@ -66,7 +66,7 @@ impl Running {
         Self {
             number,
             port: Err(reason.into()),
-            lost: Lost::default(),
+            handover: Handover::default(),
             before: None,
             served: None,
             obstacle: None,
@@ -83,9 +83,9 @@ impl Running {
         self.port.as_ref().ok()?.port()
     }
 
-    /// What it has lost, and those before it.
-    fn lost(&self) -> Lost {
-        self.lost + self.opened().map(|port| port.lost()).unwrap_or_default()
+    /// What it has handed over, and those before it.
+    fn handover(&self) -> Handover {
+        self.handover + self.opened().map(|port| port.handover()).unwrap_or_default()
     }
 
     /// The shards serve it at `high`, or did until this very change.
@@ -169,7 +169,7 @@ impl Runtime {
                 port: running.port.clone(),
                 obstacle: running.obstacle.clone(),
                 remark: running.locality.remark.clone(),
-                lost: running.lost,
+                handover: running.handover,
                 storm: Arc::clone(&running.storm),
             };
             Some((name.clone(), view))
@@ -294,7 +294,7 @@ impl Runtime {
                 continue;
             };
             let Some(running) = self.ports.get_mut(name) else { continue };
-            let (was_high, lost) = (running.is_high(), running.lost());
+            let (was_high, handover) = (running.is_high(), running.handover());
             let Running { number, storms, refusals, .. } = *running;
             let storm = Arc::clone(&running.storm);
             let before = running.port.as_ref().map_or_else(|_| running.before.clone(), |handle| Some(handle.ended()));
@@ -303,7 +303,7 @@ impl Runtime {
                 storm,
                 storms,
                 refusals,
-                lost,
+                handover,
                 before: before.clone(),
                 ..Running::without(number, "it is being made anew")
             };

@@ -6,7 +6,7 @@ use crate::frame::{Batch, Heads, Needs};
 use crate::ident::LatencySensitivity;
 use crate::mem::NodePages;
 use crate::port::null::Null;
-use crate::port::{LinkState, Lost, Notifications, Port, Receive, Received, Transmit, Wake};
+use crate::port::{Handover, LinkState, Notifications, Port, Receive, Received, Transmit, Wake};
 
 /// What keeps ports.
 #[derive(Default)]
@@ -34,13 +34,13 @@ pub(crate) struct Stuck {
     pub(crate) call: &'static str,
     pub(crate) gate: Arc<Gate>,
     pub(crate) link: LinkState,
-    pub(crate) lost: Lost,
+    pub(crate) handover: Handover,
     null: Arc<Null>,
 }
 
 impl Stuck {
     pub(crate) fn new(call: &'static str, gate: &Arc<Gate>) -> Self {
-        Self { call, gate: Arc::clone(gate), link: LinkState::Up, lost: Lost::default(), null: Null::new() }
+        Self { call, gate: Arc::clone(gate), link: LinkState::Up, handover: Handover::default(), null: Null::new() }
     }
 
     fn in_call(&self, call: &str) {
@@ -80,8 +80,8 @@ impl Port for Stuck {
         Vec::new()
     }
 
-    fn lost(&self) -> Lost {
-        self.lost
+    fn handover(&self) -> Handover {
+        self.handover
     }
 
     fn memory_nodes(&self) -> Option<NodePages> {

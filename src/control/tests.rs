@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::report::{PortReport, PortState};
 use super::stuck::{Gate, Stuck};
 use super::{Controller, FdbFilter};
-use crate::port::{LinkState, Lost, Port};
+use crate::port::{Handover, LinkState, Port};
 use crate::sys::tap::enter_fresh_network_namespace;
 
 /// How long anything may take before a test gives up. Far more than it takes.
@@ -240,20 +240,21 @@ fn ports_whose_ground_is_gone_are_made_again_with_each_change_and_no_others() {
 }
 
 #[test]
-fn what_a_port_has_lost_stays_counted_when_it_is_made_anew() {
+fn what_a_port_has_handed_over_stays_counted_when_it_is_made_anew() {
     let directory = tempfile::tempdir().unwrap();
     let file = write(&directory, "", "null");
     let stand_in = Box::new(|_: &crate::ident::Name| {
         let mut port = Stuck::new("", &Arc::default());
-        port.lost = Lost { frames: 3, bytes: 180 };
+        port.handover = Handover { frames: 2, bytes: 180, refused: 1, late: 3 };
         port.link = LinkState::Gone("its interface was deleted".into());
         Some(Arc::new(port) as Arc<dyn Port>)
     });
     let controller = Controller::for_test(&file, stand_in);
     controller.begin().unwrap();
     for times in 1..4 {
-        let dropped = controller.port("good").unwrap().counters.tx_dropped;
-        assert_eq!(dropped, 3 * times, "the first time, and made anew {} times", times - 1);
+        let counters = controller.port("good").unwrap().counters;
+        let seen = (counters.tx_frames, counters.tx_bytes, counters.tx_dropped);
+        assert_eq!(seen, (2 * times, 180 * times, 4 * times), "the first time, and made anew {} times", times - 1);
         controller.apply(None).unwrap();
     }
 }

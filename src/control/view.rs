@@ -15,7 +15,7 @@ use super::desired::Wish;
 use super::diff::Change;
 use crate::config::NetworkPlan;
 use crate::ident::{Name, NetworkIndex, PortIndex};
-use crate::port::{LinkState, Lost, Port};
+use crate::port::{Handover, LinkState, Port};
 use crate::shard::{Counters, PortTotals, QueueMove, Readings};
 use crate::switch::{Fdb, Storm};
 
@@ -45,17 +45,17 @@ pub(super) struct PortView {
     pub(super) obstacle: Option<String>,
     /// What is to be said about where it is served.
     pub(super) remark: Option<String>,
-    /// What ports that were here before have lost.
-    pub(super) lost: Lost,
+    /// What ports that were here before have handed over.
+    pub(super) handover: Handover,
     pub(super) storm: Arc<Storm>,
 }
 
 impl PortView {
-    /// What was counted for it: by shards, and by the port itself of what its far end refused afterwards.
+    /// What was counted for it: by shards, and by the port itself of what it gives to its far end later.
     pub(super) fn totals(&self, counters: &Counters) -> PortTotals {
         let mut totals = counters.of(self.number);
         let port = self.port.as_ref().ok().and_then(|port| port.port());
-        totals.lose(self.lost + port.map(|port| port.lost()).unwrap_or_default());
+        totals.hand_over(self.handover + port.map(|port| port.handover()).unwrap_or_default());
         totals
     }
 }

@@ -48,20 +48,29 @@ pub struct Conduct {
     pub seconds: u64,
 }
 
-/// Frames that a port took and that its far end refused afterwards.
+/// What became of frames that a port takes to give them to its far end later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Lost {
-    /// How many.
+pub struct Handover {
+    /// Those that the far end has taken.
     pub frames: u64,
     /// Their bytes, without FCS.
     pub bytes: u64,
+    /// How many it refused.
+    pub refused: u64,
+    /// How many were dropped because they had waited for too long.
+    pub late: u64,
 }
 
-impl std::ops::Add for Lost {
+impl std::ops::Add for Handover {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self { frames: self.frames + other.frames, bytes: self.bytes + other.bytes }
+        Self {
+            frames: self.frames + other.frames,
+            bytes: self.bytes + other.bytes,
+            refused: self.refused + other.refused,
+            late: self.late + other.late,
+        }
     }
 }
 
@@ -158,6 +167,8 @@ pub struct Outcome {
     pub merged: u32,
     /// When the first notification is due that was held back; nothing if none was.
     pub held: Option<u64>,
+    /// The frames that were delivered are given to the far end later, and counted then ([`Port::handover`]).
+    pub later: bool,
     /// Cycles that notifying the far end took, beyond what that takes: the far end's doing, not the sender's.
     pub excess: u64,
 }
@@ -173,6 +184,7 @@ impl Outcome {
             completed: 0,
             merged: 0,
             held: None,
+            later: false,
             excess: 0,
         }
     }
@@ -298,9 +310,9 @@ pub trait Port: Send + Sync {
         Conduct::default()
     }
 
-    /// Frames that were delivered to it and that its far end did not take after all. Waits for nobody.
-    fn lost(&self) -> Lost {
-        Lost::default()
+    /// What became of frames of which it said that they are [handed over later](Outcome::later). Waits for nobody.
+    fn handover(&self) -> Handover {
+        Handover::default()
     }
 
     /// On which NUMA nodes the memory lies that its frames are in, for kinds that have a guest's, as far as that is known;

@@ -8,6 +8,7 @@ use rustix::event::{Timespec, epoll};
 
 use super::{Outcome, Receive, Received, Transmit, Wake};
 use crate::frame::{Batch, heads};
+use crate::ident::PortIndex;
 use crate::limits::VNET_HEADER_BYTES;
 use crate::mem::Span;
 
@@ -25,9 +26,14 @@ pub(crate) fn bytes(batch: &Batch<'_>, index: usize) -> Vec<u8> {
 
 /// Runs `f` with a batch of `frames`, each in three pieces as a guest might scatter it.
 pub(crate) fn with_batch<R>(frames: &[Vec<u8>], f: impl FnOnce(&Batch<'_>) -> R) -> R {
+    with_batch_of(PortIndex(0), frames, f)
+}
+
+fn with_batch_of<R>(port: PortIndex, frames: &[Vec<u8>], f: impl FnOnce(&Batch<'_>) -> R) -> R {
     let mut copies = frames.to_vec();
     let mut heads = heads();
     let mut batch = Batch::new(&mut heads, 0);
+    batch.port = port;
     for frame in &mut copies {
         let len = frame.len();
         let (first, rest) = Span::from_buffer(frame).split_at(len / 3);
@@ -39,9 +45,14 @@ pub(crate) fn with_batch<R>(frames: &[Vec<u8>], f: impl FnOnce(&Batch<'_>) -> R)
 
 /// Transmits all of `frames`, at most 64, as one batch.
 pub(crate) fn transmit(to: &dyn Transmit, frames: &[Vec<u8>]) -> Outcome {
+    transmit_from(PortIndex(0), to, frames)
+}
+
+/// The same of another port than the first.
+pub(crate) fn transmit_from(port: PortIndex, to: &dyn Transmit, frames: &[Vec<u8>]) -> Outcome {
     let picks: Vec<u8> = (0..frames.len() as u8).collect();
     let mut outcome = Outcome::new();
-    with_batch(frames, |batch| to.transmit(batch, &picks, &mut outcome));
+    with_batch_of(port, frames, |batch| to.transmit(batch, &picks, &mut outcome));
     outcome
 }
 

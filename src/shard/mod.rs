@@ -59,7 +59,7 @@ use arc_swap::ArcSwap;
 use crate::clock::Clock;
 use crate::ident::PortIndex;
 use crate::limits::{PORTS, SHARDS};
-use crate::port::{Lost, Receive, Transmit};
+use crate::port::{Handover, Receive, Transmit};
 use crate::stats::{Counter, PortCounters, QueueLoad, ShardCounters};
 use crate::switch;
 use crate::verdict::DropReason;
@@ -535,11 +535,12 @@ impl Default for PortTotals {
 }
 
 impl PortTotals {
-    /// Counts frames that the port took as dropped there: its far end did not take them after all.
-    pub fn lose(&mut self, lost: Lost) {
-        self.tx_frames = self.tx_frames.saturating_sub(lost.frames);
-        self.tx_bytes = self.tx_bytes.saturating_sub(lost.bytes);
-        self.tx_dropped[DropReason::HostRefused.index()] += lost.frames;
+    /// Counts what the port has done with frames that it was to give to its far end later.
+    pub fn hand_over(&mut self, handover: Handover) {
+        self.tx_frames += handover.frames;
+        self.tx_bytes += handover.bytes;
+        self.tx_dropped[DropReason::HostRefused.index()] += handover.refused;
+        self.tx_dropped[DropReason::HostBusy.index()] += handover.late;
     }
 
     fn add(&mut self, counters: &PortCounters) {

@@ -85,6 +85,7 @@ impl Outbox {
     pub fn deliver(&mut self, tables: &Tables, ingress: PortIndex, batch: &mut Batch<'_>, counters: &[PortCounters]) {
         // Whatever the sender's memory costs is paid before anybody else's ring is locked.
         self.stamp.set(Phase::Reading, ingress);
+        batch.port = ingress;
         let copied = self.alarm.probation.is_any() && self.copies(ingress, batch);
         if !copied {
             batch.touch_tails();
@@ -315,7 +316,7 @@ fn transmit(
     outcome: &mut Outcome,
     counters: &[PortCounters],
 ) -> u64 {
-    outcome.delivered = 0;
+    (outcome.delivered, outcome.later) = (0, false);
     match tables.transmit.get(port.index()) {
         Some(Some(side)) => side.transmit(batch, picks, outcome),
         _ => outcome.refuse_all(picks, DropReason::NoDestination),
@@ -336,11 +337,13 @@ fn transmit(
             }
         }
     }
-    counters.tx_frames.add(u64::from(outcome.delivered.count_ones()));
     if batch.gso_frames() | outcome.completed | outcome.merged > 0 {
         bytes = bytes.saturating_sub(count_offloads(batch, picks, outcome, counters));
     }
-    counters.tx_bytes.add(bytes);
+    if !outcome.later {
+        counters.tx_frames.add(u64::from(outcome.delivered.count_ones()));
+        counters.tx_bytes.add(bytes);
+    }
     outcome.delivered
 }
 

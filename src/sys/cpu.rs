@@ -71,6 +71,14 @@ pub fn step_back(thread: i32) -> std::io::Result<()> {
     Ok(rustix::process::setpriority_process(rustix::process::Pid::from_raw(thread), 10)?)
 }
 
+/// Has the calling thread be so nice to others: -20 to 19, less is more for itself.
+///
+/// # Errors
+/// It has no right to be less nice than it is (CAP_SYS_NICE, RLIMIT_NICE).
+pub fn set_nice(nice: i32) -> std::io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, nice)?)
+}
+
 /// Gives the calling thread SCHED_FIFO priority `priority`, 1 to 99 (sched(7)).
 ///
 /// # Errors

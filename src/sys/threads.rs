@@ -3,7 +3,8 @@
 
 use std::cell::Cell;
 use std::io::Read;
-use std::time::Duration;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 /// Longest text of /proc/PID/stat up to the state: the number, a name of 15 bytes and what is around them. And up to the CPU time:
 /// twelve numbers more.
@@ -77,6 +78,65 @@ fn parse(stat: &[u8]) -> Activity {
     }
 }
 
+/// What the scheduler has done with a thread in some time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Schedule {
+    /// How long it ran.
+    pub ran: Duration,
+    /// How long it could have run and had no CPU.
+    pub waited: Duration,
+}
+
+/// The same of one thread from reading to reading of its schedstat (fs/proc/base.c: the first two numbers, in nanoseconds).
+#[derive(Debug)]
+pub struct ThreadSchedule {
+    file: Option<std::fs::File>,
+    last: Schedule,
+    read: Instant,
+}
+
+impl ThreadSchedule {
+    /// How old a reading may be that later ones are compared with.
+    const OLD: Duration = Duration::from_millis(10);
+
+    /// That of the calling thread.
+    pub fn of_this_thread() -> Self {
+        let file = std::fs::File::open("/proc/thread-self/schedstat").ok();
+        let mut schedule = Self { file, last: Schedule::default(), read: Instant::now() };
+        schedule.last = schedule.read().unwrap_or_default();
+        schedule
+    }
+
+    /// Reads it unless it was read a moment ago: costs 1 us a hundred times in a second.
+    #[inline]
+    pub fn refresh(&mut self) {
+        if self.read.elapsed() >= Self::OLD {
+            self.since_refreshed();
+        }
+    }
+
+    /// What has been since it was read, which may be some milliseconds ago; that it has waited all the time where the kernel does not
+    /// say (no CONFIG_SCHED_INFO). Reads it.
+    pub fn since_refreshed(&mut self) -> Schedule {
+        let (now, elapsed) = (self.read(), self.read.elapsed());
+        let Schedule { ran, waited } = self.last;
+        let since = now.map_or(Schedule { ran: Duration::ZERO, waited: elapsed }, |now| Schedule {
+            ran: now.ran.saturating_sub(ran),
+            waited: now.waited.saturating_sub(waited),
+        });
+        (self.last, self.read) = (now.unwrap_or_default(), Instant::now());
+        since
+    }
+
+    fn read(&self) -> Option<Schedule> {
+        let mut text = [0; 64];
+        let len = self.file.as_ref()?.read_at(&mut text, 0).ok()?;
+        let mut numbers = std::str::from_utf8(text.get(..len)?).ok()?.split(' ').map(|number| number.parse().ok());
+        let (ran, waited) = (numbers.next()??, numbers.next()??);
+        Some(Schedule { ran: Duration::from_nanos(ran), waited: Duration::from_nanos(waited) })
+    }
+}
+
 /// Writes to the part of the calling thread's stack that is going to be used; it has to be at least twice as large. For threads that
 /// others wait for. Where the kernel is the first to write to a page, as when it gives back what a system call was asked for, it
 /// takes the lock of the memory map (do_user_addr_fault in arch/x86/mm/fault.c), which a fault in user mode does not (Linux 6.4), and
@@ -90,10 +150,8 @@ pub fn touch_stack() {
 mod tests {
     #![allow(clippy::unwrap_used)]
     #![allow(unsafe_code)] // mincore(2).
-    use std::sync::mpsc::channel;
-    use std::time::{Duration, Instant};
-
     use super::*;
+    use std::sync::mpsc::channel;
 
     #[test]
     #[cfg_attr(miri, ignore = "asks the kernel for pages")]
@@ -150,5 +208,44 @@ mod tests {
             assert!(Instant::now() < end, "a thread that is gone waits");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "asks the kernel")]
+    fn a_thread_that_waits_for_a_cpu_is_told_from_one_that_runs() {
+        let mut schedule = ThreadSchedule::of_this_thread();
+        assert!(schedule.file.is_some() && schedule.read().is_some(), "the kernel says so");
+        // Asleep it waits for none, and a busy host gives it one sooner or later.
+        let quiet = (0..1000).any(|_| {
+            schedule.since_refreshed();
+            std::thread::sleep(Duration::from_millis(1));
+            schedule.since_refreshed().waited < Duration::from_millis(1)
+        });
+        assert!(quiet);
+        // Beside others on its CPU it waits for most of the time.
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let cpu = (0..u16::MAX).find(|&cpu| allowed.is_set(usize::from(cpu))).unwrap();
+        let end = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    crate::sys::cpu::pin_to(cpu).unwrap();
+                    while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            scope.spawn(|| {
+                crate::sys::cpu::pin_to(cpu).unwrap();
+                let (begin, mut schedule) = (Instant::now(), ThreadSchedule::of_this_thread());
+                let mut waited = Duration::ZERO;
+                while waited < Duration::from_millis(50) {
+                    assert!(begin.elapsed() < Duration::from_secs(60));
+                    waited += schedule.since_refreshed().waited;
+                }
+                assert!(waited <= begin.elapsed());
+                end.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+        });
     }
 }

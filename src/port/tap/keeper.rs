@@ -234,7 +234,7 @@ impl Interface {
             State::Seen { name, flags: Some(flags), .. } if flags & libc::IFF_UP == 0 => {
                 LinkState::Down(format!("interface {name} is down: `ip link set {name} up`"))
             }
-            State::Seen { .. } => LinkState::Up,
+            State::Seen { .. } => self.outgoing.trouble().map_or(LinkState::Up, LinkState::Impaired),
         };
         if age < OLD { link } else { unknown(link, age) }
     }

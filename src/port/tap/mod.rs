@@ -5,8 +5,8 @@
 //! offloads as we have them. In the other direction we tell it which we take (`TUNSETOFFLOAD`), and check what it says like
 //! what a guest says.
 //!
-//! Transmitting is copying into a [`backlog`], which a thread of the port's own writes out ([`writer`]): what the host does with a
-//! frame it does in the thread that writes, for as long as it likes.
+//! Transmitting is copying into a [`backlog`], a list for each sender, which a thread of the port's own writes out in turns ([`writer`]):
+//! what the host does with a frame it does in the thread that writes, for as long as it likes, and at its sender's cost ([`account`]).
 //!
 //! Reading is one system call per frame into a buffer that the queue's lock guards ([`reading`]). The descriptor is watched
 //! edge-triggered, and an edge says only that something came in at some time, so [`Receive::receive`] reads until there
@@ -19,9 +19,11 @@
 //! and the kernel removes the interface unless it is persistent. No lock on the descriptor is held while a batch is
 //! lent, so that one port's end waits for no other port.
 
+mod account;
 mod backlog;
 mod keeper;
 mod offloads;
+mod piece;
 mod reading;
 mod writer;
 
@@ -34,16 +36,18 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
-use self::backlog::Records;
+use self::backlog::{Denied, Grant};
 pub use self::keeper::Keeper;
 use self::keeper::{Rounds, Sight};
 use self::offloads::Offloads;
+use self::piece::Spans;
 use self::reading::Reading;
-use self::writer::Writer;
+use self::writer::{Outgoing, Writer};
 use super::watch::Watch;
-use super::{LinkState, Lost, Outcome, Port, Receive, Received, Transmit, Wake};
+use super::{Handover, LinkState, Outcome, Port, Receive, Received, Transmit, Wake};
 use crate::frame::{Batch, Heads, Needs};
 use crate::limits::VNET_HEADER_BYTES;
+use crate::mem::Cursor;
 use crate::sys::tap::{self, InterfaceControl, InterfaceName, InterfaceNameError};
 use crate::verdict::DropReason;
 
@@ -133,6 +137,7 @@ impl Tap {
             name,
             mtu: config.mtu,
             device: RwLock::default(),
+            outgoing: Outgoing::new(),
             control,
             reading: Mutex::new(Reading::new()),
             watch: Watch::default(),
@@ -164,26 +169,24 @@ impl Port for Tap {
         self.0.rounds.ring();
     }
 
-    fn lost(&self) -> Lost {
-        let device = self.0.glance();
-        device.as_deref().and_then(Option::as_ref).map(|device| device.writer.outgoing().lost()).unwrap_or_default()
+    fn handover(&self) -> Handover {
+        self.0.outgoing.handover()
     }
 
     fn detail(&self) -> serde_json::Value {
         let counters = &self.0.counters;
         let (interface, persistent, mtu) = self.0.facts();
-        let (transmitted, written_error) =
-            self.0.device().as_ref().map_or((0, 0), |device| device.writer.outgoing().did());
+        let Handover { frames, refused, late, .. } = self.handover();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let errors = [written_error, counters.last_error.load(Ordering::Relaxed)];
+        let errors = [self.0.outgoing.last_error(), counters.last_error.load(Ordering::Relaxed)];
         let last_error = errors.into_iter().find(|&errno| errno != 0);
         serde_json::json!({
             "interface": interface.as_str(),
             "mtu": mtu,
             "persistent": persistent,
             "received-frames": count(&counters.received),
-            "transmitted-frames": transmitted,
-            "refused-frames": count(&counters.refused) + self.lost().frames,
+            "transmitted-frames": frames,
+            "refused-frames": count(&counters.refused) + refused + late,
             "read-errors": count(&counters.read_errors),
             "last-error": last_error.map(|errno| io::Error::from_raw_os_error(errno).to_string()),
         })
@@ -210,6 +213,8 @@ struct Interface {
     mtu: Option<u16>,
     /// `None` until it was opened, and once the port has ended.
     device: RwLock<Option<Device>>,
+    /// What waits for the writer.
+    outgoing: Arc<Outgoing>,
     control: InterfaceControl,
     reading: Mutex<Reading>,
     watch: Watch,
@@ -272,7 +277,7 @@ impl Interface {
         }
         bring_up(&self.control, name)?;
         let offloads = Offloads::ask(tun.as_fd()).map_err(|source| refused("set up the offloads of", name, source))?;
-        let writer = tun.try_clone().and_then(|tun| Writer::start(tun, name.as_str()));
+        let writer = tun.try_clone().and_then(|tun| Writer::start(&self.outgoing, tun, name.as_str()));
         let writer = writer.map_err(|source| refused("start a thread for", name, source))?;
         let mut device = self.device.write().unwrap_or_else(PoisonError::into_inner);
         self.watch.begin(device.insert(Device { tun, offloads, writer }).tun.as_fd(), name.as_str());
@@ -294,12 +299,12 @@ impl Interface {
 }
 
 impl Device {
-    /// Has the picked frames wait for the host; returns how many do.
+    /// Makes records of the picked frames; returns how many frames that were.
     #[inline]
-    fn put_all(&self, waiting: &mut Records, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> usize {
+    fn put_all(&self, grant: &mut Grant<'_>, batch: &Batch<'_>, picks: &[u8], outcome: &mut Outcome) -> usize {
         let before = outcome.delivered;
         for &pick in picks {
-            match self.put(waiting, batch, pick, outcome) {
+            match self.put(grant, batch, pick, outcome) {
                 Ok(()) => outcome.deliver(pick),
                 Err(reason) => outcome.refuse(pick, reason),
             }
@@ -307,21 +312,21 @@ impl Device {
         (outcome.delivered ^ before).count_ones() as usize
     }
 
-    /// Has one frame wait for the host: as it is, or as the complete frames that it becomes if the host lacks what it needs.
+    /// Makes a record of one frame, as it is, or of the complete frames that it becomes if the host lacks what it needs.
     #[inline]
-    fn put(&self, waiting: &mut Records, batch: &Batch<'_>, pick: u8, outcome: &mut Outcome) -> Result<(), DropReason> {
+    fn put(&self, grant: &mut Grant<'_>, batch: &Batch<'_>, pick: u8, outcome: &mut Outcome) -> Result<(), DropReason> {
         let index = usize::from(pick);
         let Some(frame) = batch.frames().get(index) else { return Ok(()) };
         if !frame.needs.met_by(self.offloads.accepts()) {
-            return self.offloads.put(waiting, batch, index, outcome);
+            return self.offloads.put(grant, batch, index, outcome);
         }
-        let len = VNET_HEADER_BYTES + frame.len as usize;
-        let room = waiting.room(len).ok_or(DropReason::HostBusy)?;
-        let (header, body) = room.split_at_mut(VNET_HEADER_BYTES);
-        header.copy_from_slice(&batch.head(index).bytes[..VNET_HEADER_BYTES]);
-        batch.source(index).read(body);
-        waiting.keep(len);
-        Ok(())
+        let len = frame.len as usize;
+        let fill = |spans: Spans<'_>| {
+            let mut to = Cursor::new(&spans);
+            to.write(&batch.head(index).bytes[..VNET_HEADER_BYTES]);
+            batch.source(index).copy(len, &mut to);
+        };
+        grant.put(VNET_HEADER_BYTES + len, fill).then_some(()).ok_or(DropReason::HostBusy)
     }
 }
 
@@ -376,25 +381,37 @@ impl Transmit for Interface {
         let Some(device) = device.as_deref().and_then(Option::as_ref) else {
             return outcome.refuse_all(picks, DropReason::LinkDown);
         };
-        let outgoing = device.writer.outgoing();
-        let entered = match outgoing.refuses() {
+        outcome.later = true;
+        let granted = match self.outgoing.refuses() {
             true => Err(DropReason::HostRefused),
-            false => outgoing.backlog.enter(batch.bytes()).ok_or(DropReason::ReceiverBusy),
+            false => self.outgoing.backlog.grant(batch.port, lens(batch, picks)).map_err(|denied| match denied {
+                Denied::Occupied => DropReason::ReceiverBusy,
+                Denied::Shut => DropReason::HostBusy,
+            }),
         };
-        let put = match entered {
-            Ok(mut waiting) => device.put_all(&mut waiting, batch, picks, outcome),
+        let put = match granted {
+            Ok(mut grant) => {
+                let put = device.put_all(&mut grant, batch, picks, outcome);
+                if self.outgoing.backlog.admit(grant) {
+                    device.writer.wake();
+                }
+                put
+            }
             Err(reason) => {
                 outcome.refuse_all(picks, reason);
                 0
             }
         };
-        if put > 0 {
-            device.writer.wake();
-        }
         if put < picks.len() {
             self.counters.refused.fetch_add((picks.len() - put) as u64, Ordering::Relaxed);
         }
     }
+}
+
+/// Lengths of the records that the picked frames become.
+fn lens(batch: &Batch<'_>, picks: &[u8]) -> impl Iterator<Item = usize> {
+    let len = |&pick: &u8| batch.frames().get(usize::from(pick)).map_or(0, |frame| frame.len as usize);
+    picks.iter().map(move |pick| VNET_HEADER_BYTES + len(pick))
 }
 
 /// A descriptor that is attached to TAP interface `name` and has headers in our form.

@@ -9,10 +9,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::backlog::Records;
+use super::backlog::Grant;
+use super::piece::Spans;
 use crate::frame::{Batch, Needs};
 use crate::limits::VNET_HEADER_BYTES;
-use crate::mem::{Cursor, Span};
+use crate::mem::Cursor;
 use crate::offload::Rewrite;
 use crate::port::Outcome;
 use crate::sys::tap;
@@ -62,24 +63,23 @@ impl Offloads {
         self.known
     }
 
-    /// Has frame `index` of `batch` wait as the complete frames that it becomes: all of them, or none if there is no room for one.
+    /// Makes records of the complete frames that frame `index` of `batch` becomes: of all of them, or none if there is no room for one.
     #[inline(never)]
     pub(super) fn put(
         &self,
-        waiting: &mut Records,
+        grant: &mut Grant<'_>,
         batch: &Batch<'_>,
         index: usize,
         outcome: &mut Outcome,
     ) -> Result<(), DropReason> {
         let mut rewrite = Rewrite::of(batch, index, self.accepts())?;
-        let before = waiting.len();
+        let before = grant.len();
         while let Some(len) = rewrite.next_len() {
-            let Some(room) = waiting.room(VNET_HEADER_BYTES + len) else {
-                waiting.truncate(before);
+            let fill = |spans: Spans<'_>| rewrite.write(VNET_HEADER_BYTES, 1, Cursor::new(&spans));
+            if !grant.put(VNET_HEADER_BYTES + len, fill) {
+                grant.truncate(before);
                 return Err(DropReason::HostBusy);
-            };
-            rewrite.write(VNET_HEADER_BYTES, 1, Cursor::new(&[Span::from_buffer(room)]));
-            waiting.keep(VNET_HEADER_BYTES + len);
+            }
         }
         outcome.rewritten(rewrite.is_segmentation());
         Ok(())

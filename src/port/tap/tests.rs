@@ -214,8 +214,7 @@ fn what_is_transmitted_the_host_receives_and_every_frame_has_an_end() {
         // What is on its way by then is lost, and told apart from what the host has; what comes then is refused at once.
         let outcome = testing::transmit(&*side, &frames[..2]);
         assert_eq!(outcome.delivered, 0b11);
-        let bytes = frames[..2].iter().map(|frame| frame.len() as u64).sum();
-        wait_until("the host has refused them", || port.lost() == Lost { frames: 2, bytes });
+        wait_until("the host has refused them", || port.handover().refused == 2);
         let outcome = testing::transmit(&*side, &frames[..2]);
         assert_eq!((outcome.delivered, outcome.reasons[0]), (0, DropReason::HostRefused));
         assert_eq!(port.detail()["transmitted-frames"], 5);
@@ -258,7 +257,7 @@ fn a_shard_does_not_wait_for_whoever_opens_or_ends_the_port() {
         let outcome = testing::transmit(&*side, &[vec![0; 60]]);
         assert_eq!((outcome.delivered, outcome.reasons[0]), (0, DropReason::LinkDown));
         assert!(testing::receive_all(&*queue).is_empty() && !queue.arm());
-        assert_eq!(port.lost(), Lost::default());
+        assert_eq!(port.handover(), Handover::default());
         drop(taken);
         assert_eq!(testing::transmit(&*side, &[vec![0; 60]]).delivered, 1);
     });

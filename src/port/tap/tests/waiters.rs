@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::epoll;
 
 use super::*;
+use crate::ident::PortIndex;
 use crate::sys::toll::thread_time;
 
 /// Duplicates of the socket, each of which is in each of the sets.
@@ -22,16 +23,20 @@ fn set(sockets: &[OwnedFd]) -> OwnedFd {
 }
 
 #[test]
-fn what_the_host_does_with_a_frame_takes_nothing_of_who_transmits_it() {
+fn what_the_host_does_with_a_frame_takes_nothing_of_who_transmits_it_and_little_of_other_senders() {
     in_namespace(|| {
         ip("link set lo up");
         let port = addressed("lc0");
         let (queue, side, shard) = (port.receive_queues().remove(0), port.transmit_side(), Shard::new());
         queue.attach(Some(shard.clone()));
         let mac = host_mac(&*queue, &shard);
-        let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let to = socket.local_addr().unwrap().port();
+        let bind = || {
+            let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let to = socket.local_addr().unwrap().port();
+            (socket, to)
+        };
+        let ((socket, to), (other, to_other)) = (bind(), bind());
         let duplicates: Vec<_> = (0..DUPLICATES).map(|_| socket.as_fd().try_clone_to_owned().unwrap()).collect();
         let (own, mut sets, mut buffer) = (UdpSocket::bind("192.0.2.1:0").unwrap(), Vec::new(), [0; 100]);
         // Whoever sends to it does all of that.
@@ -46,16 +51,23 @@ fn what_the_host_does_with_a_frame_takes_nothing_of_who_transmits_it() {
             sets.push(set(&duplicates));
         }
         let before = thread_time();
-        for number in 0..10 {
-            let outcome = testing::transmit(&*side, &[datagram(mac, to, &[number; 20])]);
-            assert_eq!(outcome.delivered, 1);
-        }
+        let slow: Vec<_> = (0..50).map(|number| datagram(mac, to, &[number; 20])).collect();
+        assert_eq!(testing::transmit(&*side, &slow).delivered.count_ones(), 50);
         let took = thread_time().saturating_sub(before);
-        // Ten times as long if it is done here.
+        // Fifty times as long if it is done here.
         assert!(took < LONG, "{took:?}");
+        let (len, _) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(buffer[..len], [0; 20]);
+
+        // Whose frames these are is shut out after some of them, and the rest is dropped; others' frames get there.
+        wait_until("it is shut out", || testing::transmit(&*side, &slow[..1]).reasons[0] == DropReason::HostBusy);
+        assert!(matches!(link(&port), LinkState::Impaired(reason) if reason.contains("ms for a frame")));
         for number in 0..10 {
-            let (len, _) = socket.recv_from(&mut buffer).unwrap();
+            let outcome = testing::transmit_from(PortIndex(1), &*side, &[datagram(mac, to_other, &[number; 20])]);
+            assert_eq!(outcome.delivered, 1);
+            let (len, _) = other.recv_from(&mut buffer).unwrap();
             assert_eq!(buffer[..len], [number; 20]);
         }
+        wait_until("the rest is dropped", || port.handover().late > 0);
     });
 }
