@@ -65,6 +65,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A host that has had a frame for so long is told of.
 const LONG: Duration = Duration::from_secs(1);
 
+/// For how long it is told that a sender was shut out.
+const TOLD: Duration = Duration::from_secs(10);
+
 /// What shards and who looks have of it.
 pub(super) struct Outgoing {
     pub(super) backlog: Backlog,
@@ -73,9 +76,11 @@ pub(super) struct Outgoing {
     refused_until: AtomicU64,
     /// Since when the host has a frame, by [`cpu::cycles`]; 0 if it has none.
     writing_since: AtomicU64,
-    /// How many senders are shut out, and what was charged last, in microseconds.
+    /// How many senders are shut out.
     shut: AtomicU64,
+    /// What was charged to one that was, in microseconds, and when, by [`cpu::cycles`]; 0 if none was.
     charged_micros: AtomicU64,
+    charged_at: AtomicU64,
     forbearance: Forbearance,
     ends: AtomicBool,
 }
@@ -146,6 +151,7 @@ impl Outgoing {
             writing_since: AtomicU64::new(0),
             shut: AtomicU64::new(0),
             charged_micros: AtomicU64::new(0),
+            charged_at: AtomicU64::new(0),
             forbearance,
             ends: AtomicBool::new(false),
         })
@@ -178,14 +184,12 @@ impl Outgoing {
         if since != 0 && busy >= LONG {
             return Some(format!("the host has been busy with one frame for {} s; others wait for it", busy.as_secs()));
         }
-        let (shut, micros) = (self.shut.load(Ordering::Relaxed), self.charged_micros.load(Ordering::Relaxed));
-        let ports = if shut == 1 { "a port" } else { "ports" };
-        (shut > 0).then(|| {
+        let [charged_at, micros] =
+            [&self.charged_at, &self.charged_micros].map(|counter| counter.load(Ordering::Relaxed));
+        let told = charged_at != 0 && cpu::duration(cpu::cycles().wrapping_sub(charged_at)) < TOLD;
+        told.then(|| {
             let millis = micros.div_ceil(1000);
-            format!(
-                "the host took {millis} ms for a frame: what it gets from {ports} whose frames take so long is dropped for \
-                 a while (host-busy, {shut} now)"
-            )
+            format!("the host took {millis} ms for a frame: some of what ports send whose frames take so long is dropped (host-busy)")
         })
     }
 }
@@ -312,6 +316,8 @@ impl<'w> Turns<'w> {
         // What the thread has waited for a CPU meanwhile is nobody's doing.
         let Schedule { waited, ran } = self.schedule.since_refreshed();
         let took = longest.saturating_sub(waited);
+        // Whoever has sent meanwhile comes first.
+        lane.owes = micros(took.min(LONG).as_micros() as u64);
         let shut = self.outgoing.shut.load(Ordering::Relaxed) as u32;
         let Some(rest) = lane.account.charge(Cost { took, ran }, shut) else { return };
         if lane.shut_until.is_none() {
@@ -319,6 +325,7 @@ impl<'w> Turns<'w> {
         }
         lane.shut_until = Some(cpu::cycles().wrapping_add(micros(rest.as_micros() as u64)));
         self.outgoing.charged_micros.store(took.as_micros() as u64, Ordering::Relaxed);
+        self.outgoing.charged_at.store(cpu::cycles().max(1), Ordering::Relaxed);
         self.outgoing.backlog.shut(sender, true);
     }
 }
