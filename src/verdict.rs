@@ -92,7 +92,7 @@ drop_reasons! {
     LinkDown => "link-down", "Start the receiver's VM, or see `linecard port show` for why its port is down.";
     /// The receiver's queue was stopped because of what its guest wrote into it, or because its memory lacks pages.
     RingFaulted => "ring-faulted", "See `linecard port show` of the receiver; its guest must reset the device.";
-    /// The host takes frames of the TAP interface more slowly than they come: too many of that sender wait already.
+    /// The host takes frames of the TAP interface more slowly than this sender sends them, or takes long for each.
     HostBusy => "host-busy", "Look who sends more than the host takes (`linecard drops`), what the host does with frames, and who uses the CPUs of `tap-NAME`.";
     /// The host's network stack did not take the frame.
     HostRefused => "host-refused", "Bring the TAP interface up and look at its own drop counters (`ip -s link`).";

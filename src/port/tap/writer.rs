@@ -46,6 +46,8 @@ const REFUSED_MICROS: u64 = 100_000;
 const TURN_MICROS: u64 = 100;
 const TURN_FRAMES: usize = 32;
 const TURN_BYTES: usize = 64 * 1024;
+
+/// How many turns a sender passes at most whose frames are not slow: its last turn may have been long because the thread had no CPU.
 const MOST_TURNS_OWED: u64 = 10;
 
 /// What is borne of a host that takes long.
@@ -189,7 +191,7 @@ impl Outgoing {
         let told = charged_at != 0 && cpu::duration(cpu::cycles().wrapping_sub(charged_at)) < TOLD;
         told.then(|| {
             let millis = micros.div_ceil(1000);
-            format!("the host took {millis} ms for a frame: some of what ports send whose frames take so long is dropped (host-busy)")
+            format!("the host took {millis} ms for one frame: ports that send such frames lose some of what they send (host-busy)")
         })
     }
 }
